@@ -1,0 +1,71 @@
+"""`e2llm.json`: beside a checkpoint's weights, how it was trained. The weights themselves are a plain HF folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "e2llm.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a server or an evaluation must know of a checkpoint."""
+
+    method: str
+    """Frequency method it was trained with."""
+    native_window: int
+    """L in tokens."""
+    training_window: int
+    """R in tokens."""
+    max_scale: float
+    """Largest scale that training drew; 1 for plain fine-tuning."""
+    placement: dict[str, Any] = field(default_factory=dict)
+    """The placement section of the recipe."""
+    scales: dict[str, Any] = field(default_factory=dict)
+    """The scales section of the recipe."""
+    base_model: str = ""
+    """Name of the model that was extended."""
+    checkpoint: str = ""
+    """Name of the recipe: plain, paper, recommended, ..."""
+    seed: int = 0
+    steps: int = 0
+    """Optimizer steps taken."""
+    tokens: int = 0
+    """Tokens trained on."""
+    data: list[dict[str, Any]] = field(default_factory=list)
+    """Provenance of each source."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of what trained it."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write e2llm.json into `folder`, atomically."""
+        path = Path(folder) / FILE_NAME
+        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        temporary.write_text(json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2) + "\n")
+        os.replace(temporary, path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> CheckpointInfo | None:
+        """Read e2llm.json of a folder; None where there is none. Raises ValueError for one we cannot read."""
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            raw = json.loads(path.read_text())
+            schema = raw.pop("schema")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: not an e2llm.json ({error})") from error
+        if schema != SCHEMA:
+            raise ValueError(f"{path}: schema {schema!r}, this version reads {SCHEMA}; update e2llm")
+        known = {f.name for f in dataclasses.fields(cls)}
+        missing = {"method", "native_window", "training_window", "max_scale"} - raw.keys()
+        if missing or raw.keys() - known:
+            raise ValueError(f"{path}: missing {sorted(missing)}, unknown {sorted(raw.keys() - known)}")
+        return cls(**raw)

@@ -1,0 +1,263 @@
+"""Wraps the rotary module of one model instance so that each row of a batch has its own scale and positions.
+
+Flows in: a transformers model, a frequency method. Flows out: an `Extension`, the handle through which training places
+windows and inference sets scales. The positions given to the model stay 0, 1, 2, ...; the classes stay untouched;
+`remove()` puts the original module back.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from e2llm.hf.rotary import (
+    LAYOUTS,
+    LayerType,
+    call_rotary,
+    detect_layout,
+    find_rotary_owner,
+    is_local,
+    layer_types,
+    read_rope,
+    unwrap,
+)
+from e2llm.positions.frequencies import Frequencies, frequencies
+from e2llm.positions.placement import Placement, PositionSampler
+from e2llm.positions.rope import Rope
+
+# B = batch, T = tokens, R = tokens in a training window, D = rotary_dim
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Tables of the rows of a batch; plain attributes, never buffers: DDP would overwrite every rank's with rank 0's."""
+
+    inv_freq: dict[LayerType, torch.Tensor]
+    """(B or 1, D/2) float32 for each scaled layer type."""
+    attention_scale: dict[LayerType, torch.Tensor]
+    """(B or 1, 1, 1) float32."""
+    positions: torch.Tensor | None
+    """(B, R) int64: where position id m of row b stands; None leaves ids as they are."""
+
+
+class ScaledRotary(nn.Module):
+    """Stands in for a model's rotary module. With nothing set it calls the original and returns its answer."""
+
+    def __init__(self, inner: nn.Module, ropes: dict[LayerType, Rope], layouts: dict[LayerType, tuple[str, bool]]):
+        super().__init__()
+        self.inner = inner
+        self.ropes = ropes
+        self.layouts = layouts
+        self.rows: _Rows | None = None
+        self.extension: Extension
+
+    def __getattr__(self, name: str) -> Any:
+        # A model may read its rotary module's own attributes (rope_type, inv_freq, ...).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: LayerType = None) -> Any:
+        """cos, sin (or the model's own form) for x's rows; position_ids (B or 1, T) int64 as the model counts them."""
+        if self.rows is None or layer_type not in self.ropes:
+            return call_rotary(self.inner, x, position_ids, layer_type)
+        with torch.no_grad():
+            return self._tables(self.rows, x, position_ids, layer_type)
+
+    def _tables(self, rows: _Rows, x: torch.Tensor, position_ids: torch.Tensor, layer_type: LayerType) -> Any:
+        if position_ids.dim() == 3:  # multimodal sections (time, height, width): text has the same id in each
+            position_ids = position_ids[0]
+        inv_freq = rows.inv_freq[layer_type].to(x.device)
+        scale = rows.attention_scale[layer_type].to(x.device)
+        batch = inv_freq.shape[0]
+        if batch > 1 and batch != x.shape[0]:
+            raise ValueError(
+                f"scales are set for {batch} rows, the batch has {x.shape[0]}: set one scale, or one for each row"
+            )
+        if rows.positions is not None:
+            position_ids = self._placed(rows.positions.to(x.device), position_ids, x.shape[0])
+        angles = position_ids[..., None].float() * inv_freq[:, None, :]
+        layout, takes_dtype = self.layouts[layer_type]
+        tables = LAYOUTS[layout](angles, scale)
+        return tuple(t.to(x.dtype) for t in tables) if takes_dtype else tables
+
+    @staticmethod
+    def _placed(positions: torch.Tensor, position_ids: torch.Tensor, batch: int) -> torch.Tensor:
+        if positions.shape[0] != batch:
+            raise ValueError(f"placements are set for {positions.shape[0]} rows, the batch has {batch}")
+        if position_ids.shape[-1] > positions.shape[1]:
+            raise ValueError(
+                f"the batch has {position_ids.shape[-1]} tokens, its placements were drawn for {positions.shape[1]}"
+            )
+        return positions.gather(1, position_ids.expand(batch, -1))
+
+
+class Extension:
+    """Handle on one wrapped model: what it is, which scale it has, how training draws."""
+
+    def __init__(self, owner: nn.Module, wrapper: ScaledRotary, method: str, native_window: int) -> None:
+        self.method = method
+        """Frequency method, a key of `positions.frequencies.METHODS`."""
+        self.native_window = native_window
+        """L in tokens."""
+        self.sampler: PositionSampler | None = None
+        """Draws placements while the model is in training mode; None: training sees the scale that is set."""
+        self.max_scale: float = 1.0
+        """Largest scale that training drew (1 where it is not known)."""
+        self._scale: float | tuple[float, ...] | None = None
+        self._inference_rows: _Rows | None = None
+        self._drawn = False
+        self._pending: list[int] | None = None
+        self._next_sample = 0
+        self._cache: dict[tuple[LayerType, float], Frequencies] = {}
+        self._owner = weakref.ref(owner)
+        self._wrapper = wrapper
+        wrapper.extension = self
+        self._hook = owner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding that is scaled (of the layers with full attention, where a model has several)."""
+        return next(iter(self._wrapper.ropes.values()))
+
+    @property
+    def scale(self) -> float | tuple[float, ...] | None:
+        """The scale set for inference: one, one a row, or None (the model as it was)."""
+        return self._scale
+
+    def __repr__(self) -> str:
+        types = [t for t in self._wrapper.ropes if t is not None]
+        layers = f", layers={'+'.join(types)}" if types else ""
+        return f"Extension(method={self.method!r}, native_window={self.native_window}, scale={self._scale}{layers})"
+
+    def set_scale(self, scale: float | Sequence[float] | None) -> None:
+        """Scale of the forwards to come: one ratio >= 1 for all rows, one for each row, or None for the model as it was.
+
+        Scale 1 for all rows is the model as it was, bit for bit. Raises ValueError for a scale below 1.
+        """
+        if scale is None or isinstance(scale, int | float):
+            values: tuple[float, ...] = (float(scale),) if scale is not None else (1.0,)
+        else:
+            values = tuple(float(s) for s in scale)
+        for value in values:  # raises for what cannot be, also where the answer is the null plan
+            self._frequencies(next(iter(self._wrapper.ropes)), value)
+        self._scale = scale if scale is None or isinstance(scale, int | float) else values
+        null = all(value == 1.0 for value in values) and self.method != "longrope"
+        self._inference_rows = None if scale is None or null else self._rows(values, None)
+        self._wrapper.rows = self._inference_rows
+        self._drawn = False
+
+    def expect(self, sample_indices: Sequence[int]) -> None:
+        """Name the samples of the next training batch, row by row, so that the draw is theirs whatever ran before."""
+        self._pending = [int(index) for index in sample_indices]
+
+    def place(self, placements: Sequence[Placement]) -> None:
+        """Positions and scale of each row of the forwards to come, until `set_scale`. One length for all placements."""
+        lengths = {len(p.positions) for p in placements}
+        if len(lengths) != 1:
+            raise ValueError(f"placements of one batch need one length, got {sorted(lengths)}")
+        positions = torch.from_numpy(np.stack([p.positions for p in placements]))
+        self._wrapper.rows = self._rows(tuple(p.scale for p in placements), positions)
+        self._drawn = False
+
+    def remove(self) -> None:
+        """Put the model's own rotary module back and drop the hook."""
+        self._hook.remove()
+        owner = self._owner()
+        if owner is not None and owner.rotary_emb is self._wrapper:
+            owner.rotary_emb = self._wrapper.inner
+
+    def _frequencies(self, layer_type: LayerType, scale: float) -> Frequencies:
+        key = (layer_type, scale)
+        if key not in self._cache:
+            if len(self._cache) > 4096:  # log-uniform draws never repeat
+                self._cache.clear()
+            self._cache[key] = frequencies(self._wrapper.ropes[layer_type], self.method, scale)
+        return self._cache[key]
+
+    def _rows(self, scales: tuple[float, ...], positions: torch.Tensor | None) -> _Rows:
+        inv_freq, attention = {}, {}
+        for layer_type in self._wrapper.ropes:
+            found = [self._frequencies(layer_type, scale) for scale in scales]
+            device = _device(self._wrapper.inner)
+            inv_freq[layer_type] = torch.stack([f.inv_freq for f in found]).to(device)
+            attention[layer_type] = torch.tensor(
+                [f.attention_scale for f in found], dtype=torch.float32
+            ).to(device)[:, None, None]
+        if positions is not None:
+            positions = positions.to(_device(self._wrapper.inner))
+        return _Rows(inv_freq, attention, positions)
+
+    @torch.compiler.disable
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """In training mode, draw this batch; in evaluation mode, put the scale that is set back."""
+        if not (module.training and self.sampler is not None):
+            if self._drawn:
+                self._wrapper.rows = self._inference_rows
+                self._drawn = False
+            return
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        assert tokens is not None, "a causal LM is called with input_ids or inputs_embeds"
+        batch, window = tokens.shape[:2]
+        if self._pending is None:
+            rank, ranks = _rank()
+            indices = [self._next_sample + rank * batch + row for row in range(batch)]
+            self._next_sample += ranks * batch
+        else:
+            indices, self._pending = self._pending, None
+            if len(indices) != batch:
+                raise ValueError(f"{len(indices)} sample indices were named for a batch of {batch} rows")
+        self.place([self.sampler.draw(index, window) for index in indices])
+        self._drawn = True
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((b.device for b in module.buffers()), torch.device("cpu"))
+
+
+def _rank() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def get_extension(model: nn.Module) -> Extension | None:
+    """The extension of a model (through PEFT, DDP and compile wrappers), or None."""
+    for module in model.modules():
+        if isinstance(module, ScaledRotary):
+            return module.extension
+    return None
+
+
+def install(model: nn.Module, *, method: str = "yarn", native_window: int | None = None) -> Extension:
+    """Wrap the rotary module of this model instance; until a scale or sampler is set, its outputs stay bit for bit.
+
+    native_window: L in tokens where the config's max_position_embeddings is not it. Raises ValueError for models
+    without a rotary module we can scale, for a method that cannot compose with the base's own scaling, and for a
+    model that is wrapped already.
+    """
+    if get_extension(model) is not None:
+        raise ValueError("the model is extended already: call remove() on its extension first")
+    owner = find_rotary_owner(model)
+    inner = owner.rotary_emb
+    config = unwrap(model).config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    ropes = {t: read_rope(inner, config, t, native_window) for t in layer_types(inner) if not is_local(t)}
+    if not ropes:
+        raise ValueError(f"model type {config.model_type!r}: every layer attends to a local window; nothing to scale")
+    layouts = {t: detect_layout(inner, rope, t) for t, rope in ropes.items()}
+    for rope in ropes.values():
+        frequencies(rope, method, 1.0)  # refuse what does not compose, before anything is changed
+    window = next(iter(ropes.values())).native_window
+    wrapper = ScaledRotary(inner, ropes, layouts)
+    wrapper.train(inner.training)
+    owner.rotary_emb = wrapper
+    return Extension(owner, wrapper, method, window)

@@ -1,0 +1,169 @@
+"""Where the tokens of a training window stand inside the target window.
+
+Flows in: a seed and a sample index. Flows out: `Placement`, the sample's scale and its tokens' positions, strictly
+increasing integers in [0, g*L). The positions go to the rotary module only; the model itself is given 0, 1, 2, ...
+(other ids would be taken for packed documents). The draw depends on (seed, sample index) alone, so any rank, worker
+count or resume makes the same one. No torch.
+
+R = training window, L = native window, W = floor(g * L) the target window, S = max(0, W - R) the largest offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from e2llm.positions.scales import ScalesConfig, draw_scale
+
+Kind = Literal["none", "paper", "jumps", "pose", "randpos", "end_anchor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConfig:
+    """Rule by which offsets are drawn."""
+
+    kind: Kind = "jumps"
+    """none, paper, jumps, pose, randpos or end_anchor."""
+    leading_tokens: int = 4
+    """Tokens at the start that keep offset 0 (the attention sinks; 4 in the paper). For paper and jumps."""
+    min_jumps: int = 1
+    """For jumps: fewest jumps in a window."""
+    max_jumps: int = 3
+    """For jumps: most jumps in a window; the number is uniform between the two."""
+    chunks: int = 2
+    """For pose: contiguous chunks a window is cut in."""
+    end_tokens: int = 18
+    """For end_anchor: tokens that stand at the end of the target window."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in PLACEMENTS:
+            raise ValueError(f"placement.kind = {self.kind!r}: choose one of {', '.join(PLACEMENTS)}")
+        if self.leading_tokens < 0:
+            raise ValueError(f"placement.leading_tokens = {self.leading_tokens}: use 0 or more")
+        if not 0 <= self.min_jumps <= self.max_jumps:
+            raise ValueError(
+                f"placement.min_jumps = {self.min_jumps}: must lie between 0 and max_jumps = {self.max_jumps}"
+            )
+        if self.chunks < 1:
+            raise ValueError(f"placement.chunks = {self.chunks}: use 1 or more")
+        if self.end_tokens < 1:
+            raise ValueError(f"placement.end_tokens = {self.end_tokens}: use 1 or more")
+
+    def check_window(self, window: int) -> None:
+        """Raise ValueError when a window of `window` tokens is too short for this placement."""
+        needed = {
+            "paper": self.leading_tokens + 1,
+            "jumps": self.leading_tokens + self.max_jumps + 1,
+            "pose": self.chunks,
+            "end_anchor": self.end_tokens + 1,
+        }.get(self.kind, 1)
+        if window < needed:
+            raise ValueError(f"data.window = {window}: placement {self.kind!r} as set needs at least {needed} tokens")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One sample's draw."""
+
+    scale: float
+    """g, ratio >= 1."""
+    positions: np.ndarray
+    """(R,) int64, strictly increasing, in [0, max(R, floor(g*L)))."""
+
+
+Rule = Callable[[np.random.Generator, int, int, PlacementConfig], np.ndarray]
+
+
+def _none(rng: np.random.Generator, window: int, target: int, config: PlacementConfig) -> np.ndarray:
+    return np.arange(window, dtype=np.int64)
+
+
+def _paper(rng: np.random.Generator, window: int, target: int, config: PlacementConfig) -> np.ndarray:
+    """E2-LLM Eq. 7 and Alg. 1: one offset t ~ U{0..S} for all but the leading tokens."""
+    positions = np.arange(window, dtype=np.int64)
+    positions[config.leading_tokens :] += rng.integers(0, target - window + 1)
+    return positions
+
+
+def _jumps(rng: np.random.Generator, window: int, target: int, config: PlacementConfig) -> np.ndarray:
+    """Several offsets: n cuts at distinct places after the leading tokens, the first segment unshifted, the others'
+    offsets sorted draws from {0..S}, so ordinary tokens meet at every distance below g*L and not only the sinks."""
+    num_jumps = int(rng.integers(config.min_jumps, config.max_jumps + 1))
+    positions = np.arange(window, dtype=np.int64)
+    # A cut at k starts a segment with token k. leading_tokens + 1 is the earliest: the first segment is never empty.
+    first = config.leading_tokens + 1 if config.leading_tokens + 1 <= window - num_jumps else window - num_jumps
+    cuts = np.sort(rng.choice(np.arange(first, window), size=num_jumps, replace=False))
+    offsets = np.sort(rng.integers(0, target - window + 1, size=num_jumps))
+    for cut, step in zip(cuts, np.diff(offsets, prepend=0), strict=True):
+        positions[cut:] += step
+    return positions
+
+
+def _pose(rng: np.random.Generator, window: int, target: int, config: PlacementConfig) -> np.ndarray:
+    """PoSE, Zhu et al. 2023 (arXiv 2309.10400) Sect. 3.2: contiguous chunks of random length, chunk i skips by
+    u_i ~ U{u_(i-1)..S}, u_0 = 0. Deviation: the text is one contiguous window (the paper's content offsets v_i pick
+    other places of a long document; windows here are short)."""
+    positions = np.arange(window, dtype=np.int64)
+    cuts = np.sort(rng.choice(np.arange(1, window), size=config.chunks - 1, replace=False))
+    skip = 0
+    for cut in cuts:
+        following = int(rng.integers(skip, target - window + 1))
+        positions[cut:] += following - skip
+        skip = following
+    return positions
+
+
+def _randpos(rng: np.random.Generator, window: int, target: int, config: PlacementConfig) -> np.ndarray:
+    """Randomized positions, Ruoss et al. 2023 (arXiv 2305.16843) Sect. 3: R of the W positions, sorted."""
+    return np.sort(rng.choice(target, size=window, replace=False)).astype(np.int64)
+
+
+def _end_anchor(rng: np.random.Generator, window: int, target: int, config: PlacementConfig) -> np.ndarray:
+    """EndPrompt (arXiv 2605.14589): the text stays whole, its last tokens stand at the end of the target window."""
+    positions = np.arange(window, dtype=np.int64)
+    positions[-config.end_tokens :] += target - window
+    return positions
+
+
+PLACEMENTS: dict[str, Rule] = {
+    "none": _none,
+    "paper": _paper,
+    "jumps": _jumps,
+    "pose": _pose,
+    "randpos": _randpos,
+    "end_anchor": _end_anchor,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionSampler:
+    """Draws the placement of every training sample."""
+
+    native_window: int
+    """L in tokens."""
+    training_window: int
+    """R in tokens."""
+    scales: ScalesConfig
+    placement: PlacementConfig
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("native_window", "training_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1 token")
+        self.placement.check_window(self.training_window)
+
+    def draw(self, sample_index: int, window: int | None = None) -> Placement:
+        """Placement of sample `sample_index` (>= 0), from (seed, sample_index) alone.
+
+        `window`: tokens in this sample where it is shorter or longer than the training window.
+        """
+        window = self.training_window if window is None else window
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, sample_index])))
+        scale = draw_scale(rng, self.scales)
+        # g*L below R leaves no room to shift: the paper is silent there and t_max is taken as 0.
+        target = max(int(scale * self.native_window), window)
+        return Placement(scale, PLACEMENTS[self.placement.kind](rng, window, target, self.placement))

@@ -1,0 +1,156 @@
+"""The coverage of a recipe, drawn: the positions, distances and scales its draws show (paper, Figs. 2 and 3).
+
+Flows in: histograms and a few draws as plain arrays. Flows out: a `Drawing`. Knows no sampler and no recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
+from e2llm.report.formats import format_scale, format_window, slug
+from e2llm.report.palette import HEAT_LEVELS, Palette
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DECADES = 4.0  # shares this many powers of ten below the largest are as pale as it gets
+
+
+def coverage_figure(
+    *,
+    distance_edges: np.ndarray,
+    scale_edges: np.ndarray,
+    distance_scale: np.ndarray,
+    position_edges: np.ndarray,
+    position_counts: np.ndarray,
+    scale_counts: np.ndarray,
+    native_window: int,
+    examples: Sequence[tuple[float, np.ndarray]] = (),
+    title: str = "What training sees",
+    name: str = "coverage",
+) -> Drawing:
+    """Heat map of distance × scale with the positions above, the scales beside and example draws below.
+
+    distance_edges (N+1,) and position_edges (P+1,): tokens, before division by the scale; scale_edges (M+1,): ratios.
+    distance_scale (N, M): share of token pairs; position_counts (P,) and scale_counts (M,): shares.
+    examples: (scale, positions (T,) in tokens), one strip each. ValueError if the shapes do not fit.
+    """
+    shape = (len(distance_edges) - 1, len(scale_edges) - 1)
+    sizes = (len(position_edges) - 1, len(scale_edges) - 1)
+    if distance_scale.shape != shape or (len(position_counts), len(scale_counts)) != sizes:
+        raise ValueError(
+            f"distance_scale has shape {distance_scale.shape}, position_counts {len(position_counts)} and scale_counts "
+            f"{len(scale_counts)} entries: the edges ask for {shape}, {sizes[0]} and {sizes[1]}"
+        )
+
+    def draw(palette: Palette, width: int) -> Figure:
+        narrow = width < 500
+        left, right, top, gap = (38, 58, 78, 12) if narrow else (56, 110, 86, 14)
+        plot_width, plot_height = width - left - right - gap, 220 if narrow else 300
+        strips_top = top + plot_height + 76
+        figure = new_figure(width, strips_top + (17 * len(examples) + 34 if examples else -20))
+        place = {"left": left, "width": plot_width}
+        heat = new_axes(figure, palette, top=top, height=plot_height, **place)
+        _heat(heat, distance_edges, scale_edges, distance_scale, native_window, palette)
+        above = new_axes(figure, palette, top=30, height=top - 30 - gap, sharex=heat, **place)
+        above.stairs(position_counts, position_edges, fill=True, color=palette.greys[3])
+        above.set(ylim=(0, max(position_counts) * 1.05), yticks=[])
+        above.tick_params(labelbottom=False)
+        side = new_axes(
+            figure, palette, left=left + plot_width + gap, top=top, width=right - 6, height=plot_height, sharey=heat
+        )
+        side.stairs(scale_counts, scale_edges, fill=True, color=palette.greys[3], orientation="horizontal")
+        side.set(xlim=(0, max(scale_counts) * 1.05), xticks=[])
+        side.tick_params(labelleft=False)
+        reach = max(distance_edges[-1], position_edges[-1])
+        ticks = _token_ticks(reach, 4 if narrow else 8)
+        heat.set_xticks(ticks, [format_window(tick) for tick in ticks])
+        heat.set_xlim(0, reach)
+        words(figure, left, 14, "Positions drawn", palette.muted)
+        words(figure, left + plot_width + gap, top - 14, "Scales", palette.muted)
+        words(figure, 0, top - 14, "Scale", palette.muted)
+        words(figure, left, top + plot_height + 36, "Distance between two tokens, in tokens", palette.muted)
+        if examples:
+            words(figure, left, strips_top - 14, "Example windows: where their tokens are placed", palette.muted)
+            axes = new_axes(figure, palette, top=strips_top, height=17 * len(examples), **place)
+            _strips(axes, examples, reach, ticks, palette)
+        return figure
+
+    seen = float((distance_scale > 0).mean())
+    description = (
+        f"Heat map of the share of token pairs by distance (0 to {format_window(distance_edges[-1])} tokens) and scale "
+        f"({format_scale(float(scale_edges[0]))} to {format_scale(float(scale_edges[-1]))}); {seen:.0%} of its cells are seen. "
+        "The dashed line is scale times native window, the longest distance at inference."
+    )
+    return Drawing(slug(name), title, description, draw)
+
+
+def _heat(
+    axes: Axes, distances: np.ndarray, scales: np.ndarray, shares: np.ndarray, native: int, palette: Palette
+) -> None:
+    """Cells by logarithm of density (share a token of distance and unit of scale); what is never seen stays empty."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    density = shares / np.outer(np.diff(distances), np.diff(scales))
+    with np.errstate(divide="ignore"):
+        depth = np.log10(density / density.max())
+    levels = np.clip(((1 + depth / _DECADES) * HEAT_LEVELS), 0, HEAT_LEVELS - 1)
+    levels = np.where(density > 0, levels, -1).astype(int)
+    rectangles: dict[int, list[Path]] = {}
+    for column in range(len(scales) - 1):  # runs of one level become one rectangle: a small file without seams
+        starts = [0, *(np.flatnonzero(np.diff(levels[:, column])) + 1), len(distances) - 1]
+        for start, end in pairwise(starts):
+            corners = [(distances[start], scales[column]), (distances[end], scales[column])]
+            corners += [(distances[end], scales[column + 1]), (distances[start], scales[column + 1])]
+            rectangles.setdefault(int(levels[start, column]), []).append(Path([*corners, corners[0]], closed=True))
+    for level, paths in sorted(rectangles.items()):
+        if level >= 0:
+            shape = Path.make_compound_path(*paths)
+            axes.add_patch(
+                PathPatch(shape, facecolor=palette.heat[level], edgecolor=palette.heat[level], linewidth=0.4)
+            )
+    axes.plot(
+        [native * scales[0], native * scales[-1]],
+        [scales[0], scales[-1]],
+        color=palette.ink,
+        linewidth=1,
+        dashes=(4, 3),
+    )
+    axes.set(xlim=(0, distances[-1]), ylim=(scales[0], scales[-1]))
+    for name in ("left", "bottom"):
+        axes.spines[name].set(visible=True, color=palette.rule, linewidth=1)
+
+
+def _strips(
+    axes: Axes, examples: Sequence[tuple[float, np.ndarray]], reach: float, ticks: Sequence[float], palette: Palette
+) -> None:
+    """One row an example: a bar for each run of neighbouring positions, on a rule of the length its scale can serve."""
+    hair = reach / 400  # a run of four tokens is still to be seen
+    for row, (scale, positions) in enumerate(examples):
+        where = np.sort(np.asarray(positions))
+        cuts = np.flatnonzero(np.diff(where) > max(2, reach / 2000)) + 1
+        runs = [(float(run[0]), float(run[-1])) for run in np.split(where, cuts)]
+        axes.plot([0, reach], [row + 0.5, row + 0.5], color=palette.rule, linewidth=1, zorder=1)
+        axes.broken_barh(
+            [(start, max(end - start, hair)) for start, end in runs],
+            (row + 0.22, 0.56),
+            facecolor=palette.hues[0],
+            linewidth=0,
+        )
+        axes.text(1.015, row + 0.5, f"g = {scale:.3g}", transform=axes.get_yaxis_transform(), color=palette.muted,
+                  fontsize=SMALL, va="center", parse_math=False)  # fmt: skip
+    axes.set(xlim=(0, reach), ylim=(len(examples), 0), yticks=[])
+    axes.set_xticks(ticks, [format_window(tick) for tick in ticks])
+
+
+def _token_ticks(reach: float, most: int) -> list[float]:
+    """0 and multiples of a power of two up to `reach`, at most `most` steps."""
+    step = 2.0 ** np.ceil(np.log2(max(reach, 1) / most))
+    return [float(tick) for tick in np.arange(0, reach * (1 + 1e-9), step)]

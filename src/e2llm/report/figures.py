@@ -1,0 +1,193 @@
+"""What the page draws from measured rows: lines over windows, lines over steps, maps of depth and length.
+
+Flows in: series and sections (`series.py`). Flows out: `Drawing`s; None where there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
+from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
+from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
+from e2llm.report.palette import HEAT_LEVELS, Palette
+from e2llm.report.series import Section, Series, hero, series_of, serving_row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def perplexity_figure(section: Section, *, name: str = "perplexity") -> Drawing | None:
+    """Value against window, one line a (checkpoint, method), each point at the scale that serves its window."""
+    series = [one for one in series_of(section) if len(one.points) > 1]
+    if not series:
+        return None
+    lines, main = [], hero(series)
+    grey = hue = 0
+    for one in series:
+        if one.is_base:
+            colour, dash, marker, grey = (
+                ("greys", min(grey, 4)),
+                DASHES[(grey + 1) % 5],
+                MARKERS[(grey + 1) % 6],
+                grey + 1,
+            )
+        elif one is main:
+            colour, dash, marker = ("hues", 0), "solid", "o"
+        else:
+            colour, dash, marker, hue = ("hues", 1 + hue % 5), "solid", MARKERS[(hue + 1) % 6], hue + 1
+        lines.append(_line(one.label, one.points, colour, dash, marker, strong=one is main))
+    return _line_chart(
+        lines,
+        section,
+        name=name,
+        title=f"{METRIC_NAMES.get(section.metric, section.metric)} against window, {section.title}",
+    )
+
+
+def scale_figure(section: Section, series: Series, *, name: str = "scales") -> Drawing | None:
+    """Value against window for one checkpoint, one line a scale that is held fixed; None below two scales."""
+    rows = grid_rows(section, series)
+    scales = sorted({row["scale"] for row in rows})
+    lines = []
+    for index, scale in enumerate(scales):
+        points = {row["window"]: row for row in sorted(rows, key=lambda r: r["window"]) if row["scale"] == scale}
+        lines.append(
+            _line(f"scale {format_scale(scale)}", points, _ordinal(index, len(scales)), "solid", MARKERS[index % 6])
+        )
+    if len(lines) < 2 or max(len(line.x) for line in lines) < 2:
+        return None
+    title = f"{METRIC_NAMES.get(section.metric, section.metric)} against window at fixed scales, {series.label}"
+    return _line_chart(lines, section, name=name, title=title)
+
+
+def retrieval_figure(section: Section, *, name: str = "retrieval") -> Drawing | None:
+    """One depth × length map a (checkpoint, method); None where no row has a depth or a single window was measured."""
+    rows = [row for row in section.rows if row.get("depth") is not None]
+    depths, windows = sorted({r["depth"] for r in rows}), sorted({r["window"] for r in rows})
+    if not rows or len(depths) * len(windows) < 4:
+        return None
+    panels = []
+    for one in series_of(Section(section.metric, section.labels, rows)):
+        mine = [row for row in rows if one.owns(row)]
+        cells = {}
+        for place in {(row["depth"], row["window"]) for row in mine}:
+            cells[place] = serving_row([row for row in mine if (row["depth"], row["window"]) == place])["value"]
+        panels.append((one.label, cells))
+
+    def draw(palette: Palette, width: int) -> Figure:
+        return _heat_panels(panels, depths, windows, palette, width)
+
+    worst = "; ".join(f"{label}: lowest cell {min(cells.values()):.2f}" for label, cells in panels)
+    description = f"Share of prompts answered by depth of the answer (rows) and window (columns). {worst}."
+    return Drawing(name, f"Retrieval by depth and length, {section.title}", description, draw)
+
+
+def training_figure(rows: Sequence[dict[str, Any]], *, name: str = "training") -> Drawing | None:
+    """Loss against step for the rows of one training run: its own loss, and held-out loss at each scale."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["metric"] == "loss" and row.get("step") is not None:
+            groups[str(row.get("split") or "train"), row.get("scale")].append(row)
+    order = sorted(groups, key=lambda key: (key[0] != "train", key[0], key[1] or 0.0))
+    scales = sorted({scale for split, scale in order if split != "train" and scale is not None})
+    lines = []
+    for split, scale in order:
+        points = {row["step"]: row for row in sorted(groups[split, scale], key=lambda r: r["step"])}
+        what = join_words(split.replace("_", " "), "" if scale is None else f"scale {format_scale(scale)}")
+        colour = (
+            ("greys", 3) if split == "train" else _ordinal(scales.index(scale) if scale in scales else 0, len(scales))
+        )
+        marker = MARKERS[len(lines) % 6]
+        lines.append(_line("training" if split == "train" else what, points, colour, "solid", marker))
+    if not any(len(line.x) > 1 for line in lines):
+        return None
+
+    def draw(palette: Palette, width: int) -> Figure:
+        return draw_lines(lines, palette, width, y_name="Loss, nats a token", x_name="Step", windows=False)
+
+    ends = "; ".join(
+        f"{line.label}: {line.y[0]:.3f} at step {line.x[0]}, {line.y[-1]:.3f} at step {line.x[-1]}" for line in lines
+    )
+    return Drawing(slug(name), "Loss against training step", f"One line each, first and last point: {ends}.", draw)
+
+
+def _ordinal(index: int, count: int) -> tuple[str, int]:
+    """Colour of the index-th of `count` ordered lines: from pale to strong, the palest still visible."""
+    return "heat", round(3 + index * (HEAT_LEVELS - 4) / max(1, count - 1))
+
+
+def grid_rows(section: Section, series: Series) -> list[dict[str, Any]]:
+    """A series' rows over all scales, without those of single depths."""
+    return [
+        row for row in section.rows if series.owns(row) and row.get("scale") is not None and row.get("depth") is None
+    ]
+
+
+def _line(
+    label: str,
+    points: dict[int, dict[str, Any]],
+    colour: tuple[str, int],
+    dash: Any,
+    marker: str,
+    *,
+    strong: bool = False,
+) -> Line:
+    return Line(label, tuple(points), tuple(row["value"] for row in points.values()), colour, dash, marker, strong)
+
+
+def _line_chart(lines: Sequence[Line], section: Section, *, name: str, title: str) -> Drawing:
+    ends = "; ".join(
+        f"{line.label}: {format_value(section.metric, line.y[0])} at {format_window(line.x[0])}, "
+        f"{format_value(section.metric, line.y[-1])} at {format_window(line.x[-1])}"
+        for line in lines
+    )
+    metric = METRIC_NAMES.get(section.metric, section.metric)
+
+    def draw(palette: Palette, width: int) -> Figure:
+        return draw_lines(lines, palette, width, y_name=metric, x_name="Window, tokens")
+
+    return Drawing(slug(name), title, f"One line each, first and last point: {ends}.", draw)
+
+
+def _heat_panels(
+    panels: Sequence[tuple[str, dict]], depths: Sequence[float], windows: Sequence[int], palette: Palette, width: int
+) -> Figure:
+    across = 1 if width < 500 else min(len(panels), 2 if len(windows) > 4 else 3)
+    left, between, head, foot = 44, 36, 46, 46
+    cell = min(64.0, (width - left * across - between * (across - 1)) / across / len(windows))
+    row_height = max(20.0, min(30.0, cell * 0.75))
+    panel_width, panel_height = cell * len(windows), row_height * len(depths)
+    down = math.ceil(len(panels) / across)
+    figure = new_figure(width, down * (head + panel_height + foot))
+    for index, (label, cells) in enumerate(panels):
+        column, row = index % across, index // across
+        x, y = left + column * (panel_width + left + between), head + row * (head + panel_height + foot)
+        axes = new_axes(figure, palette, left=x, top=y, width=panel_width, height=panel_height)
+        _heat_cells(axes, cells, depths, windows, palette, with_numbers=cell >= 30)
+        words(figure, x, y - 33, label, palette.ink, weight="bold")
+        words(figure, x, y - 14, "Depth ↓  window →", palette.muted, size=SMALL)
+    return figure
+
+
+def _heat_cells(
+    axes: Axes, cells: dict, depths: Sequence[float], windows: Sequence[int], palette: Palette, *, with_numbers: bool
+) -> None:
+    """Depth 0 (the start of the prompt) on top; a place without a row stays empty."""
+    from matplotlib.patches import Rectangle
+
+    for (depth, window), value in cells.items():
+        x, y, level = windows.index(window), depths.index(depth), palette.heat_level(value)
+        axes.add_patch(Rectangle((x, y), 1, 1, facecolor=palette.heat[level], edgecolor=palette.paper, linewidth=1.5))
+        if with_numbers:
+            text = f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
+            axes.text(
+                x + 0.5, y + 0.5, text, color=palette.on_level(level), fontsize=SMALL, ha="center", va="center_baseline"
+            )
+    axes.set(xlim=(0, len(windows)), ylim=(len(depths), 0))
+    axes.set_xticks([i + 0.5 for i in range(len(windows))], [format_window(window) for window in windows])
+    axes.set_yticks([i + 0.5 for i in range(len(depths))], [f"{depth:.0%}" for depth in depths])

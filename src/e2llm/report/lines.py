@@ -1,0 +1,207 @@
+"""Line charts: several named lines over windows or steps.
+
+Flows in: `Line`s. Flows out: a matplotlib figure, 340 pixels wide for a phone or any greater width.
+A wide chart names its lines at their ends, a narrow one in a legend below. Knows no Records and no metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from e2llm.report.canvas import new_axes, new_figure, ruled, words
+from e2llm.report.formats import format_count, format_window
+from e2llm.report.palette import Palette
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.8)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)))
+MARKERS = "osD^vP"
+_NICE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10)
+_LABEL_GAP = 17  # pixels between two names at the ends of lines
+_MOST_MARKED = 24  # points; a longer line is drawn without markers
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its name, x and y, and how it looks. `colour`: a name of the palette, such as ("hues", 0)."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    colour: tuple[str, int]
+    dash: Any = "solid"
+    marker: str = "o"
+    strong: bool = False
+
+
+def draw_lines(
+    lines: Sequence[Line], palette: Palette, width: int, *, y_name: str, x_name: str, windows: bool = True
+) -> Figure:
+    """The chart. `windows`: x is a window in tokens, on a log2 axis with each window marked; else x is linear."""
+    narrow = width < 500
+    left, right = 44, 14 if narrow else 30 + 6.6 * max(len(line.label) for line in lines)
+    plot_width, plot_height = width - left - right, 230 if narrow else max(300, _LABEL_GAP * (len(lines) + 1))
+    legend = 22 * len(lines) + 10 if narrow else 0
+    figure = new_figure(width, 34 + plot_height + 52 + legend)
+    axes = ruled(new_axes(figure, palette, left=left, top=34, width=plot_width, height=plot_height), palette)
+    for line in sorted(lines, key=lambda item: item.strong):
+        axes.plot(
+            line.x, line.y, color=_colour(palette, line), linestyle=line.dash, linewidth=2.6 if line.strong else 1.7,
+            marker=line.marker if len(line.x) <= _MOST_MARKED else None, markersize=6.5 if line.strong else 5, markeredgecolor=palette.paper, markeredgewidth=1.1,
+            zorder=4 if line.strong else 3, clip_on=False,
+        )  # fmt: skip
+    if windows:
+        _window_axis(axes, sorted({x for line in lines for x in line.x}))
+    else:
+        _count_axis(axes, max(max(line.x) for line in lines), most=4 if narrow else 7)
+    logarithmic = _value_axis(axes, [y for line in lines for y in line.y])
+    words(figure, 0, 10, y_name + (", log scale" if logarithmic else ""), palette.muted)
+    words(figure, left + plot_width / 2, 34 + plot_height + 38, x_name, palette.muted, ha="center")
+    if narrow:
+        _legend(figure, lines, palette, top=34 + plot_height + 66)
+    else:
+        _end_labels(figure, axes, lines, palette, x=left + plot_width + 24, top=34, height=plot_height)
+    return figure
+
+
+def _colour(palette: Palette, line: Line) -> str:
+    group, index = line.colour
+    return getattr(palette, group)[index]
+
+
+def _window_axis(axes: Axes, windows: Sequence[float]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(windows, [format_window(window) for window in windows])
+    axes.minorticks_off()
+    margin = (windows[-1] / windows[0]) ** 0.03
+    axes.set_xlim(windows[0] / margin, windows[-1] * margin)
+
+
+def _count_axis(axes: Axes, last: float, *, most: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(0, last)
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(round(value)))
+
+
+def _value_axis(axes: Axes, values: Sequence[float]) -> bool:
+    """Logarithmic if the values differ by more than half, else linear around them; True if logarithmic."""
+    low, high = min(values), max(values)
+    if low > 0 and high / low > 1.5:
+        axes.set_yscale("log")
+        axes.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
+        ticks = _log_ticks(*axes.get_ylim())
+        axes.set_yticks(ticks, [format(tick, ",g") for tick in ticks])
+        axes.minorticks_off()
+        return True
+    from matplotlib.ticker import MaxNLocator
+
+    pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    return False
+
+
+def _log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers within low … high, about evenly spaced on a log scale, at most `most` of them."""
+    for steps in (_NICE[:-1], (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        exponents = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+        ticks = [round(step * 10.0**exponent, 10) for exponent in exponents for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / most)]
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places near `wanted`, at least `gap` apart and within low … high as far as there is room, in the same order of height.
+
+    Neighbours that would overlap are put side by side around their common middle, so no name drifts from its line.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    clusters: list[tuple[float, list[int]]] = []
+    for index in order:
+        cluster = (min(max(wanted[index], low), high), [index])
+        while clusters and _top(clusters[-1], gap) + gap > cluster[0] - gap * (len(cluster[1]) - 1) / 2:
+            before = clusters.pop()
+            members = before[1] + cluster[1]
+            middle = sum(wanted[i] for i in members) / len(members)
+            half = gap * (len(members) - 1) / 2
+            cluster = (max(low + half, min(middle, high - half)), members)
+        clusters.append(cluster)
+    places = [0.0] * len(wanted)
+    for middle, members in clusters:
+        for rank, index in enumerate(members):
+            places[index] = middle + gap * (rank - (len(members) - 1) / 2)
+    return places
+
+
+def _top(cluster: tuple[float, list[int]], gap: float) -> float:
+    return cluster[0] + gap * (len(cluster[1]) - 1) / 2
+
+
+def _end_labels(
+    figure: Figure, axes: Axes, lines: Sequence[Line], palette: Palette, *, x: float, top: float, height: float
+) -> None:
+    """Each line's name right of the plot at the height of its last point, with a thin leader where they part."""
+    total_width, total_height = figure.get_size_inches() * 72
+    ends = [axes.transData.transform((line.x[-1], line.y[-1])) for line in lines]
+    places = spread([total_height - end[1] for end in ends], _LABEL_GAP, top, top + height)
+    for line, (end_x, end_y), y in zip(lines, ends, places, strict=True):
+        colour = _colour(palette, line)
+        from matplotlib.lines import Line2D
+
+        path = [(end_x + 6, end_y), (x - 12, total_height - y), (x - 4, total_height - y)]
+        figure.add_artist(
+            Line2D(
+                [p[0] / total_width for p in path],
+                [p[1] / total_height for p in path],
+                color=colour,
+                linewidth=0.8,
+                alpha=0.55,
+            )
+        )
+        words(
+            figure,
+            x,
+            y,
+            line.label,
+            palette.ink if line.strong else palette.muted,
+            weight="bold" if line.strong else "normal",
+        )
+
+
+def _legend(figure: Figure, lines: Sequence[Line], palette: Palette, *, top: float) -> None:
+    from matplotlib.lines import Line2D
+
+    width, height = figure.get_size_inches() * 72
+    for index, line in enumerate(lines):
+        y = top + 22 * index
+        figure.add_artist(
+            Line2D(
+                [4 / width, 18 / width, 32 / width],
+                [1 - y / height] * 3,
+                color=_colour(palette, line),
+                linestyle=line.dash,
+                linewidth=2.4 if line.strong else 1.7,
+                marker=line.marker,
+                markevery=[1],
+                markersize=5.5,
+                markeredgecolor=palette.paper,
+                markeredgewidth=1,
+            )  # fmt: skip
+        )
+        words(
+            figure,
+            42,
+            y,
+            line.label,
+            palette.ink if line.strong else palette.muted,
+            weight="bold" if line.strong else "normal",
+        )

@@ -1,0 +1,197 @@
+"""Tables: which value stands in which cell, once, and its Markdown and HTML.
+
+Flows in: Records. Flows out: `Table`, rendered for docs (Markdown) or the page (HTML, everything escaped).
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from e2llm.records import Record
+from e2llm.report.figures import grid_rows
+from e2llm.report.formats import format_count, format_scale, format_value, format_window
+from e2llm.report.series import APART, Row, Section, Series, all_rows, hero, sections, series_of, serving_row
+
+_UNITS = {"perplexity": "target tokens", "loss": "target tokens", "retrieval": "prompts"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value as text. `share`: 0 … 1, how strongly it is shaded. `note`: more about it, shown on pointing."""
+
+    text: str
+    best: bool = False
+    served: bool = False
+    share: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`head`: the corner and the column heads; `body`: (row head, cells); `foot`: the row that counts observations."""
+
+    caption: str
+    head: list[str]
+    body: list[tuple[str, list[Cell | None]]]
+    foot: tuple[str, list[str]] | None = None
+    strong: frozenset[int] = field(default_factory=frozenset)
+
+    def markdown(self) -> str:
+        """GitHub's Markdown; the best value of a column in bold."""
+        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)]]
+        for name, cells in self.body:
+            lines.append([_plain(name), *(_bold(cell) for cell in cells)])
+        if self.foot:
+            lines.append([self.foot[0], *self.foot[1]])
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+    def html(self, *, kind: str = "") -> str:
+        """A <table> with caption and scoped heads. `kind` becomes its class."""
+        head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in self.head)
+        rows = []
+        for index, (name, cells) in enumerate(self.body):
+            strong = ' class="hero"' if index in self.strong else ""
+            rows.append(f'<tr{strong}><th scope="row">{html.escape(name)}</th>{"".join(map(_html_cell, cells))}</tr>')
+        foot = ""
+        if self.foot:
+            counts = "".join(f"<td>{html.escape(text)}</td>" for text in self.foot[1])
+            foot = f'<tfoot><tr><th scope="row">{html.escape(self.foot[0])}</th>{counts}</tr></tfoot>'
+        return (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.caption)}">'
+            f'<table class="{kind}"><caption>{html.escape(self.caption)}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>{foot}</table></div>"
+        )
+
+
+def perplexity_table(records: Sequence[Record], **labels: Any) -> str:
+    """Markdown: one row a (checkpoint, method), one column a window. `labels`: corpus=…, protocol=… choose the section."""
+    return _only(records, "perplexity", labels, window_table)
+
+
+def retrieval_table(records: Sequence[Record], **labels: Any) -> str:
+    """Markdown: share of prompts answered, over all depths. `labels`: task=…, base_model=… choose the section."""
+    return _only(records, "retrieval", labels, window_table)
+
+
+def window_table(section: Section) -> Table:
+    """One row a (checkpoint, method), one column a window, each cell at the scale that serves its window."""
+    series = series_of(section)
+    windows = sorted({window for one in series for window in one.points})
+    best = {
+        window: _best(section.metric, [one.points[window] for one in series if window in one.points])
+        for window in windows
+    }
+    body: list[tuple[str, list[Cell | None]]] = []
+    for one in series:
+        cells: list[Cell | None] = []
+        for window in windows:
+            row = one.points.get(window)
+            cells.append(row and Cell(_text(row), best=row["value"] == best[window], note=_note(row)))
+        body.append((one.label, cells))
+    main = hero(series)
+    counts = [_count_range([one.points[window]["n"] for one in series if window in one.points]) for window in windows]
+    return Table(
+        caption=section.title,
+        head=["checkpoint, method", *map(format_window, windows)],
+        body=body,
+        foot=(_UNITS.get(section.metric, "n"), counts),
+        strong=frozenset(index for index, one in enumerate(series) if one is main),
+    )
+
+
+def scale_table(section: Section, series: Series) -> Table | None:
+    """Window × scale of one series, shaded by what a scale costs over the best one at that window; None below 2 × 2."""
+    rows = grid_rows(section, series)
+    windows, scales = sorted({row["window"] for row in rows}), sorted({row["scale"] for row in rows})
+    if len(windows) < 2 or len(scales) < 2 or len(rows) < 4:
+        return None
+    at = {(row["scale"], row["window"]): row for row in rows}
+    columns = {window: [row for row in rows if row["window"] == window] for window in windows}
+    best = {window: _best(section.metric, column) for window, column in columns.items()}
+    body: list[tuple[str, list[Cell | None]]] = []
+    for scale in scales:
+        cells = [_scale_cell(at.get((scale, window)), columns[window], best[window]) for window in windows]
+        body.append((format_scale(scale), cells))
+    counts = [_count_range([row["n"] for row in columns[window]]) for window in windows]
+    return Table(
+        caption=f"{series.label}: {section.title}",
+        head=["scale", *map(format_window, windows)],
+        body=body,
+        foot=(_UNITS.get(section.metric, "n"), counts),
+    )
+
+
+def _scale_cell(row: Row | None, column: Sequence[Row], best: float | None) -> Cell | None:
+    if row is None:
+        return None
+    lowest = min(other["value"] for other in column)
+    cost = row["value"] / lowest - 1 if lowest > 0 else 0.0
+    served = row.get("native_window") is not None and row is serving_row(column)
+    note = f"{cost:+.1%} over the best scale at {format_window(row['window'])}, {_note(row)}"
+    # Twice the best is as dark as it gets: beyond that nobody would serve it.
+    share = min(1.0, math.log2(1 + cost)) if row["metric"] != "retrieval" else 1 - row["value"]
+    return Cell(_text(row), best=row["value"] == best, served=served, share=share, note=note)
+
+
+def _only(records: Sequence[Record], metric: str, labels: dict[str, Any], build: Callable[[Section], Table]) -> str:
+    unknown = sorted(set(labels) - set(APART))
+    if unknown:
+        raise ValueError(f"labels = {unknown}: a table is chosen by {', '.join(APART)}")
+    found = [s for s in sections(all_rows(records), metric) if all(s.labels[k] == v for k, v in labels.items())]
+    if not found:
+        raise ValueError(f"no {metric} rows with {labels}: the Records hold none")
+    if len(found) > 1:
+        differing = sorted(k for k in APART if len({s.labels[k] for s in found}) > 1)
+        values = {k: sorted({str(s.labels[k]) for s in found}) for k in differing}
+        raise ValueError(f"{metric} rows of several {' and '.join(differing)}: choose one of {values}")
+    return build(found[0]).markdown()
+
+
+def _best(metric: str, rows: Sequence[Row]) -> float | None:
+    """The best value among several; None where there is nothing to choose between."""
+    values = {row["value"] for row in rows}
+    if len(values) < 2:
+        return None
+    return max(values) if metric == "retrieval" else min(values)
+
+
+def _text(row: Row) -> str:
+    return format_value(row["metric"], row["value"])
+
+
+def _note(row: Row) -> str:
+    scale = "" if row.get("scale") is None else f"scale {format_scale(row['scale'])}, "
+    return f"{scale}n = {format_count(row['n'])}"
+
+
+def _count_range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return format_count(low) if low == high else f"{format_count(low)}–{format_count(high)}"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: no cell ends, emphasis or tags."""
+    for mark in "\\`*_|<[":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())
+
+
+def _bold(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    return f"**{cell.text}**" if cell.best else cell.text
+
+
+def _html_cell(cell: Cell | None) -> str:
+    if cell is None:
+        return '<td class="none"><span aria-label="not measured">–</span></td>'
+    kinds = " ".join(name for name, on in (("served", cell.served), ("shaded", cell.share is not None)) if on)
+    style = "" if cell.share is None else f' style="--share:{cell.share:.3f}"'
+    text = html.escape(cell.text)
+    text = f"<strong>{text}</strong>" if cell.best else text
+    title = f' title="{html.escape(cell.note)}"' if cell.note else ""
+    return f"<td{f' class="{kinds}"' if kinds else ''}{style}{title}>{text}</td>"
