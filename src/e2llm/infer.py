@@ -1,8 +1,8 @@
 """Inference: one prompt goes in, one `Completion` comes out, read at the one scale that its length asks for.
 
-The scale is chosen from prompt + new tokens before the first forward pass and is fixed for the request, because keys in the
-cache carry the rotation that they were written with. Nothing is remembered between requests: the model's own scale is put back.
-Knows no file format, no HTTP and no batching. Lengths count the prompt; V = vocabulary size.
+The scale is chosen from prompt + new tokens before the first forward pass and is fixed for the request, because keys
+in the cache carry the rotation that they were written with. Nothing is remembered between requests: the model's own
+scale is put back. Knows no file format, no HTTP and no batching. Lengths count the prompt; V = vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from e2llm.hf.rotary import unwrap
 from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Policy, choose_scale
 
 WHOLE_PROMPT_TOKENS = {"cuda": 131_072, "cpu": 16_384}
-"""Longest prompt that is prefilled in one pass. A whole pass needs no mask (causal kernels); a chunk after the first needs one."""
+"""Longest prompt that is prefilled in one pass. A whole pass needs no mask (causal kernels); a chunk after the first
+needs one."""
 CHUNK_TOKENS = 8192
-"""Chunk of a longer prompt, and of any prompt on a model with sliding-window layers (there a whole pass builds a T × T mask)."""
+"""Chunk of a longer prompt, and of any prompt on a model with sliding-window layers (there a whole pass builds a T ×
+T mask)."""
 MASK_ELEMENTS = 2**30
 """Most (query, key) pairs of one chunk's mask; the chunk shrinks for very long prompts."""
 
@@ -73,8 +75,9 @@ def plan_request(
 ) -> RequestPlan:
     """Fix scale and length of a request.
 
-    Without `max_new_tokens` the request gets 1024 new tokens and stops at its scale's window: it never takes the largest window by
-    default. When the prompt fits the largest trained window, the open-ended part is cut there rather than served outside training.
+    Without `max_new_tokens` the request gets 1024 new tokens and stops at its scale's window: it never takes the
+    largest window by default. When the prompt fits the largest trained window, the open-ended part is cut there
+    rather than served outside training.
     """
     if prompt_tokens < 1:
         raise ValueError("prompt is empty: give at least one token")
@@ -101,14 +104,15 @@ def plan_request(
         max_new_tokens = min(DEFAULT_NEW_TOKENS, window - prompt_tokens)
         if max_new_tokens < 1:
             raise ValueError(
-                f"scale = {scale:g}: its window of {window} tokens has no room after a prompt of {prompt_tokens} tokens; "
+                f"scale = {scale:g}: its window of {window} tokens has no room after a prompt of {prompt_tokens}; "
                 "raise scale, leave it out, or give max_new_tokens"
             )
     return RequestPlan(scale, window, max_new_tokens, tuple(notes))
 
 
 def prefill_chunk_tokens(model: Any, num_tokens: int, requested: int | None = None) -> int:
-    """Tokens in one forward pass over a prompt of `num_tokens`, such that no T × T mask and no T × V logits are ever held."""
+    """Tokens in one forward pass over a prompt of `num_tokens`, such that no T × T mask and no T × V logits are ever
+    held."""
     if requested is not None:
         return min(requested, num_tokens)
     config = model.config.get_text_config()
@@ -122,9 +126,10 @@ def prefill_chunk_tokens(model: Any, num_tokens: int, requested: int | None = No
 def hidden_chunks(model: Any, input_ids: torch.Tensor, chunk_tokens: int | None = None) -> Iterator[torch.Tensor]:
     """Last hidden states of `input_ids` (B, T), in order, as pieces (B, C, H) that together hold T positions.
 
-    One pass from scratch when T fits a chunk; otherwise pass after pass over a key-value cache, which attends to the same tokens.
+    One pass from scratch when T fits a chunk; otherwise pass after pass over a key-value cache, which attends to the
+    same tokens.
     """
-    body = unwrap(model).base_model
+    body: Any = unwrap(model).base_model
     length = input_ids.shape[1]
     chunk = prefill_chunk_tokens(model, length, chunk_tokens)
     if chunk == length:
@@ -140,7 +145,8 @@ def hidden_chunks(model: Any, input_ids: torch.Tensor, chunk_tokens: int | None 
 def sample_token(
     logits: torch.Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Next token () from logits (V,): greedy at temperature 0, else the smallest set of tokens whose probability reaches `top_p`."""
+    """Next token () from logits (V,): greedy at temperature 0, else the smallest set of tokens whose probability
+    reaches `top_p`."""
     if temperature == 0:
         return logits.argmax()
     probabilities, tokens = torch.softmax(logits.float() / temperature, dim=-1).sort(descending=True, stable=True)
@@ -152,8 +158,9 @@ def sample_token(
 class Engine:
     """Generates from one model, one request at a time, each at its own scale.
 
-    `max_scale` is the largest scale that training drew (None: what the model's extension knows from its checkpoint; 1 for a model
-    that was never trained): larger ones are served with a `ScaleWarning`. A model that is not wrapped yet is, with `yarn`.
+    `max_scale` is the largest scale that training drew (None: what the model's extension knows from its checkpoint; 1
+    for a model that was never trained): larger ones are served with a `ScaleWarning`. A model that is not wrapped yet
+    is, with `yarn`.
     """
 
     def __init__(
@@ -226,7 +233,8 @@ class Engine:
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> Completion:
-        """Complete `prompt` (text, or token ids taken as they are) until end of text, a stop string or the length limit."""
+        """Complete `prompt` (text, or token ids taken as they are) until end of text, a stop string or the length
+        limit."""
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature = {temperature}: use 0 (greedy) or more")
         if not 0 < top_p <= 1:
@@ -240,14 +248,27 @@ class Engine:
         plan = self.plan(len(prompt_ids), max_new_tokens=max_new_tokens, scale=scale)
         for message in plan.warnings:
             warnings.warn(message, ScaleWarning, stacklevel=2)
+        return self.complete(prompt_ids, plan, stops=stops, temperature=temperature, top_p=top_p, seed=seed)
 
+    def complete(
+        self,
+        prompt_ids: Sequence[int],
+        plan: RequestPlan,
+        *,
+        stops: tuple[str, ...] = (),
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Completion:
+        """Run a request as planned. `generate` checks and plans; measurements that set the scale on purpose call
+        this."""
         device = self.model.device
         generator = torch.Generator(device).manual_seed(seed) if temperature > 0 else None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
         with self.at_scale(plan.scale):
-            tokens, text, reason = self._decode(prompt_ids, plan, stops, temperature, top_p, generator)
+            tokens, text, reason = self._decode(list(prompt_ids), plan, stops, temperature, top_p, generator)
         return Completion(
             token_ids=tokens,
             text=text,

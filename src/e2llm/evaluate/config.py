@@ -18,7 +18,8 @@ class EvaluateConfig:
     corpora: Mapping[str, str] = field(default_factory=dict)
     """Label (mathematics, novels, …) -> file or folder of text; the labels stay apart in the results."""
     windows: tuple[int, ...] = (4096, 8192)
-    """Windows in tokens, each a divisor of the largest and a multiple of the smallest: the same tokens are scored at each."""
+    """Windows in tokens, each a divisor of the largest and a multiple of the smallest: the same tokens are scored at
+    each."""
     scales: tuple[float, ...] = ()
     """Scales measured at every window (a full grid); empty: one per window, max(1, window / native window)."""
     method: str | None = None
@@ -73,12 +74,15 @@ def check_windows(windows: tuple[int, ...]) -> None:
     for window in windows:
         if max(windows) % window or window % min(windows):
             raise ValueError(
-                f"windows = {list(windows)}: {window} is not a multiple of the smallest ({min(windows)}) and a divisor of the "
-                f"largest ({max(windows)}), so the same tokens cannot be scored at each; use for example powers of two"
+                f"windows = {list(windows)}: {window} is not a multiple of the smallest ({min(windows)}) and a "
+                f"divisor of the largest ({max(windows)}), so the same tokens cannot be scored at each; "
+                "use for example powers of two"
             )
 
 
 def check_scales(scales: tuple[float, ...]) -> None:
     """Raise unless every scale is a finite number of at least 1, given once."""
     if any(not math.isfinite(scale) or scale < 1 for scale in scales) or len(set(scales)) != len(scales):
-        raise ValueError(f"scales = {list(scales)}: use numbers of at least 1, each once; empty means window / native window")
+        raise ValueError(
+            f"scales = {list(scales)}: use numbers of at least 1, each once; empty means window / native window"
+        )

@@ -42,10 +42,10 @@ def load_documents(
     keep: Callable[[str], bool] = lambda name: True,
     suffixes: Sequence[str] = SUFFIXES,
 ) -> list[Document]:
-    """Documents under `path` (a file, or a folder searched to its leaves) that have at least `num_tokens` tokens, cut to those.
+    """Documents under `path` (a file, or a folder and its folders) of at least `num_tokens` tokens, cut to those.
 
-    Sorted by name; `keep` sees the name of each. With `max_documents` the first so many that are long enough.
-    Raises ValueError when the path holds no text, a file is no UTF-8, or no document is long enough (naming the longest).
+    Sorted by name; `keep` sees the name of each. With `max_documents` the first so many that are long enough. Raises
+    ValueError when the path holds no text, a file is no UTF-8, or no document is long enough (naming the longest).
     """
     root = Path(path)
     found: list[Document] = []

@@ -1,15 +1,17 @@
 """From hidden states to the loss of each token, without ever holding logits for all tokens.
 
-A causal LM is a body, an output layer and, in some families, one more step (Gemma caps the logits, Granite divides them, Cohere
-multiplies them). The steps known here are tried on a short sequence, and the one that gives the model's own logits is used; when
-none does, the model's own forward is used with a warning, at the cost of logits for every token.
-B = windows in a batch, T = tokens, C = tokens in a piece, H = hidden size, V = vocabulary.
+A causal LM is a body, an output layer and, in some families, one more step (Gemma caps the logits, Granite divides
+them, Cohere multiplies them). The steps known here are tried on a short sequence, and the one that gives the model's
+own logits is used; when none does, the model's own forward is used with a warning, at the cost of logits for every
+token. B = windows in a batch, T = tokens, C = tokens in a piece, H = hidden size, V = vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,23 +32,39 @@ class FullLogitsWarning(UserWarning):
 
 
 def _candidates(model: Any) -> Iterator[Head]:
-    """Output layer followed by each step that the config suggests."""
+    """The output layer alone and followed by each step that the config suggests."""
     project = model.get_output_embeddings()
     config = model.config.get_text_config()
-
-    def settings(*names: str) -> list[float]:
-        values = [getattr(config, name, None) for name in names]
-        return [float(value) for value in values if value]
-
     yield project
-    for cap in settings("final_logit_softcapping"):  # Gemma 2 and later, nanochat
-        yield lambda hidden, cap=cap: cap * torch.tanh(project(hidden) / cap)
-    for ratio in settings("logits_scaling"):  # Granite divides, HyperCLOVA X multiplies, MiniCPM3 divides the hidden states
-        yield lambda hidden, ratio=ratio: project(hidden) / ratio
-        yield lambda hidden, ratio=ratio: project(hidden) * ratio
-        yield lambda hidden, ratio=ratio: project(hidden / ratio)
-    for ratio in settings("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
-        yield lambda hidden, ratio=ratio: project(hidden) * ratio
+    for setting, steps in _STEPS.items():
+        value = getattr(config, setting, None)
+        if value:
+            yield from (partial(step, project, float(value)) for step in steps)
+
+
+def _capped(project: Head, cap: float, hidden: torch.Tensor) -> torch.Tensor:
+    return cap * torch.tanh(project(hidden) / cap)
+
+
+def _divided(project: Head, ratio: float, hidden: torch.Tensor) -> torch.Tensor:
+    return project(hidden) / ratio
+
+
+def _multiplied(project: Head, ratio: float, hidden: torch.Tensor) -> torch.Tensor:
+    return project(hidden) * ratio
+
+
+def _divided_before(project: Head, ratio: float, hidden: torch.Tensor) -> torch.Tensor:
+    return project(hidden / ratio)
+
+
+_STEPS = {
+    "final_logit_softcapping": (_capped,),  # Gemma 2 and later, nanochat
+    "logits_scaling": (_divided, _multiplied, _divided_before),  # Granite; HyperCLOVA X; MiniCPM3
+    "logit_scale": (_multiplied,),  # Cohere
+    "lm_head_multiplier": (_multiplied,),  # Falcon-H1
+}
+"""Setting of a model's config -> what its families do with it."""
 
 
 class TokenScorer:
@@ -54,6 +72,7 @@ class TokenScorer:
 
     def __init__(self, engine: Engine) -> None:
         self.model = engine.model
+        self.chunk_tokens = engine.chunk_tokens
         with engine.at_scale(1.0):  # without dropout
             self.head = find_head(engine.model)
 
@@ -70,7 +89,7 @@ class TokenScorer:
             return _nats(logits.flatten(0, 1), input_ids[:, first:].flatten()).view(len(input_ids), -1)
         pieces: list[torch.Tensor] = []
         start = 0
-        for hidden in hidden_chunks(self.model, input_ids):
+        for hidden in hidden_chunks(self.model, input_ids, self.chunk_tokens):
             # hidden position p predicts token p + 1; positions first-1 … T-2 are wanted
             low, high = max(first - 1 - start, 0), min(length - 1 - start, hidden.shape[1])
             if low < high:
@@ -89,15 +108,19 @@ def find_head(model: Any) -> Head | None:
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     # One rounding of the model's own type apart at most: some models cast before and some after the output layer.
     tolerance = 4 * torch.finfo(hidden.dtype).eps * max(1.0, float(expected.abs().max()))
-    if model.get_output_embeddings() is not None:
-        for head in _candidates(model):
-            logits = head(hidden).float()
-            if logits.shape == expected.shape and float((logits - expected).abs().max()) <= tolerance:
-                return head
+    best: tuple[float, Head | None] = (math.inf, None)
+    for head in _candidates(model):
+        logits = head(hidden).float()
+        if logits.shape == expected.shape:
+            error = float((logits - expected).abs().max())
+            best = min(best, (error, head), key=lambda found: found[0])
+    if best[0] <= tolerance:
+        return best[1]
     vocabulary = expected.shape[-1]
+    mebibytes = vocabulary * 6 / 2**20  # the model's own type and a float32 copy
     warnings.warn(
-        f"{model.config.model_type}: the step from hidden states to logits is not a known one, so logits of all tokens are held: "
-        f"{vocabulary * 6 / 2**20:.2f} MiB per token of the window ({vocabulary * 6 * 32768 / 2**30:.0f} GiB at 32768)",
+        f"{model.config.model_type}: the step from hidden states to logits is not a known one, so logits of all tokens "
+        f"are held: {mebibytes:.2f} MiB per token of the window ({mebibytes * 32:.0f} GiB at 32768)",
         FullLogitsWarning,
         stacklevel=2,
     )

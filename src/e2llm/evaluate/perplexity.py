@@ -1,10 +1,11 @@
 """Perplexity of long documents at a window and a scale: summed nats over summed tokens, never a mean of means.
 
-Both protocols score the same tokens at every window, so that rows differ by the context alone.
-whole: the document's first max(windows) tokens are cut into windows, each read from scratch in one pass. A token is scored when its
-index is no multiple of the smallest window: every scored token has a token before it in the cuts of every window.
-sliding (E²-LLM Table 3): windows that end every `stride` tokens; each scores its last `stride` tokens with the full context to its
-left, exactly, by a pass of its own (keys kept from an earlier window would have seen tokens that have left this one).
+Both protocols score the same tokens at every window, so that rows differ by the context alone. whole: the document's
+first max(windows) tokens are cut into windows, each read from scratch in one pass. A token is scored when its index
+is no multiple of the smallest window: every scored token has a token before it in the cuts of every window. sliding
+(E²-LLM Table 3): windows that end every `stride` tokens; each scores its last `stride` tokens with the full context
+to its left, exactly, by a pass of its own (keys kept from an earlier window would have seen tokens that have left
+this one).
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def whole_windows(
 ) -> list[DocumentLoss]:
     """Loss of each document's first max(windows) tokens, read in windows of `window` at `scale`.
 
-    `windows` are all windows of the comparison (they fix which tokens are scored); `first_token` replaces the first token of every
-    window (a begin-of-text token that the model expects; that token is never scored). `progress` is told tokens read.
+    `windows` are all windows of the comparison (they fix which tokens are scored); `first_token` replaces the first
+    token of every window (a begin-of-text token that the model expects; that token is never scored). `progress` is
+    told tokens read.
     """
     length, smallest = max(windows), min(windows)
     _need_tokens(documents, length)
@@ -92,17 +94,18 @@ def sliding_windows(
     tokens_per_forward: int | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[DocumentLoss]:
-    """Loss of each document's first max(windows) tokens by a sliding window; the last max_strides · stride tokens when limited.
+    """Loss of each document's first max(windows) tokens by a sliding window; of the last max_strides · stride only
+    when that is given.
 
-    A token sees at least window - stride and at most window - 1 tokens before it, fewer only where the document begins.
+    A token sees at least window - stride and at most window - 1 tokens before it, fewer only where the document
+    begins.
     """
     length = max(windows)
     _need_tokens(documents, length)
     if not 1 <= stride < min(windows):
         raise ValueError(f"stride = {stride}: use at least 1 and less than the smallest window ({min(windows)})")
     scorer = scorer or TokenScorer(engine)
-    from_token = 1 if max_strides is None else max(1, length - max_strides * stride)
-    steps = _steps(length, window, stride, from_token)
+    steps = sliding_steps(window, max(windows), stride, max_strides)
     groups = _groups(steps, max(1, _budget(engine, tokens_per_forward) // window))
     sums: list[torch.Tensor] = []
     with engine.at_scale(scale):
@@ -113,7 +116,7 @@ def sliding_windows(
                 total += scorer.nats(ids, first=group[0].first).sum(dtype=torch.float64)
                 progress(ids.numel())
             sums.append(total)
-    return _losses(documents, sums, tokens=length - from_token, passes=len(steps))
+    return _losses(documents, sums, tokens=sum(s.end - s.start - s.first for s in steps), passes=len(steps))
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,13 @@ class _Step:
     first: int
 
 
-def _steps(length: int, window: int, stride: int, from_token: int) -> list[_Step]:
-    """Windows that together score tokens from_token…length-1, each once, last window first.
+def sliding_steps(window: int, length: int, stride: int, max_strides: int | None) -> list[_Step]:
+    """Windows that together score each token of a document (of its end, when limited) once, last window first.
 
-    Counted back from the document's end, so that all windows of a comparison take the same steps; a window that reaches the
-    document's beginning scores everything that is left.
+    Counted back from the document's end, so that all windows of a comparison take the same steps; a window that
+    reaches the document's beginning scores everything that is left.
     """
+    from_token = 1 if max_strides is None else max(1, length - max_strides * stride)
     steps: list[_Step] = []
     end = length
     while end > from_token:
@@ -172,12 +176,11 @@ def _need_tokens(documents: Sequence[Document], length: int) -> None:
     for document in documents:
         if len(document.tokens) < length:
             raise ValueError(
-                f"document {document.name} has {len(document.tokens)} tokens, the largest window {length}: leave it out or lower windows"
+                f"document {document.name} has {len(document.tokens)} tokens, the largest window {length}: "
+                "leave it out or lower windows"
             )
 
 
-def _losses(
-    documents: Sequence[Document], sums: list[torch.Tensor], *, tokens: int, passes: int
-) -> list[DocumentLoss]:
+def _losses(documents: Sequence[Document], sums: list[torch.Tensor], *, tokens: int, passes: int) -> list[DocumentLoss]:
     nats = torch.stack(sums).tolist()  # the only wait for the device
     return [DocumentLoss(document.name, value, tokens, passes) for document, value in zip(documents, nats, strict=True)]

@@ -1,8 +1,9 @@
 """Pass-key retrieval: five digits stated once at some depth of real text, asked for at its end, answered greedily.
 
-The wording is that of Mohtashami & Jaggi (arXiv 2305.16300, Sect. 4.2) with real text as filler in place of their repeated sentences.
-A prompt is a function of (seed, window, index) and of the documents alone: every model and scale is asked the same.
-Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may take.
+The wording is that of Mohtashami & Jaggi (arXiv 2305.16300, Sect. 4.2) with real text as filler in place of their
+repeated sentences. A prompt is a function of (seed, window, index) and of the documents alone: every model and scale
+is asked the same. Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may
+take.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from e2llm.evaluate.documents import Document
-from e2llm.infer import Engine
+from e2llm.infer import Engine, RequestPlan
 
 INTRODUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -74,7 +75,8 @@ def retrieval(
     for prompt in make_prompts(
         engine.tokenizer, documents, window=window, num_prompts=num_prompts, seed=seed, chat=chat
     ):
-        answer = engine.greedy(prompt.token_ids, num_tokens=prompt.answer_tokens, scale=scale)
+        plan = RequestPlan(scale, window, prompt.answer_tokens)
+        answer = engine.complete(prompt.token_ids, plan).text
         results.append(Retrieved(prompt, scale, answer, is_correct(answer, prompt.expected)))
         progress(window)
     return results

@@ -44,7 +44,8 @@ class Drawing:
         names = {colour: f"var({name})" for name, colour in LIGHT.names().items()}
         body = _svg(self.draw(LIGHT, width), self.name)
         body = re.sub(r"#[0-9a-f]{6}\b", lambda match: names.get(match[0], match[0]), body)
-        body = re.sub(r"font: (\d+ )?([\d.]+px) [^;\"]*", _inherit_font, body)
+        body = re.sub(r"font: (\d+ )?([\d.]+px) [^;\"]*", _inherit_font, body)  # matplotlib below 3.10
+        body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
         return _finish(body, f"{self.name}-{width}", self.title, self.description)
 
     def save(self, path: str | os.PathLike[str], *, width: int = WIDE, dark: bool = False) -> Path:
@@ -122,7 +123,7 @@ def _svg(figure: Figure, salt: str) -> str:
 
 def _inherit_font(match: re.Match[str]) -> str:
     weight = f"font-weight: {match[1].strip()}; " if match[1] else ""
-    return f"{weight}font-size: {match[2]}; font-family: inherit"
+    return f"{weight}font-size: {match[2]}"
 
 
 def _finish(text: str, prefix: str, title: str, description: str) -> str:
@@ -131,7 +132,9 @@ def _finish(text: str, prefix: str, title: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", text)
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     text = re.sub(r"\n\s*", "\n", text)

@@ -85,8 +85,8 @@ def coverage_figure(
     seen = float((distance_scale > 0).mean())
     description = (
         f"Heat map of the share of token pairs by distance (0 to {format_window(distance_edges[-1])} tokens) and scale "
-        f"({format_scale(float(scale_edges[0]))} to {format_scale(float(scale_edges[-1]))}); {seen:.0%} of its cells are seen. "
-        "The dashed line is scale times native window, the longest distance at inference."
+        f"({format_scale(float(scale_edges[0]))} to {format_scale(float(scale_edges[-1]))}); {seen:.0%} of its cells "
+        "are seen. The dashed line is scale times native window, the longest distance at inference."
     )
     return Drawing(slug(name), title, description, draw)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
-from e2llm.report.palette import HEAT_LEVELS, Palette
+from e2llm.report.palette import NUM_STEPS, Palette
 from e2llm.report.series import Section, Series, hero, series_of, serving_row
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def scale_figure(section: Section, series: Series, *, name: str = "scales") -> D
         lines.append(
             _line(f"scale {format_scale(scale)}", points, _ordinal(index, len(scales)), "solid", MARKERS[index % 6])
         )
-    if len(lines) < 2 or max(len(line.x) for line in lines) < 2:
+    if len(lines) < 2:
         return None
     title = f"{METRIC_NAMES.get(section.metric, section.metric)} against window at fixed scales, {series.label}"
     return _line_chart(lines, section, name=name, title=title)
@@ -117,15 +117,16 @@ def training_figure(rows: Sequence[dict[str, Any]], *, name: str = "training") -
 
 
 def _ordinal(index: int, count: int) -> tuple[str, int]:
-    """Colour of the index-th of `count` ordered lines: from pale to strong, the palest still visible."""
-    return "heat", round(3 + index * (HEAT_LEVELS - 4) / max(1, count - 1))
+    """Colour of the index-th of `count` lines that a number orders."""
+    return "steps", round(index * (NUM_STEPS - 1) / max(1, count - 1))
 
 
 def grid_rows(section: Section, series: Series) -> list[dict[str, Any]]:
-    """A series' rows over all scales, without those of single depths."""
-    return [
-        row for row in section.rows if series.owns(row) and row.get("scale") is not None and row.get("depth") is None
-    ]
+    """A series' rows over all scales and depths together; none where fewer than two windows have several scales."""
+    rows = [row for row in section.rows if series.owns(row)]
+    rows = [row for row in rows if row.get("scale") is not None and row.get("depth") is None]
+    several = {row["window"] for row in rows if any(o["window"] == row["window"] and o is not row for o in rows)}
+    return rows if len(several) > 1 else []
 
 
 def _line(

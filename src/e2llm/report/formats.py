@@ -55,6 +55,11 @@ def slug(*parts: object) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(str(part) for part in parts).lower()).strip("-") or "x"
 
 
+def sentence_case(text: str) -> str:
+    """The first letter large, all others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def join_words(*parts: str) -> str:
     """The parts that say something, comma-separated."""
     return ", ".join(part for part in parts if part)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from e2llm.report.canvas import new_axes, new_figure, ruled, words
-from e2llm.report.formats import format_count, format_window
+from e2llm.report.formats import format_count, format_number, format_window
 from e2llm.report.palette import Palette
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ MARKERS = "osD^vP"
 _NICE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10)
 _LABEL_GAP = 17  # pixels between two names at the ends of lines
 _MOST_MARKED = 24  # points; a longer line is drawn without markers
+_TALLEST = 8.0  # a log axis ends at this multiple of the lowest value: what runs away must not flatten the rest
 
 
 @dataclass(frozen=True)
@@ -42,31 +44,58 @@ class Line:
 def draw_lines(
     lines: Sequence[Line], palette: Palette, width: int, *, y_name: str, x_name: str, windows: bool = True
 ) -> Figure:
-    """The chart. `windows`: x is a window in tokens, on a log2 axis with each window marked; else x is linear."""
+    """The chart. `windows`: x is a window in tokens, each marked on a log2 axis, and y may be logarithmic."""
     narrow = width < 500
-    left, right = 44, 14 if narrow else 30 + 6.6 * max(len(line.label) for line in lines)
+    cap = _cap(lines) if windows else math.inf
+    names = [_named(line, cap) for line in lines]
+    left, right = 44, 14 if narrow else 36 + max(map(_name_width, names, lines))
     plot_width, plot_height = width - left - right, 230 if narrow else max(300, _LABEL_GAP * (len(lines) + 1))
-    legend = 22 * len(lines) + 10 if narrow else 0
-    figure = new_figure(width, 34 + plot_height + 52 + legend)
+    figure = new_figure(width, 34 + plot_height + 52 + (22 * len(lines) + 10 if narrow else 0))
     axes = ruled(new_axes(figure, palette, left=left, top=34, width=plot_width, height=plot_height), palette)
     for line in sorted(lines, key=lambda item: item.strong):
-        axes.plot(
-            line.x, line.y, color=_colour(palette, line), linestyle=line.dash, linewidth=2.6 if line.strong else 1.7,
-            marker=line.marker if len(line.x) <= _MOST_MARKED else None, markersize=6.5 if line.strong else 5, markeredgecolor=palette.paper, markeredgewidth=1.1,
-            zorder=4 if line.strong else 3, clip_on=False,
-        )  # fmt: skip
+        leaves = max(line.y) > cap
+        axes.plot(line.x, line.y, **_look(line, palette), zorder=4 if line.strong else 3, clip_on=leaves)
     if windows:
         _window_axis(axes, sorted({x for line in lines for x in line.x}))
     else:
         _count_axis(axes, max(max(line.x) for line in lines), most=4 if narrow else 7)
-    logarithmic = _value_axis(axes, [y for line in lines for y in line.y])
+    logarithmic = _value_axis(axes, [min(y, cap) for line in lines for y in line.y], may_be_log=windows)
     words(figure, 0, 10, y_name + (", log scale" if logarithmic else ""), palette.muted)
     words(figure, left + plot_width / 2, 34 + plot_height + 38, x_name, palette.muted, ha="center")
     if narrow:
-        _legend(figure, lines, palette, top=34 + plot_height + 66)
+        for index, (line, name) in enumerate(zip(lines, names, strict=True)):
+            y = 34 + plot_height + 66 + 22 * index
+            _stroke(figure, [(4, y), (18, y), (32, y)], **_look(line, palette), markevery=[1])
+            _name(figure, 42, y, name, line, palette)
     else:
-        _end_labels(figure, axes, lines, palette, x=left + plot_width + 24, top=34, height=plot_height)
+        places = [axes.transData.transform(_end(line, cap)) for line in lines]
+        _end_labels(figure, places, names, lines, palette, left=left + plot_width + 30, span=(34, 34 + plot_height))
     return figure
+
+
+def _cap(lines: Sequence[Line]) -> float:
+    """The highest value that is drawn: what runs far away leaves the chart, and its name says how far."""
+    low, high = min(min(line.y) for line in lines), max(max(line.y) for line in lines)
+    return low * _TALLEST if low > 0 and high > 1.5 * low * _TALLEST else math.inf
+
+
+def _named(line: Line, cap: float) -> str:
+    return f"{line.label} ↑ {format_number(max(line.y))}" if max(line.y) > cap else line.label
+
+
+def _name_width(name: str, line: Line) -> float:
+    return len(name) * (7.7 if line.strong else 6.9)  # pixels, in the widest of the fonts it may be shown in
+
+
+def _end(line: Line, cap: float) -> tuple[float, float]:
+    """The last point, or where the line leaves the chart for good."""
+    if line.y[-1] <= cap:
+        return line.x[-1], line.y[-1]
+    for (x0, y0), (x1, y1) in reversed(list(pairwise(zip(line.x, line.y, strict=True)))):
+        if y0 <= cap:
+            share = math.log(cap / y0) / math.log(y1 / y0)
+            return x0 * (x1 / x0) ** share, cap
+    return line.x[-1], cap
 
 
 def _colour(palette: Palette, line: Line) -> str:
@@ -90,10 +119,10 @@ def _count_axis(axes: Axes, last: float, *, most: int) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: format_count(round(value)))
 
 
-def _value_axis(axes: Axes, values: Sequence[float]) -> bool:
-    """Logarithmic if the values differ by more than half, else linear around them; True if logarithmic."""
+def _value_axis(axes: Axes, values: Sequence[float], *, may_be_log: bool) -> bool:
+    """Logarithmic if it may be and values differ by more than half, else linear around them; True if logarithmic."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > 1.5:
+    if may_be_log and low > 0 and high / low > 1.5:
         axes.set_yscale("log")
         axes.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
         ticks = _log_ticks(*axes.get_ylim())
@@ -120,7 +149,7 @@ def _log_ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places near `wanted`, at least `gap` apart and within low … high as far as there is room, in the same order of height.
+    """Places near `wanted`, at least `gap` apart, in the same order and within low … high as far as there is room.
 
     Neighbours that would overlap are put side by side around their common middle, so no name drifts from its line.
     """
@@ -147,61 +176,48 @@ def _top(cluster: tuple[float, list[int]], gap: float) -> float:
 
 
 def _end_labels(
-    figure: Figure, axes: Axes, lines: Sequence[Line], palette: Palette, *, x: float, top: float, height: float
+    figure: Figure,
+    ends: Sequence[Any],
+    names: Sequence[str],
+    lines: Sequence[Line],
+    palette: Palette,
+    *,
+    left: float,
+    span: tuple[float, float],
 ) -> None:
-    """Each line's name right of the plot at the height of its last point, with a thin leader where they part."""
-    total_width, total_height = figure.get_size_inches() * 72
-    ends = [axes.transData.transform((line.x[-1], line.y[-1])) for line in lines]
-    places = spread([total_height - end[1] for end in ends], _LABEL_GAP, top, top + height)
-    for line, (end_x, end_y), y in zip(lines, ends, places, strict=True):
-        colour = _colour(palette, line)
-        from matplotlib.lines import Line2D
-
-        path = [(end_x + 6, end_y), (x - 12, total_height - y), (x - 4, total_height - y)]
-        figure.add_artist(
-            Line2D(
-                [p[0] / total_width for p in path],
-                [p[1] / total_height for p in path],
-                color=colour,
-                linewidth=0.8,
-                alpha=0.55,
-            )
-        )
-        words(
-            figure,
-            x,
-            y,
-            line.label,
-            palette.ink if line.strong else palette.muted,
-            weight="bold" if line.strong else "normal",
-        )
+    """Each line's name right of the plot at the height of its end, with a thin leader between."""
+    total_height = figure.get_size_inches()[1] * 72
+    places = spread([total_height - end_y for _, end_y in ends], _LABEL_GAP, *span)
+    for line, name, (end_x, end_y), y in zip(lines, names, ends, places, strict=True):
+        if end_x < left - 60:  # it ends early: a sample of the line says more than a leader across the others
+            _stroke(figure, [(left - 27, y), (left - 6, y)], **_look(line, palette), markevery=[])
+        else:
+            path = [(end_x + 6, total_height - end_y), (left - 14, total_height - end_y), (left - 4, y)]
+            _stroke(figure, path, color=_colour(palette, line), linewidth=0.8, alpha=0.55)
+        _name(figure, left, y, name, line, palette)
 
 
-def _legend(figure: Figure, lines: Sequence[Line], palette: Palette, *, top: float) -> None:
+def _look(line: Line, palette: Palette) -> dict[str, Any]:
+    """matplotlib's settings of a line, the same in the plot and in the legend."""
+    return {
+        "color": _colour(palette, line),
+        "linestyle": line.dash,
+        "linewidth": 2.6 if line.strong else 1.7,
+        "marker": line.marker if len(line.x) <= _MOST_MARKED else None,
+        "markersize": 6.5 if line.strong else 5.5,
+        "markeredgecolor": palette.paper,
+        "markeredgewidth": 1.1,
+    }
+
+
+def _stroke(figure: Figure, path: Sequence[tuple[float, float]], **look: Any) -> None:
+    """A line through points counted in pixels from the figure's left top corner."""
     from matplotlib.lines import Line2D
 
     width, height = figure.get_size_inches() * 72
-    for index, line in enumerate(lines):
-        y = top + 22 * index
-        figure.add_artist(
-            Line2D(
-                [4 / width, 18 / width, 32 / width],
-                [1 - y / height] * 3,
-                color=_colour(palette, line),
-                linestyle=line.dash,
-                linewidth=2.4 if line.strong else 1.7,
-                marker=line.marker,
-                markevery=[1],
-                markersize=5.5,
-                markeredgecolor=palette.paper,
-                markeredgewidth=1,
-            )  # fmt: skip
-        )
-        words(
-            figure,
-            42,
-            y,
-            line.label,
-            palette.ink if line.strong else palette.muted,
-            weight="bold" if line.strong else "normal",
-        )
+    figure.add_artist(Line2D([x / width for x, _ in path], [1 - y / height for _, y in path], **look))
+
+
+def _name(figure: Figure, x: float, y: float, name: str, line: Line, palette: Palette) -> None:
+    colour, weight = (palette.ink, "bold") if line.strong else (palette.muted, "normal")
+    words(figure, x, y, name, colour, weight=weight)

@@ -10,11 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEAT_LEVELS = 12
+NUM_STEPS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
-    """Hex colours, all different from each other: figures are recoloured by replacing one hex with one CSS name."""
+    """Hex colours, all different from each other: figures are recoloured by replacing one hex with one CSS name.
+
+    `hues` tell kinds apart, `greys` the baselines; `heat` goes from nothing to much, `steps` orders lines by a number.
+    """
 
     paper: str
     panel: str
@@ -25,6 +29,7 @@ class Palette:
     hues: tuple[str, ...]
     greys: tuple[str, ...]
     heat: tuple[str, ...]
+    steps: tuple[str, ...]
 
     def names(self) -> dict[str, str]:
         """CSS custom property -> hex colour."""
@@ -32,7 +37,7 @@ class Palette:
             f"--{name.replace('_', '-')}": getattr(self, name)
             for name in ("paper", "panel", "ink", "muted", "rule", "on_heat")
         }
-        for group in ("hues", "greys", "heat"):
+        for group in ("hues", "greys", "heat", "steps"):
             named |= {f"--{group}-{index}": colour for index, colour in enumerate(getattr(self, group))}
         return named
 
@@ -48,12 +53,12 @@ class Palette:
         return self.ink if level < 6 else self.on_heat
 
 
-def _ramp(*stops: str) -> tuple[str, ...]:
-    """HEAT_LEVELS colours through the stops, evenly spaced, straight in sRGB."""
+def _ramp(count: int, *stops: str) -> tuple[str, ...]:
+    """`count` colours through the stops, evenly spaced, straight in sRGB."""
     points = [tuple(int(stop[i : i + 2], 16) for i in (1, 3, 5)) for stop in stops]
     colours = []
-    for level in range(HEAT_LEVELS):
-        place = level / (HEAT_LEVELS - 1) * (len(points) - 1)
+    for level in range(count):
+        place = level / (count - 1) * (len(points) - 1)
         index = min(int(place), len(points) - 2)
         mix = (a + (b - a) * (place - index) for a, b in zip(points[index], points[index + 1], strict=True))
         colours.append("#" + "".join(f"{round(channel):02x}" for channel in mix))
@@ -69,7 +74,8 @@ LIGHT = Palette(
     on_heat="#fffffe",
     hues=("#1f5fc4", "#c4541a", "#14806a", "#a0408c", "#8a6d00", "#4b4fa8"),
     greys=("#55585f", "#73767d", "#83868d", "#8e9198", "#8a8d95"),
-    heat=_ramp("#edf2f8", "#9fc0e6", "#3f78bf", "#0f2f63"),
+    heat=_ramp(HEAT_LEVELS, "#edf2f8", "#9fc0e6", "#3f78bf", "#0f2f63"),
+    steps=_ramp(NUM_STEPS, "#2f9a94", "#2a6fc0", "#1b2c70"),
 )
 
 DARK = Palette(
@@ -81,5 +87,6 @@ DARK = Palette(
     on_heat="#0b0f16",
     hues=("#78aeff", "#f4955c", "#4cc7a6", "#dd8fcd", "#d9b64a", "#a9a7f5"),
     greys=("#b9bcc3", "#9da0a8", "#8b8e96", "#7d8089", "#868992"),
-    heat=_ramp("#1d2633", "#2b4a78", "#5f9bea", "#d3e6ff"),
+    heat=_ramp(HEAT_LEVELS, "#1d2633", "#2b4a78", "#5f9bea", "#d3e6ff"),
+    steps=_ramp(NUM_STEPS, "#4d7bd0", "#5cb8d6", "#d9fae6"),
 )

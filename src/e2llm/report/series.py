@@ -52,7 +52,7 @@ class Series:
 
     @property
     def label(self) -> str:
-        return join_words(self.checkpoint, self.method, self.extra)
+        return " · ".join(part for part in (self.checkpoint, self.method, self.extra) if part)
 
     @property
     def is_base(self) -> bool:

@@ -62,13 +62,13 @@ class Table:
             foot = f'<tfoot><tr><th scope="row">{html.escape(self.foot[0])}</th>{counts}</tr></tfoot>'
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.caption)}">'
-            f'<table class="{kind}"><caption>{html.escape(self.caption)}</caption>'
+            f'<table class="{kind}"><caption class="sr">{html.escape(self.caption)}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>{foot}</table></div>"
         )
 
 
 def perplexity_table(records: Sequence[Record], **labels: Any) -> str:
-    """Markdown: one row a (checkpoint, method), one column a window. `labels`: corpus=…, protocol=… choose the section."""
+    """Markdown: one row a (checkpoint, method), one column a window. `labels` (corpus=…, …) choose the section."""
     return _only(records, "perplexity", labels, window_table)
 
 
@@ -96,7 +96,7 @@ def window_table(section: Section) -> Table:
     counts = [_count_range([one.points[window]["n"] for one in series if window in one.points]) for window in windows]
     return Table(
         caption=section.title,
-        head=["checkpoint, method", *map(format_window, windows)],
+        head=["checkpoint · method", *map(format_window, windows)],
         body=body,
         foot=(_UNITS.get(section.metric, "n"), counts),
         strong=frozenset(index for index, one in enumerate(series) if one is main),
@@ -104,11 +104,11 @@ def window_table(section: Section) -> Table:
 
 
 def scale_table(section: Section, series: Series) -> Table | None:
-    """Window × scale of one series, shaded by what a scale costs over the best one at that window; None below 2 × 2."""
+    """Window × scale of one series, shaded by what a scale costs over the best at its window; None without a grid."""
     rows = grid_rows(section, series)
-    windows, scales = sorted({row["window"] for row in rows}), sorted({row["scale"] for row in rows})
-    if len(windows) < 2 or len(scales) < 2 or len(rows) < 4:
+    if not rows:
         return None
+    windows, scales = sorted({row["window"] for row in rows}), sorted({row["scale"] for row in rows})
     at = {(row["scale"], row["window"]): row for row in rows}
     columns = {window: [row for row in rows if row["window"] == window] for window in windows}
     best = {window: _best(section.metric, column) for window, column in columns.items()}
@@ -194,4 +194,4 @@ def _html_cell(cell: Cell | None) -> str:
     text = html.escape(cell.text)
     text = f"<strong>{text}</strong>" if cell.best else text
     title = f' title="{html.escape(cell.note)}"' if cell.note else ""
-    return f"<td{f' class="{kinds}"' if kinds else ''}{style}{title}>{text}</td>"
+    return f'<td class="{kinds}"{style}{title}>{text}</td>'

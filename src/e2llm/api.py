@@ -1,0 +1,137 @@
+"""The five-line use from Python: extend a model you loaded, train it with your own trainer, serve it at any window."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from e2llm.config import Method, to_plain
+from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model, save_model
+from e2llm.positions.choose import DEFAULT_NEW_TOKENS, choose_scale
+from e2llm.positions.placement import Kind, PlacementConfig, PositionSampler
+from e2llm.positions.scales import Distribution, ScalesConfig
+
+
+def extend(
+    model: nn.Module,
+    *,
+    method: Method = "yarn",
+    placement: Kind | PlacementConfig = "jumps",
+    scales: Distribution | ScalesConfig = "uniform_integers",
+    max_scale: float = 20,
+    training_window: int = 4096,
+    native_window: int | None = None,
+    seed: int = 0,
+) -> Extension:
+    """Make a transformers causal LM draw a scale and positions for every row while it is in training mode.
+
+    Works with any trainer: nothing has to pass through its collator. Evaluation mode is untouched until
+    `serve_window`. `training_window` (tokens) is the longest window that will be trained; shorter batches draw for
+    their own length. Row b of the n-th batch is drawn as sample n*B + b of `seed` (per rank under torch.distributed);
+    `Extension.expect` names the samples instead. Returns the handle; `restore(model)` takes everything back.
+    Raises ValueError for models without rotary embeddings and for methods the base cannot compose with.
+    """
+    placement = placement if isinstance(placement, PlacementConfig) else PlacementConfig(kind=placement)
+    if not isinstance(scales, ScalesConfig):
+        scales = ScalesConfig(distribution=scales, max_scale=max_scale)
+    extension = install(model, method=method, native_window=native_window)
+    extension.sampler = PositionSampler(
+        native_window=extension.native_window,
+        training_window=training_window,
+        scales=scales,
+        placement=placement,
+        seed=seed,
+    )
+    extension.max_scale = scales.max_scale
+    return extension
+
+
+def _extension_of(model: nn.Module) -> Extension:
+    extension = get_extension(model)
+    if extension is None:
+        raise ValueError("the model is not extended: call e2llm.extend(model) or load it with e2llm.load(folder)")
+    return extension
+
+
+def restore(model: nn.Module) -> None:
+    """Take the extension off: the model's own rotary module and generate() are back."""
+    _extension_of(model).remove()
+    vars(model).pop("generate", None)
+
+
+def serve_window(model: nn.Module, window: int | Literal["auto"]) -> None:
+    """Set the scale for a window of `window` tokens (prompt and new tokens), or choose it in every generate() call.
+
+    auto: smallest step of the ladder 1, 2, 4, ..., max_scale that holds the longest prompt of the batch and its new
+    tokens (1024 where the call names no limit), fixed for the whole call. Warns where a scale lies outside what
+    training drew. Raises ValueError for a window below 1 or a model that is not extended.
+    """
+    extension = _extension_of(model)
+    vars(model).pop("generate", None)
+    model.eval()
+    if window != "auto":
+        _set_scale_for(extension, window)
+        return
+    original = model.generate
+
+    @functools.wraps(original)  # type: ignore[arg-type]
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        _set_scale_for(extension, _tokens_needed(model, args, kwargs))
+        return original(*args, **kwargs)  # type: ignore[operator]
+
+    object.__setattr__(model, "generate", generate)
+
+
+def _set_scale_for(extension: Extension, num_tokens: int) -> None:
+    choice = choose_scale(num_tokens, extension.native_window, max_scale=extension.max_scale)
+    if choice.warning:
+        warnings.warn(choice.warning, stacklevel=3)
+    extension.set_scale(choice.scale)
+
+
+def _tokens_needed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    prompt = next((kwargs[k] for k in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(k) is not None), None)
+    prompt = args[0] if prompt is None and args else prompt
+    if not isinstance(prompt, torch.Tensor):
+        raise ValueError("generate() was called without input_ids: the scale is chosen from the prompt's length")
+    config = kwargs.get("generation_config") or model.generation_config
+    new_tokens = kwargs.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
+    total = kwargs.get("max_length")
+    if new_tokens is None and total is not None:
+        return max(int(total), prompt.shape[1])
+    if new_tokens is None:  # no limit was named: ours, and not the largest window
+        new_tokens = kwargs["max_new_tokens"] = DEFAULT_NEW_TOKENS
+    return int(prompt.shape[1]) + int(new_tokens)
+
+
+def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: str = "", checkpoint: str = "") -> Path:
+    """Write an extended model as a plain HF folder with e2llm.json beside the weights; whole or not at all."""
+    extension = _extension_of(model)
+    sampler = extension.sampler
+    if sampler is None:
+        raise ValueError("the model was installed without a sampler, so how it was trained is not known: use extend()")
+    info = CheckpointInfo(
+        method=extension.method,
+        native_window=extension.native_window,
+        training_window=sampler.training_window,
+        max_scale=sampler.scales.max_scale,
+        placement=to_plain(sampler.placement),
+        scales=to_plain(sampler.scales),
+        base_model=base_model or str(getattr(model.config, "_name_or_path", "")).rsplit("/", 1)[-1],
+        checkpoint=checkpoint,
+        seed=sampler.seed,
+        versions={name: importlib.metadata.version(name) for name in ("e2llm", "torch", "transformers")},
+    )
+    return save_model(model, tokenizer, folder, info)
+
+
+def load(folder: str, **arguments: Any) -> tuple[nn.Module, Any]:
+    """(model, tokenizer) of a saved folder, its extension installed from e2llm.json. Arguments as `hf.load_model`'s."""
+    model, tokenizer, _ = load_model(folder, **arguments)
+    return model, tokenizer

@@ -1,0 +1,280 @@
+"""`e2llm`: argv -> config -> one stage -> exit code.
+
+A stage and what it needs (torch, transformers) are imported inside its command, so that --help answers at once.
+A ValueError is the user's to mend: one line, exit 2; --traceback shows where it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from e2llm.version import __version__
+
+
+def _windows(text: str) -> int:
+    """4096, 4k, 128k -> tokens."""
+    lowered = text.strip().lower()
+    number, unit = (lowered[:-1], 1024) if lowered.endswith("k") else (lowered, 1)
+    try:
+        return int(number) * unit
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write tokens as 4096 or 4k") from error
+
+
+def _pair(text: str) -> tuple[str, str]:
+    label, equals, path = text.partition("=")
+    if not equals or not label or not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: write label=path, e.g. novels=books/")
+    return label, path
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from e2llm.config import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    if arguments.model:
+        recipe = load_recipe(arguments.recipe, [*arguments.set, f'model.name="{arguments.model}"'])
+    from e2llm.train import train
+
+    result = train(recipe, resume=arguments.resume)
+    if result.model_folder is None:
+        return 143
+    print(result.model_folder)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from e2llm.evaluate.config import EvaluateConfig
+
+    given = {k: v for k, v in vars(arguments).items() if k not in _NOT_CONFIG and v is not None}
+    given["corpora"] = dict(given.pop("corpus", []))
+    for name in ("windows", "scales", "protocols"):
+        if name in given:
+            given[name] = tuple(given[name])
+    config = EvaluateConfig(**given)
+    from e2llm.evaluate.run import run
+
+    record = run(config)
+    _print_record(record)
+    print(config.out)
+    return 0
+
+
+def _print_record(record: object) -> None:
+    from e2llm.report import results_markdown
+
+    print(results_markdown([record]))  # type: ignore[list-item]
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    if (arguments.prompt is None) == (arguments.prompt_file is None):
+        raise ValueError("prompt: give either --prompt TEXT or --prompt-file FILE ('-' for standard input)")
+    if arguments.prompt_file == "-":
+        prompt = sys.stdin.read()
+    elif arguments.prompt_file is not None:
+        path = Path(arguments.prompt_file)
+        if not path.is_file():
+            raise ValueError(f"prompt-file = {arguments.prompt_file!r}: no such file")
+        prompt = path.read_text(encoding="utf-8")
+    else:
+        prompt = arguments.prompt
+    from e2llm.infer import Engine
+
+    engine = Engine.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    completion = engine.generate(
+        prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        scale=arguments.scale,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        stop=tuple(arguments.stop),
+    )
+    print(completion.text)
+    print(
+        f"[{completion.prompt_tokens} prompt + {len(completion.token_ids)} new tokens, scale {completion.scale:g}, "
+        f"window {completion.window}, finished by {completion.finish_reason}, {completion.seconds:.1f} s]",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from e2llm.records import Record, write_atomic
+    from e2llm.report import results_markdown, write_report
+
+    if not arguments.out and not arguments.markdown:
+        raise ValueError("out: name a page with --out page.html, a table with --markdown results.md, or both")
+    if arguments.out:
+        print(write_report(arguments.records, arguments.out))
+    if arguments.markdown:
+        records = [Record.load(path) for path in arguments.records]
+        write_atomic(Path(arguments.markdown), results_markdown(records))
+        print(arguments.markdown)
+    return 0
+
+
+def _coverage(arguments: argparse.Namespace) -> int:
+    from e2llm.config import load_recipe
+    from e2llm.positions.coverage import coverage
+    from e2llm.positions.placement import PositionSampler
+
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    sampler = PositionSampler(
+        native_window=recipe.model.native_window or arguments.native_window,
+        training_window=recipe.data.window,
+        scales=recipe.scales,
+        placement=recipe.placement,
+        seed=recipe.seed,
+    )
+    from e2llm.report import write_coverage
+
+    print(write_coverage(coverage(sampler, num_samples=arguments.samples), recipe.name, Path(arguments.out)))
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from e2llm.config import shipped_recipes
+
+    shipped = shipped_recipes()
+    if arguments.show:
+        if arguments.show not in shipped:
+            raise ValueError(f"recipe = {arguments.show!r}: shipped are {', '.join(shipped)}")
+        print(shipped[arguments.show].read_text(encoding="utf-8"), end="")
+        return 0
+    for name, path in shipped.items():
+        print(f"{name:18} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+    return 0
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    from e2llm.quickstart import quickstart
+
+    quickstart(arguments.model, out=Path(arguments.out), text=arguments.text)
+    return 0
+
+
+_NOT_CONFIG = {"command", "stage", "traceback"}
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="extend a model by a recipe", description=_train_text)
+    train.add_argument("recipe", help="a shipped recipe's name (see `e2llm recipes`) or a TOML file")
+    train.add_argument("--model", help="folder, hub name or .gguf of the base model; the same as --set model.name=…")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.steps=100")
+    train.add_argument("--resume", action="store_true", help="go on from the run's last complete checkpoint")
+    train.set_defaults(stage=_train)
+
+
+_train_text = """Train one set of weights that serves any window. Writes checkpoints, metrics.jsonl, train.json and the
+finished model (a plain Hugging Face folder with e2llm.json beside) into the recipe's output folder. SIGTERM saves a
+checkpoint and exits with 143."""
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="perplexity over windows and scales, pass-key retrieval",
+        description="Measure a checkpoint; writes a Record (JSON). A run that was cut off goes on where it stopped.",
+    )
+    add = parser.add_argument
+    add("model", help="checkpoint folder, hub name or .gguf file")
+    add("--corpus", type=_pair, action="append", default=[], metavar="LABEL=PATH", help="text to measure on; repeatable")
+    add("--windows", type=_windows, nargs="+", metavar="TOKENS", help="e.g. 4k 8k 16k 32k (default: 4k 8k)")
+    add("--scales", type=float, nargs="+", metavar="G", help="a full window × scale grid (default: window / native)")
+    add("--method", choices=["none", "linear", "ntk", "yarn", "longrope"], help="default: the checkpoint's own")
+    add("--protocols", nargs="+", choices=["whole", "sliding", "pass_key"], help="default: whole pass_key")
+    add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
+    add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
+    add("--prompts", type=int, help="pass-key prompts per window (default: 20)")
+    add("--max-documents", type=int, help="documents per corpus (default: all that reach the largest window)")
+    add("--seed", type=int, help="of the pass-key prompts (default: 0)")
+    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
+    add("--device")
+    add("--attn-implementation")
+    add("--checkpoint", help="label of the weights in tables, e.g. recommended")
+    add("--base-model", help="label of the base model in tables")
+    add("--out", help="Record to write (default: evaluation.json)")
+    parser.set_defaults(stage=_evaluate)
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("generate", help="answer a prompt of any length at its own scale")
+    add = parser.add_argument
+    add("model", help="checkpoint folder, hub name or .gguf file")
+    add("--prompt", help="the prompt itself")
+    add("--prompt-file", help="file that holds the prompt; '-' reads standard input")
+    add("--max-new-tokens", type=int, help="default: 1024, and never beyond the scale's window")
+    add("--scale", type=float, help="default: chosen from prompt and new tokens")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--top-p", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--stop", action="append", default=[], help="text that ends the answer; repeatable")
+    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
+    add("--device")
+    parser.set_defaults(stage=_generate)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("report", help="one self-contained page, or tables, from Records")
+    parser.add_argument("records", nargs="+", help="Record files (JSON)")
+    parser.add_argument("--out", help="page to write (HTML)")
+    parser.add_argument("--markdown", help="tables to write (Markdown)")
+    parser.set_defaults(stage=_report)
+
+
+def _add_coverage(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("coverage", help="draw the positions, distances and scales that a recipe's training sees")
+    parser.add_argument("recipe", help="a shipped recipe's name or a TOML file")
+    parser.add_argument("--native-window", type=_windows, default=8192, help="L, where the recipe does not say (8k)")
+    parser.add_argument("--samples", type=int, default=2000, help="draws that are counted (2000)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. scales.max_scale=8")
+    parser.add_argument("--out", default="coverage.png", help="picture to write: .png or .svg (coverage.png)")
+    parser.set_defaults(stage=_coverage)
+
+
+def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one")
+    recipes.add_argument("--show", metavar="NAME", help="print this recipe")
+    recipes.set_defaults(stage=_recipes)
+    quickstart = commands.add_parser("quickstart", help="extend a model 16x on this machine and show that it worked")
+    quickstart.add_argument("--model", default="tiny", choices=["tiny", "smollm2"], help="default: the embedded tiny one")
+    quickstart.add_argument("--text", help="file or folder to train on (default: the Python standard library's sources)")
+    quickstart.add_argument("--out", default="runs/quickstart", help="folder to write (runs/quickstart)")
+    quickstart.set_defaults(stage=_quickstart)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; the CLI reference in docs is made from it."""
+    parser = argparse.ArgumentParser(
+        prog="e2llm",
+        description="Fine-tune a RoPE model once on short windows; serve any window with the right scale.",
+    )
+    parser.add_argument("--version", action="version", version=f"e2llm {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_small, _add_train, _add_evaluate, _add_generate, _add_report, _add_coverage):
+        add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 143 after SIGTERM."""
+    arguments = build_parser().parse_args(argv)
+    stage: Callable[[argparse.Namespace], int] = arguments.stage
+    try:
+        return stage(arguments)
+    except ValueError as error:
+        if arguments.traceback:
+            raise
+        print(f"e2llm {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

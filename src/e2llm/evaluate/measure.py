@@ -1,0 +1,190 @@
+"""Measures one part of an evaluation (corpus × protocol × window × scale) and says what its result depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.documents import Document
+from e2llm.evaluate.logits import TokenScorer
+from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
+from e2llm.evaluate.retrieval import Retrieved, begin_of_text, retrieval, share_by_depth
+from e2llm.infer import Engine
+from e2llm.records import make_row
+from e2llm.version import __version__
+
+Results = dict[str, list[dict[str, Any]]]
+"""`rows` and `examples` of a part."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One combination that is measured and kept as a whole."""
+
+    corpus: str
+    protocol: str
+    window: int
+    scale: float
+
+    def __str__(self) -> str:
+        return f"{self.corpus} {self.protocol} window {self.window} scale {self.scale:g}"
+
+
+class Measurement:
+    """Measures parts: what they share (labels, output step, key of the weights) is found once."""
+
+    def __init__(self, engine: Engine, corpora: Mapping[str, Sequence[Document]], config: EvaluateConfig) -> None:
+        self.engine, self.corpora, self.config = engine, corpora, config
+        self.first_token = None if engine.tokenizer is None else begin_of_text(engine.tokenizer)
+        self.scorer = TokenScorer(engine) if {"whole", "sliding"} & set(config.protocols) else None
+        info = engine.info
+        name = Path(config.model).stem if config.model.endswith(".gguf") else Path(config.model).name
+        self.labels = {
+            "base_model": config.base_model or (Path(info.base_model).name if info else name) or "unnamed",
+            "checkpoint": config.checkpoint or (info.checkpoint if info else "base") or name or "unnamed",
+            "method": engine.extension.method,
+            "native_window": engine.native_window,
+        }
+        shared = [__version__, fingerprint(engine), self.first_token, sorted(config.windows), self.labels]
+        documents = {label: [d.sha256 for d in found] for label, found in corpora.items()}
+        self._shared_key = json.dumps([shared, documents])
+
+    def key(self, part: Part) -> str:
+        """Hash of all that the part's result depends on."""
+        c = self.config
+        settings = {"sliding": (c.stride, c.max_strides), "pass_key": (c.prompts, c.seed, c.chat)}.get(part.protocol)
+        text = json.dumps([self._shared_key, dataclasses.astuple(part), settings])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __call__(self, part: Part, progress: Callable[[int], None]) -> Results:
+        if part.protocol == "pass_key":
+            return self._retrieval(part, progress)
+        return self._perplexity(part, progress)
+
+    def _perplexity(self, part: Part, progress: Callable[[int], None]) -> Results:
+        documents, config = self.corpora[part.corpus], self.config
+        common: dict[str, Any] = {
+            "window": part.window,
+            "scale": part.scale,
+            "windows": config.windows,
+            "scorer": self.scorer,
+            "first_token": self.first_token,
+            "progress": progress,
+        }
+        labels = self.labels | dataclasses.asdict(part) | {"documents": len(documents)}
+        if part.protocol == "whole":
+            losses = whole_windows(self.engine, documents, **common)
+        else:
+            common |= {"stride": config.stride, "max_strides": config.max_strides}
+            losses = sliding_windows(self.engine, documents, **common)
+            labels |= {"stride": config.stride, "strides": losses[0].passes}
+        for loss in losses:
+            if not math.isfinite(loss.nats):
+                raise ValueError(f"{part}: loss of {loss.document} is {loss.nats}; try dtype = bfloat16 or float32")
+        value, tokens = perplexity(losses), sum(loss.tokens for loss in losses)
+        row = make_row("perplexity", value, "ratio", tokens, **labels)
+        return {"rows": [row], "examples": [_loss_example(part, loss) for loss in losses]}
+
+    def _retrieval(self, part: Part, progress: Callable[[int], None]) -> Results:
+        config = self.config
+        results = retrieval(
+            self.engine,
+            self.corpora[part.corpus],
+            window=part.window,
+            scale=part.scale,
+            num_prompts=config.prompts,
+            seed=config.seed,
+            chat=config.chat,
+            progress=progress,
+        )
+        labels = self.labels | {k: v for k, v in dataclasses.asdict(part).items() if k != "protocol"}
+        labels |= {"task": "pass_key", "seed": config.seed}
+        share = sum(result.correct for result in results) / len(results)
+        rows = [make_row("retrieval", share, "share", len(results), **labels)]
+        rows += [
+            make_row("retrieval", value, "share", n, **labels, depth=depth)
+            for depth, (value, n) in share_by_depth(results).items()
+        ]
+        return {"rows": rows, "examples": [_key_example(part, result) for result in results]}
+
+    def described(self) -> dict[str, Any]:
+        """The resolved configuration as it is written down: paths shortened, defaults filled in."""
+        config = dataclasses.asdict(self.config)
+        model = self.engine.model
+        return config | {
+            "model": _portable(self.config.model),
+            "out": _portable(self.config.out),
+            "windows": sorted(self.config.windows),
+            "scales": list(self.config.scales),
+            "protocols": list(self.config.protocols),
+            "method": self.engine.extension.method,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "attn_implementation": getattr(model.config, "_attn_implementation", None),
+            "checkpoint": self.labels["checkpoint"],
+            "base_model": self.labels["base_model"],
+            "native_window": self.engine.native_window,
+            "max_scale": self.engine.max_scale,
+            "first_token": self.first_token,
+            "weights_fingerprint": fingerprint(self.engine),
+            "corpora": {
+                label: {
+                    "path": _portable(self.config.corpora.get(label, "")),
+                    "documents": [{"name": d.name, "tokens": len(d.tokens), "sha256": d.sha256} for d in documents],
+                }
+                for label, documents in self.corpora.items()
+            },
+        }
+
+
+def fingerprint(engine: Engine) -> str:
+    """Short hash of the weights (16 values of each tensor), their type and how they are read; training changes every
+    tensor."""
+    model = engine.model
+    digest = hashlib.sha256()
+    digest.update(f"{engine.extension.method} {engine.native_window} {model.dtype} {model.device.type}".encode())
+    digest.update(str(getattr(model.config, "_attn_implementation", None)).encode())
+    for name, weights in model.named_parameters():
+        flat = weights.detach().flatten()
+        digest.update(
+            name.encode() + flat[:: max(1, flat.numel() // 16)][:16].to("cpu", torch.float32).numpy().tobytes()
+        )
+    return digest.hexdigest()[:16]
+
+
+def _loss_example(part: Part, loss: DocumentLoss) -> dict[str, Any]:
+    found = {"document": loss.document, "nats": loss.nats, "tokens": loss.tokens}
+    return {"metric": "perplexity", **dataclasses.asdict(part), **found}
+
+
+def _key_example(part: Part, result: Retrieved) -> dict[str, Any]:
+    prompt = result.prompt
+    return {
+        "metric": "retrieval",
+        "task": "pass_key",
+        "corpus": part.corpus,
+        "window": part.window,
+        "scale": part.scale,
+        "document": prompt.document,
+        "seed": prompt.seed,
+        "index": prompt.index,
+        "depth": round(prompt.depth, 6),
+        "prompt_tokens": len(prompt.token_ids),
+        "expected": prompt.expected,
+        "answer": result.answer,
+        "correct": result.correct,
+    }
+
+
+def _portable(path: str) -> str:
+    """A path as it may be published: an absolute one keeps its last name only."""
+    return Path(path).name if Path(path).is_absolute() else path

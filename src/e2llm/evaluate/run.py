@@ -1,0 +1,147 @@
+"""One evaluation from configuration to Record: corpus × protocol × window × scale, resumable, with a progress bar.
+
+A finished part (one such combination) is kept in `OUT.partial.jsonl` under a key made of the weights, the text and
+every setting that it depends on; a rerun after a stop computes what is missing. The file goes when the Record is
+written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.documents import Document, load_documents
+from e2llm.evaluate.measure import Measurement, Part
+from e2llm.evaluate.partial import Finished
+from e2llm.evaluate.perplexity import sliding_steps
+from e2llm.evaluate.retrieval import make_prompts
+from e2llm.infer import Engine
+from e2llm.records import Record
+
+
+def run(config: EvaluateConfig, *, progress: bool = True) -> Record:
+    """Load what `config` names, measure, write the Record to `config.out`."""
+    if not config.model:
+        raise ValueError("model = '': name a checkpoint folder, hub name or .gguf file")
+    if not config.corpora:
+        raise ValueError("corpora = {}: give at least one LABEL=PATH")
+    engine = Engine.load(
+        config.model,
+        method=config.method,
+        dtype=config.dtype,
+        device=config.device,
+        attn_implementation=config.attn_implementation,
+    )
+    corpora = {
+        label: load_documents(
+            path, engine.tokenizer, num_tokens=max(config.windows), max_documents=config.max_documents
+        )
+        for label, path in config.corpora.items()
+    }
+    partial = Path(f"{config.out}.partial.jsonl")
+    record = evaluate(engine, corpora, config, partial=partial, progress=progress)
+    record.save(config.out)
+    partial.unlink(missing_ok=True)
+    return record
+
+
+def evaluate(
+    engine: Engine,
+    corpora: Mapping[str, Sequence[Document]],
+    config: EvaluateConfig,
+    *,
+    partial: Path | None = None,
+    progress: bool = False,
+) -> Record:
+    """Measure a loaded model on loaded documents. Of `config`, what names files or loads the model is only reported.
+
+    Documents must reach max(config.windows) tokens. Rows: perplexity (n = tokens scored) and retrieval (n = prompts;
+    over all depths, and by depth). Examples: nats and tokens of every document, every pass-key prompt with its
+    answer.
+    """
+    parts = plan_parts(engine, corpora, config)
+    measure = Measurement(engine, corpora, config)
+    done = Finished(partial)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=Console(stderr=True),
+        disable=not progress,
+    )
+    rows: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    with bar:
+        task = bar.add_task("evaluate", total=sum(_cost(part, corpora, config) for part in parts))
+        for part in parts:
+            bar.update(task, description=str(part))
+            key = measure.key(part)
+            found = done.get(key)
+            if found is None:
+                weight = _cost_per_token(part.window)
+                found = measure(part, functools.partial(_advance, bar, task, weight))
+                done.add(key, dataclasses.asdict(part), found)
+            else:
+                bar.advance(task, _cost(part, corpora, config))
+            rows += found["rows"]
+            examples += found["examples"]
+    return Record(kind="evaluate", config=measure.described(), rows=rows, examples=examples)
+
+
+def _advance(bar: Progress, task: TaskID, weight: float, tokens: int) -> None:
+    bar.advance(task, tokens * weight)
+
+
+def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config: EvaluateConfig) -> list[Part]:
+    """Every combination to measure, checked before the first forward pass: text long enough, prompts that fit."""
+    if not corpora:
+        raise ValueError("corpora = {}: give at least one")
+    method = engine.extension.method
+    if method == "none" and any(scale != 1 for scale in config.scales):
+        raise ValueError(f"scales = {list(config.scales)}: method none has no scale but 1; leave scales out")
+    for label, documents in corpora.items():
+        short = [d.name for d in documents if len(d.tokens) < max(config.windows)]
+        if short or not documents:
+            raise ValueError(
+                f"corpora.{label}: {short or 'no documents'} shorter than the largest window {max(config.windows)}"
+            )
+    if "pass_key" in config.protocols:
+        documents = next(iter(corpora.values()))
+        make_prompts(engine.tokenizer, documents, window=min(config.windows), num_prompts=1, seed=0, chat=config.chat)
+    if "sliding" in config.protocols and config.stride >= min(config.windows):
+        raise ValueError(f"stride = {config.stride}: use less than the smallest window ({min(config.windows)})")
+    return [
+        Part(label, protocol, window, float(scale))
+        for label in corpora
+        for protocol in config.protocols
+        for window in sorted(config.windows)
+        for scale in ((1.0,) if method == "none" else config.scales or (max(1.0, window / engine.native_window),))
+    ]
+
+
+def _cost_per_token(window: int) -> float:
+    """Work a token, relative: attention grows with the window and passes the rest near 16k on a small model."""
+    return 1 + window / 16_384
+
+
+def _cost(part: Part, corpora: Mapping[str, Sequence[Document]], config: EvaluateConfig) -> float:
+    """Work of a part in the unit of `_cost_per_token` times tokens."""
+    documents, length = len(corpora[part.corpus]), max(config.windows)
+    if part.protocol == "pass_key":
+        tokens = config.prompts * part.window
+    elif part.protocol == "whole":
+        tokens = documents * length
+    else:
+        steps = sliding_steps(part.window, length, config.stride, config.max_strides)
+        tokens = documents * sum(step.end - step.start for step in steps)
+    return tokens * _cost_per_token(part.window)

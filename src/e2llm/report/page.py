@@ -1,0 +1,243 @@
+"""One self-contained HTML page from Records: no script, no request, readable in light, dark, print and by ear.
+
+Flows in: Records or their files. Flows out: HTML text or a file. Everything that comes from a Record is escaped.
+A section without rows is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2llm.records import LABELS, Record, labels_of, source_names, write_atomic
+from e2llm.report.canvas import NARROW, Drawing
+from e2llm.report.figures import perplexity_figure, retrieval_figure, scale_figure, training_figure
+from e2llm.report.formats import format_count, format_number, join_words, sentence_case, slug
+from e2llm.report.headline import Headline, headline
+from e2llm.report.series import Row, Section, all_rows, sections, series_of
+from e2llm.report.stylesheet import stylesheet
+from e2llm.report.tables import scale_table, window_table
+
+_MOST_OTHERS = 400  # rows of metrics without a figure; more are counted, not listed
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A section of the page: its anchor, heading and HTML."""
+
+    anchor: str
+    title: str
+    body: str
+
+
+def write_report(record_paths: Sequence[str | os.PathLike[str]], out_path: str | os.PathLike[str]) -> Path:
+    """Load the Records and write the page in one step. ValueError for no path or a file that is no Record."""
+    if not record_paths:
+        raise ValueError("record_paths = []: name at least one Record file")
+    return write_atomic(Path(out_path), render_page([Record.load(path) for path in record_paths]))
+
+
+def render_page(records: Sequence[Record]) -> str:
+    """The page as text."""
+    rows = all_rows(records)
+    top = headline(rows, len(records))
+    builders = (_perplexity, _scales, _retrieval, _training, _others)
+    parts = [part for build in builders for part in [build(rows)] if part.body]
+    parts += [_what_was_run(records), _files(records)]
+    links = "".join(f'<li><a href="#{part.anchor}">{html.escape(part.title)}</a></li>' for part in parts)
+    body = "\n".join(
+        f'<section id="{part.anchor}" aria-labelledby="{part.anchor}-title">'
+        f'<h2 id="{part.anchor}-title">{html.escape(part.title)}</h2>\n{part.body}</section>'
+        for part in parts
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(top.sentence)} · e2llm report</title>\n<style>\n{stylesheet()}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#main">Skip to the results</a>\n{_header(top, rows)}\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main" tabindex="-1">\n{body}\n</main>\n'
+        f"<footer><p>Made by <code>e2llm report</code> from {_count(len(records), 'Record')}, "
+        f"{_count(len(rows), 'row')}. Nothing on this page is loaded from elsewhere.</p></footer>\n</body>\n</html>\n"
+    )
+
+
+def _header(top: Headline, rows: Sequence[Row]) -> str:
+    models = sorted({str(row["base_model"]) for row in rows if row.get("base_model")})
+    tiles = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{_arrows(value)}</dd></div>" for value, what in top.tiles)
+    eyebrow = html.escape(" · ".join(["e2llm report", *models[:3]]))
+    return (
+        f'<header><p class="eyebrow">{eyebrow}</p>\n<h1>{_arrows(top.sentence)}</h1>\n'
+        + (f'<p class="lede">{_arrows(top.detail)}</p>\n' if top.detail else "")
+        + (f'<dl class="tiles">{tiles}</dl>\n' if tiles else "")
+        + "</header>"
+    )
+
+
+def _perplexity(rows: Sequence[Row]) -> _Part:
+    blocks = []
+    for section in sections(rows, "perplexity"):
+        drawing = perplexity_figure(section, name=slug("perplexity", *section.labels.values()))
+        blocks.append(_heading(section) + window_table(section).html() + _figure(drawing))
+    text = (
+        '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
+        "measured at the smallest scale, of those evaluated, that covers its window: the one that a request of that "
+        "length is served with. Best of a column in bold.</p>"
+    )
+    return _Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "")
+
+
+def _scales(rows: Sequence[Row]) -> _Part:
+    blocks = []
+    for section in sections(rows, "perplexity"):
+        for series in series_of(section):
+            table = scale_table(section, series)
+            if table is not None:
+                name = slug("scales", *section.labels.values(), *series.key.values())
+                heading = f"<h3>{html.escape(join_words(series.label, section.title))}</h3>"
+                blocks.append(heading + table.html(kind="heat") + _figure(scale_figure(section, series, name=name)))
+    text = (
+        '<p class="quiet">The same weights at every scale. Shading <span class="key cost"></span> shows what a '
+        "scale costs over the best one for its window, full at twice the perplexity; "
+        '<span class="key served"></span> marks the scale that is served.</p>'
+    )
+    return _Part("scales", "Window by scale", text + "".join(blocks) if blocks else "")
+
+
+def _retrieval(rows: Sequence[Row]) -> _Part:
+    blocks = []
+    for section in sections(rows, "retrieval"):
+        drawing = retrieval_figure(section, name=slug("retrieval", *section.labels.values()))
+        blocks.append(_heading(section) + window_table(section).html() + _figure(drawing))
+    text = '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better.</p>'
+    return _Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "")
+
+
+def _training(rows: Sequence[Row]) -> _Part:
+    runs: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["metric"] == "loss" and row.get("step") is not None:
+            runs.setdefault((str(row.get("checkpoint") or ""), row["source"]), []).append(row)
+    blocks = []
+    for (checkpoint, source), group in runs.items():
+        drawing = training_figure(group, name=slug("training", checkpoint, source))
+        if drawing is not None:
+            blocks.append(f"<h3>{html.escape(checkpoint or source)}</h3>" + _figure(drawing))
+    text = '<p class="quiet">Training draws a new scale for every sample, so its loss is a mean over scales.</p>'
+    return _Part("training", "Training", text + "".join(blocks) if blocks else "")
+
+
+def _others(rows: Sequence[Row]) -> _Part:
+    """Rows that no section above shows, as they are."""
+    others = [row for row in rows if not _is_shown(row)]
+    lines = []
+    for row in others[:_MOST_OTHERS]:
+        labels = labels_of(row)
+        known = [name for name in LABELS if name in labels]
+        names = known + [name for name in labels if name not in LABELS and name != "source"]
+        text = join_words(*(f"{name} {labels[name]}" for name in names if labels[name] is not None))
+        cells = (text, f"{format_number(row['value'])} {row['unit']}", format_count(row["n"]))
+        lines.append([row["metric"], *cells])
+    if not lines:
+        return _Part("others", "", "")
+    rest = len(others) - len(lines)
+    more = f'<p class="quiet">{_count(rest, "more row")} in the files.</p>' if rest else ""
+    return _Part(
+        "others", "Other measurements", _text_table("Other rows", ["metric", "labels", "value", "n"], lines, 2) + more
+    )
+
+
+def _is_shown(row: Row) -> bool:
+    if row["metric"] == "loss":
+        return row.get("step") is not None
+    return row["metric"] in ("perplexity", "retrieval") and row.get("window") is not None
+
+
+def _what_was_run(records: Sequence[Record]) -> _Part:
+    blocks = []
+    for name, record in zip(source_names(records), records, strict=True):
+        env = record.environment
+        device = f"{env.get('gpus', 1)} × {env['gpu']}" if env.get("gpu") else str(env.get("cpu") or "")
+        versions = [f"{package} {env[package]}" for package in ("e2llm", "torch", "transformers") if env.get(package)]
+        line = join_words(f"{record.kind}, {_count(len(record.rows), 'row')}", device, *versions)
+        inner = "<h3>Configuration</h3>" + _facts(record.config) + "<h3>Environment</h3>" + _facts(env)
+        blocks.append(
+            f"<details><summary>{html.escape(name)}</summary>{inner}</details>".replace(
+                "</summary>", f' <span class="quiet">{html.escape(line)}</span></summary>', 1
+            )
+        )
+    return _Part("run", "What was run", "".join(blocks))
+
+
+def _files(records: Sequence[Record]) -> _Part:
+    lines = []
+    for name, record in zip(source_names(records), records, strict=True):
+        file = f"{name}{record.path.suffix}" if record.path else f"{name} (not saved)"
+        digest = hashlib.sha256(record.path.read_bytes()).hexdigest()[:16] if record.path else ""
+        counts = (format_count(len(record.rows)), format_count(len(record.examples)))
+        lines.append([file, record.kind, digest, *counts])
+    table = _text_table("Record files", ["file", "kind", "SHA-256 begins", "rows", "examples"], lines, 3)
+    return _Part("files", "Files", table)
+
+
+def _heading(section: Section) -> str:
+    title = join_words(section.title, section.base_model)
+    return f"<h3>{html.escape(sentence_case(title))}</h3>" if title else ""
+
+
+def _figure(drawing: Drawing | None) -> str:
+    if drawing is None:
+        return ""
+    return (
+        f'<figure><div class="wide">{drawing.svg()}</div><div class="narrow">{drawing.svg(NARROW)}</div>'
+        f"<figcaption>{html.escape(drawing.title)}.</figcaption></figure>"
+    )
+
+
+def _text_table(caption: str, head: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int) -> str:
+    """A plain table; columns from `numbers_from` on are numbers."""
+
+    def cells(line: Sequence[str]) -> Iterator[str]:
+        yield f'<th scope="row">{html.escape(line[0])}</th>'
+        for kind, text in zip(kinds[1:], line[1:], strict=True):
+            yield f"<td{kind}>{html.escape(text)}</td>"
+
+    kinds = ["", *(' class="number"' if index >= numbers_from else "" for index in range(1, len(head)))]
+    heads = "".join(f'<th scope="col"{kind}>{html.escape(text)}</th>' for kind, text in zip(kinds, head, strict=True))
+    body = "".join(f"<tr>{''.join(cells(line))}</tr>" for line in lines)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table class="text">'
+        f'<caption class="sr">{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _facts(values: dict[str, Any]) -> str:
+    facts = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in _flat(values))
+    return f'<dl class="facts">{facts}</dl>' if facts else '<p class="quiet">Nothing recorded.</p>'
+
+
+def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """{"train": {"steps": 5}} -> ("train.steps", "5"); lists stay JSON."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{before}{name}", text or "–"
+
+
+def _arrows(text: str) -> str:
+    """Escaped text; arrows are drawn quietly and read aloud as "to"."""
+    arrow = ' <span class="sr">to</span><span class="arrow" aria-hidden="true">→</span> '
+    return html.escape(text).replace(" → ", arrow)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{format_count(number)} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,271 @@
+"""One training run: recipe -> run folder.
+
+    <output>/recipe.toml    the resolved recipe
+    <output>/checkpoints/   Trainer checkpoints, each complete or ignored
+    <output>/metrics.jsonl  every log line
+    <output>/train.json     Record of kind "train": loss curve, held-out loss by scale, speed, memory
+    <output>/model/         the last weights: plain HF folder and e2llm.json
+    <output>/best/          the weights with the lowest held-out loss, where it was measured more than once
+    <output>/adapter/       the LoRA adapter, where one was trained
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from torch import nn
+
+from e2llm.config import Recipe, load_recipe, to_plain, to_toml
+from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
+from e2llm.hf import CheckpointInfo, get_extension, load_model, save_model
+from e2llm.hf.rotary import find_rotary_owner
+from e2llm.positions.placement import PositionSampler
+from e2llm.records import Record, make_row
+from e2llm.train.adapters import add_adapters, merge_adapters
+from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
+from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left."""
+
+    folder: Path
+    """The run folder."""
+    model_folder: Path | None
+    """Plain HF folder of the last weights; None where a signal stopped the run before its end."""
+    steps: int
+    """Optimizer steps taken in all."""
+    record: Record | None
+    """The train Record; None where the run was stopped."""
+
+
+def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> TrainResult:
+    """Run `recipe` to its end, or until SIGTERM. `resume` goes on from the last complete checkpoint.
+
+    Raises ValueError for everything a user can set wrong, before weights are loaded where it can be known then.
+    """
+    console = Console(stderr=True)
+    folder = recipe.run_folder
+    checkpoint = _prepare_folder(recipe, folder, resume)
+    transformers.set_seed(recipe.seed)
+    model, tokenizer, _ = load_model(
+        recipe.model.name,
+        dtype=recipe.model.dtype,
+        attn_implementation=recipe.model.attn_implementation,
+        trust_remote_code=recipe.model.trust_remote_code,
+        method=recipe.method,
+        native_window=recipe.model.native_window,
+    )
+    corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
+    trainer, callbacks = _build_trainer(recipe, model, corpus, folder, console, quiet)
+    metrics, bar, stop = callbacks
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+    steps = trainer.state.global_step
+    if stop.received and steps < recipe.train.steps:
+        console.print(f"stopped by SIGTERM after step {steps}; a checkpoint is in {folder}: go on with --resume")
+        return TrainResult(folder, None, steps, None)
+    if trainer.eval_dataset is not None and not any(r["step"] == steps and "eval_loss" in r for r in metrics.rows):
+        trainer.evaluate()
+    record = _record(recipe, metrics.rows, corpus)
+    if not trainer.is_world_process_zero():
+        return TrainResult(folder, folder / "model", steps, record)
+    record.save(folder / "train.json")
+    _save(recipe, trainer, tokenizer, corpus, folder)
+    return TrainResult(folder, folder / "model", steps, record)
+
+
+def _prepare_folder(recipe: Recipe, folder: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from. Refuses to mix two runs in one folder."""
+    if not recipe.model.name:
+        raise ValueError("model.name = '': name the base model, e.g. --set model.name=HuggingFaceTB/SmolLM2-135M")
+    if not recipe.data.sources:
+        raise ValueError("data.sources = []: give text, e.g. --set 'data.sources=[{path=\"my-text/\"}]'")
+    _check_devices(recipe)
+    found = complete_checkpoints(folder / "checkpoints")
+    used = (folder / "recipe.toml").is_file()
+    if used and not resume:
+        raise ValueError(f"output = {str(folder)!r}: holds a run already; pass --resume to go on, or another output")
+    if used and resume and load_recipe(str(folder / "recipe.toml")) != recipe:
+        raise ValueError(
+            f"output = {str(folder)!r}: its recipe.toml differs from the one given, and a resumed run must be the "
+            f"same run; use e2llm train {folder / 'recipe.toml'} --resume"
+        )
+    if int(os.environ.get("RANK", "0")) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / "recipe.toml.tmp"
+        temporary.write_text(to_toml(recipe), encoding="utf-8")
+        os.replace(temporary, folder / "recipe.toml")
+    return found[-1] if resume and found else None
+
+
+def _check_devices(recipe: Recipe) -> None:
+    for tracker in recipe.train.trackers:
+        try:
+            importlib.metadata.version(tracker)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise ValueError(
+                f"train.trackers = {list(recipe.train.trackers)!r}: {tracker} is not installed: "
+                f"pip install 'e2llm[{tracker}]'"
+            ) from error
+
+
+def _build_trainer(
+    recipe: Recipe, model: nn.Module, corpus: Corpus, folder: Path, console: Console, quiet: bool
+) -> tuple[PlacingTrainer, tuple[MetricsFile, ProgressBar, StopOnSignal]]:
+    extension = get_extension(model)
+    assert extension is not None
+    extension.max_scale = recipe.scales.max_scale
+    sampler = PositionSampler(
+        native_window=extension.native_window,
+        training_window=recipe.data.window,
+        scales=recipe.scales,
+        placement=recipe.placement,
+        seed=recipe.seed,
+    )
+    config = recipe.train
+    if recipe.lora.rank:
+        model = add_adapters(model, recipe.lora)
+    if config.compile == "layers":
+        # By layer, not whole: under tracing transformers builds a T x T mask, which loses the flash path.
+        for layer in find_rotary_owner(model).layers:  # type: ignore[union-attr]
+            layer.compile()
+    arguments = _arguments(recipe, folder, model)
+    windows_per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
+    train_set = WindowDataset(
+        corpus,
+        window=recipe.data.window,
+        num_samples=config.steps * windows_per_step,
+        seed=recipe.data.seed,
+        document_mask=recipe.data.document_mask,
+    )
+    held_out = HeldOutWindows(corpus, window=recipe.data.window, max_windows=config.evaluate_windows)
+    metrics = MetricsFile(folder / "metrics.jsonl", windows_per_step * recipe.data.window)
+    bar, stop = ProgressBar(metrics, console, quiet), StopOnSignal()
+    trainer = PlacingTrainer(
+        extension=extension,
+        evaluate_scales=config.evaluate_scales,
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=held_out if config.evaluate_windows and len(held_out) else None,
+        data_collator=PlacingCollator(sampler),
+        callbacks=[StopOnNaN(), metrics, bar, stop],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer, (metrics, bar, stop)
+
+
+def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.TrainingArguments:
+    config = recipe.train
+    on_gpu = torch.cuda.is_available()
+    evaluates = bool(config.evaluate_every and config.evaluate_windows)
+    save_every = config.save_every or config.steps
+    scheduler = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    return transformers.TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=scheduler,
+        warmup_steps=config.warmup_steps,
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bfloat16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        use_cpu=not on_gpu,
+        seed=recipe.seed,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # it would replace a NaN by the last loss, and StopOnNaN would never see it
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=config.keep_checkpoints,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.evaluate_every if evaluates else None,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        remove_unused_columns=False,
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=on_gpu,
+        report_to=list(config.trackers) or "none",
+        disable_tqdm=True,
+    )
+
+
+def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Record:
+    """Loss curve, held-out loss by scale, speed and memory."""
+    labels = {"checkpoint": recipe.name, "base_model": base_name(recipe.model.name), "seed": recipe.seed}
+    made = []
+    for row in rows:
+        step = row["step"]
+        if "loss" in row:
+            made.append(make_row("loss", row["loss"], "nats", recipe.train.log_every, split="train", step=step, **labels))
+        for key, value in row.items():
+            if key.startswith("eval_loss_scale_"):
+                scale = float(key.rsplit("_", 1)[1])
+                windows = recipe.train.evaluate_windows
+                made.append(make_row("loss", value, "nats", windows, split="held_out", step=step, scale=scale, **labels))
+    speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
+    if speeds:
+        made.append(
+            make_row("tokens_per_second", speeds[len(speeds) // 2], "tokens/s", len(speeds), **labels)
+        )
+    runtime = next((row["train_runtime"] for row in rows if "train_runtime" in row), None)
+    if runtime is not None:
+        made.append(make_row("train_seconds", runtime, "s", recipe.train.steps, **labels))
+    if torch.cuda.is_available():
+        made.append(make_row("peak_memory_bytes", float(torch.cuda.max_memory_allocated()), "bytes", 1, **labels))
+    return Record(kind="train", config={**to_plain(recipe), "data_provenance": corpus.provenance}, rows=made)
+
+
+def base_name(name: str) -> str:
+    """Label of a base model: the last part of its path or hub name, without .gguf."""
+    return Path(name).name.removesuffix(".gguf")
+
+
+def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpus, folder: Path) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    best = trainer.state.best_model_checkpoint
+    if recipe.lora.rank:
+        model.save_pretrained(folder / "adapter")
+    info = CheckpointInfo(
+        method=recipe.method,
+        native_window=trainer.extension.native_window,
+        training_window=recipe.data.window,
+        max_scale=recipe.scales.max_scale,
+        placement=to_plain(recipe.placement),
+        scales=to_plain(recipe.scales),
+        base_model=base_name(recipe.model.name),
+        checkpoint=recipe.name,
+        seed=recipe.seed,
+        steps=trainer.state.global_step,
+        tokens=trainer.state.global_step * trainer.args.train_batch_size * trainer.args.world_size
+        * recipe.train.gradient_accumulation * recipe.data.window,
+        data=corpus.provenance,
+        versions={name: importlib.metadata.version(name) for name in ("e2llm", "torch", "transformers", "peft")},
+    )
+    if best is not None and not recipe.lora.rank and Path(best).is_dir():
+        import dataclasses
+
+        from transformers import AutoModelForCausalLM
+
+        state = AutoModelForCausalLM.from_pretrained(best, dtype=recipe.model.dtype)
+        step = int(Path(best).name.rsplit("-", 1)[1])
+        save_model(state, tokenizer, folder / "best", dataclasses.replace(info, steps=step))
+    save_model(merge_adapters(model), tokenizer, folder / "model", info)

@@ -1,0 +1,119 @@
+"""transformers' Trainer, taught four things: rows have placements, held-out loss has scales, a checkpoint is complete
+or absent, and samples come in the order of their index.
+
+The rest (optimizer, schedule, accumulation, clipping, distribution, resume) is the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from e2llm.data import collate
+from e2llm.hf import Extension
+from e2llm.positions.placement import PositionSampler
+
+COMPLETE = "COMPLETE"
+"""File written last into a checkpoint folder: without it the folder is the rest of a save that was cut off."""
+
+
+class PlacingCollator:
+    """Stacks windows and draws their placements, in the loader's worker processes.
+
+    A list of placements travels beside the tensors: trainers drop columns that the model's forward does not name, so
+    the trainer below takes it out of the batch by hand.
+    """
+
+    def __init__(self, sampler: PositionSampler) -> None:
+        self.sampler = sampler
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = collate(rows)
+        indices = batch.pop("sample_index").tolist()
+        window = batch["input_ids"].shape[1]
+        batch["placements"] = [self.sampler.draw(index, window) for index in indices]
+        return batch
+
+
+def collate_held_out(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack held-out windows; their positions are the model's own at the scale that is set."""
+    batch: dict[str, Any] = collate(rows)
+    batch.pop("sample_index", None)
+    return batch
+
+
+class PlacingTrainer(Trainer):
+    """Trainer whose batches carry placements (see `PlacingCollator`)."""
+
+    def __init__(self, *, extension: Extension, evaluate_scales: tuple[float, ...], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.extension = extension
+        self.evaluate_scales = evaluate_scales
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of one batch, its rows standing where their placements say."""
+        placements = inputs.pop("placements", None)
+        if model.training:
+            assert placements is not None, "a training batch arrived without its placements"
+            self.extension.place(placements)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
+        # The data set already is in the order of training: sample i is drawn from (seed, i), on any rank.
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Loader of held-out windows."""
+        training_collator, self.data_collator = self.data_collator, collate_held_out
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training_collator
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out loss (nats a token) at each of the evaluation scales, and their mean as `eval_loss`."""
+        metrics: dict[str, float] = {}
+        for scale in self.evaluate_scales:
+            self.extension.set_scale(scale)
+            output = self.evaluation_loop(
+                self.get_eval_dataloader(eval_dataset),
+                description=f"held-out loss at scale {scale:g}",
+                prediction_loss_only=True,
+                metric_key_prefix=metric_key_prefix,
+            )
+            metrics[f"{metric_key_prefix}_loss_scale_{scale:g}"] = output.metrics[f"{metric_key_prefix}_loss"]
+        self.extension.set_scale(None)
+        metrics[f"{metric_key_prefix}_loss"] = sum(metrics.values()) / len(metrics)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+            raise ValueError(
+                f"weights are not finite at step {self.state.global_step}: nothing was saved. Lower "
+                f"train.learning_rate = {self.args.learning_rate:g} and resume from the last checkpoint"
+            )
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)  # left by a save that was cut off
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            (folder / COMPLETE).touch()
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were saved to the end, earliest first."""
+    found = [p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (p / COMPLETE).is_file()]
+    return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))

@@ -1,0 +1,74 @@
+"""Documents from files: cut exactly where the full tokenization would be, and errors that say what is too short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2llm.evaluate.documents import load_documents
+from texts import character_tokenizer
+
+TOKENIZER = character_tokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "b.txt").write_text("short")
+    (tmp_path / "a.txt").write_text("A" * 100)
+    (tmp_path / "part" / "c.py").write_text("def f():\n" * 20)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    return tmp_path
+
+
+def test_folder_gives_long_documents_by_name_cut_to_length(folder: Path) -> None:
+    found = load_documents(folder, TOKENIZER, num_tokens=50)
+    assert [document.name for document in found] == ["a.txt", "part/c.py"]
+    assert all(len(document.tokens) == 50 for document in found)
+    assert found[1].tokens.tolist() == [ord(c) for c in ("def f():\n" * 20)[:50]]
+    assert found[0].sha256 != found[1].sha256
+    assert len(load_documents(folder, TOKENIZER, num_tokens=50, max_documents=1)) == 1
+    kept = load_documents(folder, TOKENIZER, num_tokens=50, keep=lambda name: name.endswith(".py"))
+    assert [document.name for document in kept] == ["part/c.py"]
+
+
+def test_only_a_prefix_is_tokenized(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def counting(text: str, **options: object) -> object:
+        seen.append(len(text))
+        return TOKENIZER(text, **options)
+
+    (tmp_path / "long.txt").write_text("x" * 100_000)
+    load_documents(tmp_path / "long.txt", counting, num_tokens=100)
+    assert seen == [6 * 132]
+
+
+def test_text_with_long_tokens_is_read_further(tmp_path: Path) -> None:
+    """Ten characters a token: the first guess of six is too little, and the result is that of the whole text."""
+
+    class Tens:
+        def __call__(self, text: str, **options: object) -> Tens:
+            self.input_ids = [int(text[i : i + 10]) % 1000 for i in range(0, len(text), 10)]
+            return self
+
+    text = "".join(f"{i:010d}" for i in range(5000))
+    (tmp_path / "numbers.txt").write_text(text)
+    found = load_documents(tmp_path / "numbers.txt", Tens(), num_tokens=1200)[0]
+    assert found.tokens.tolist() == [i % 1000 for i in range(1200)]
+
+
+def test_nothing_long_enough_names_the_longest(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"none of 3 documents has 500 tokens; the longest is part/c\.py with 180"):
+        load_documents(folder, TOKENIZER, num_tokens=500)
+
+
+def test_paths_without_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file or folder"):
+        load_documents(tmp_path / "absent", TOKENIZER, num_tokens=5)
+    with pytest.raises(ValueError, match="no file ending in"):
+        load_documents(tmp_path, TOKENIZER, num_tokens=5)
+    (tmp_path / "bad.txt").write_bytes(b"abc\xff")
+    with pytest.raises(ValueError, match=r"bad\.txt: no UTF-8 text at byte 3"):
+        load_documents(tmp_path, TOKENIZER, num_tokens=1)

@@ -1,0 +1,134 @@
+"""Pass-key prompts: exact length, reproducible, the key where it should be; answers judged strictly."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from architectures import tiny_model
+from e2llm.evaluate.documents import Document
+from e2llm.evaluate.retrieval import is_correct, make_prompts, retrieval, share_by_depth
+from e2llm.infer import Completion, Engine
+from texts import character_tokenizer, random_documents
+
+TOKENIZER = character_tokenizer()
+
+
+def prompts(window: int = 600, count: int = 20, seed: int = 0, **options: Any) -> list[Any]:
+    documents = random_documents(3, 900)
+    return make_prompts(TOKENIZER, documents, window=window, num_prompts=count, seed=seed, **options)
+
+
+@pytest.mark.parametrize("window", [400, 600, 1000])
+def test_prompt_and_answer_fill_the_window(window: int) -> None:
+    for prompt in prompts(window):
+        assert len(prompt.token_ids) + prompt.answer_tokens == window
+        assert prompt.answer_tokens == len(" 12345") + 2
+
+
+def test_prompts_depend_on_seed_window_and_index_only() -> None:
+    assert prompts(count=20)[:7] == prompts(count=7)
+    assert prompts() == prompts()
+    assert prompts(seed=1)[0].expected != prompts(seed=0)[0].expected
+    assert len({prompt.expected for prompt in prompts()}) == 20
+
+
+def test_key_stands_once_at_its_depth_in_the_documents_own_text() -> None:
+    sources = {document.name: TOKENIZER.decode(document.tokens) for document in random_documents(3, 900)}
+    for prompt in prompts():
+        text = TOKENIZER.decode(prompt.token_ids)
+        statement = f"\nThe pass key is {prompt.expected}. Remember it. {prompt.expected} is the pass key.\n"
+        assert text.count(statement) == 1 and text.endswith("\nWhat is the pass key? The pass key is")
+        start = text.index("there.\n") + len("there.\n")
+        end = text.index("\nWhat is the pass key?")
+        before, after = text[start:end].split(statement)
+        assert before + after in sources[prompt.document]
+        assert len(before) / len(before + after) == pytest.approx(prompt.depth, abs=0.51 / len(before + after))
+        assert prompt.depth_bin - 0.05 <= prompt.depth < prompt.depth_bin + 0.05
+    assert sorted({prompt.depth_bin for prompt in prompts()}) == pytest.approx([0.05 + i / 10 for i in range(10)])
+    assert {prompt.document for prompt in prompts()} == set(sources)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (" 12345", True),
+        ("12345. Remember", True),
+        (" 123456", False),
+        (" 1234", False),
+        (" the 12345", False),
+        ("", False),
+    ],
+)
+def test_answer_is_judged_by_its_first_five_digits(answer: str, right: bool) -> None:
+    assert is_correct(answer, "12345") is right
+
+
+def test_results_follow_what_the_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that reads the key, in the deep half of the text only."""
+    engine = Engine(tiny_model("llama"), TOKENIZER)
+
+    def read(self: Engine, token_ids: Any, plan: Any) -> Completion:
+        text = TOKENIZER.decode(list(token_ids))
+        found = re.search(r"The pass key is (\d{5})\.", text)
+        assert found is not None and len(token_ids) + plan.max_new_tokens == 600 and plan.scale == 4.0
+        answer = f" {found[1]}" if found.start() > 300 else " 00000"
+        return Completion([], answer, "length", plan.scale, plan.window, len(token_ids), 0.0, None)
+
+    monkeypatch.setattr(Engine, "complete", read)
+    read_tokens: list[int] = []
+    found = retrieval(
+        engine, random_documents(2, 700), window=600, scale=4.0, num_prompts=30, progress=read_tokens.append
+    )
+    shares = share_by_depth(found)
+    assert sum(read_tokens) == 30 * 600
+    assert [n for _, n in shares.values()] == [3] * 10
+    assert shares[0.05] == (0.0, 3) and shares[0.95] == (1.0, 3)
+
+
+def test_a_model_answers_greedily_at_the_scale_asked_for() -> None:
+    model = tiny_model("llama")
+    engine = Engine(model, TOKENIZER)  # untrained: a scale asked for on purpose does not warn
+    result = retrieval(engine, random_documents(1, 500), window=400, scale=8.0, num_prompts=1)[0]
+    expected = engine_generate(engine, result.prompt)
+    assert result.answer == expected and result.scale == 8.0
+
+
+def engine_generate(engine: Engine, prompt: Any) -> str:
+    import torch
+
+    ids = torch.tensor([prompt.token_ids])
+    engine.extension.set_scale(8.0)
+    out = engine.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=prompt.answer_tokens, do_sample=False
+    )
+    return TOKENIZER.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_chat_template_goes_around_the_question() -> None:
+    tokenizer = character_tokenizer()
+    with pytest.raises(ValueError, match="chat template"):
+        prompts(chat=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    prompt = make_prompts(tokenizer, random_documents(1, 900), window=500, num_prompts=1, seed=0, chat=True)[0]
+    text = tokenizer.decode(prompt.token_ids)
+    assert text.startswith("[user]There is an important info")
+    assert text.endswith("\nWhat is the pass key?[end][assistant]The pass key is")
+    assert len(prompt.token_ids) + prompt.answer_tokens == 500
+
+
+def test_too_small_windows_and_too_short_documents_are_refused() -> None:
+    with pytest.raises(ValueError, match="window = 100: .* already takes"):
+        prompts(100)
+    with pytest.raises(ValueError, match="the longest has 900"):
+        prompts(4000)
+    with pytest.raises(ValueError, match="num_prompts = 0"):
+        prompts(count=0)
+    with pytest.raises(ValueError, match="longest has 0"):
+        make_prompts(TOKENIZER, [Document("a", np.zeros(0, np.int32))], window=600, num_prompts=1, seed=0)

@@ -1,0 +1,109 @@
+"""The scale of a request, at every boundary."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from e2llm.positions.choose import DEFAULT_NEW_TOKENS, choose_scale, ladder
+
+L = 4096
+
+
+@pytest.mark.parametrize(
+    ("max_scale", "steps"),
+    [
+        (1, [1]),
+        (1.5, [1, 1.5]),
+        (2, [1, 2]),
+        (16, [1, 2, 4, 8, 16]),
+        (20, [1, 2, 4, 8, 16, 20]),
+        (2.7, [1, 2, 2.7]),
+    ],
+)
+def test_ladder(max_scale: float, steps: list[float]) -> None:
+    assert ladder(max_scale) == steps
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scale"),
+    [(1, 1), (L, 1), (L + 1, 2), (2 * L, 2), (2 * L + 1, 4), (16 * L, 16), (16 * L + 1, 20), (20 * L, 20)],
+)
+def test_smallest_adequate_step(tokens: int, scale: float) -> None:
+    choice = choose_scale(tokens, L, max_scale=20)
+    assert (choice.scale, choice.window, choice.warning) == (scale, scale * L, None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scale"), [(20 * L + 1, 32), (32 * L, 32), (32 * L + 1, 64), (200 * L, 256)]
+)
+def test_beyond_what_training_drew(tokens: int, scale: float) -> None:
+    choice = choose_scale(tokens, L, max_scale=20)
+    assert (choice.scale, choice.window) == (scale, scale * L)
+    assert choice.warning and f"scale {scale}" in choice.warning and f"{tokens} tokens" in choice.warning
+    assert "above 20" in choice.warning and str(20 * L) in choice.warning
+
+
+def test_a_model_never_extended_warns_beyond_its_window() -> None:
+    assert choose_scale(L, L).warning is None
+    choice = choose_scale(L + 1, L)
+    assert choice.scale == 2 and choice.warning is not None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scale", "warns"),
+    [(1, 1.0, False), (L, 1.0, False), (L + 1, (L + 1) / L, False), (6000, 6000 / L, False), (20 * L, 20.0, False)]
+    + [(20 * L + 1, (20 * L + 1) / L, True)],
+)
+def test_exact(tokens: int, scale: float, warns: bool) -> None:
+    choice = choose_scale(tokens, L, max_scale=20, policy="exact")
+    assert choice.scale == scale
+    assert choice.window == max(L, tokens)
+    assert (choice.warning is not None) == warns
+
+
+@pytest.mark.parametrize("policy", ["ladder", "exact"])
+@pytest.mark.parametrize("native", [1, 100, 512, 3000, 4095])
+def test_the_window_holds_the_request(policy: str, native: int) -> None:
+    previous = 1.0
+    for tokens in range(1, 30 * native, max(1, native // 37)):
+        choice = choose_scale(tokens, native, max_scale=12, policy=policy)
+        assert choice.window >= tokens
+        assert choice.scale >= max(previous, tokens / native), "adequate, and never less for a longer request"
+        assert policy == "exact" or choice.scale < 2 * max(1.0, tokens / native), "and not larger than needed"
+        previous = choice.scale
+
+
+@pytest.mark.xfail(strict=True, reason="ladder: floor(4.35 * 100) is 434 in float64, so 435 tokens get a window of 434")
+def test_the_window_holds_the_request_at_a_scale_that_rounds_down() -> None:
+    assert choose_scale(435, 100, max_scale=4.35).window >= 435
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_tokens": 0}, "num_tokens = 0"),
+        ({"native_window": 0}, "native_window = 0"),
+        ({"policy": "nearest"}, "policy = 'nearest': choose 'ladder' or 'exact'"),
+        ({"max_scale": 0.5}, r"max_scale = 0\.5"),
+        pytest.param(
+            {"max_scale": 0.5, "policy": "exact"},
+            r"max_scale = 0\.5",
+            marks=pytest.mark.xfail(strict=True, reason="max_scale is not checked under policy exact"),
+        ),
+        pytest.param(
+            {"max_scale": math.nan},
+            "max_scale = nan",
+            marks=pytest.mark.xfail(strict=True, reason="max_scale = nan: 'cannot convert float NaN to integer'"),
+        ),
+    ],
+)
+def test_errors(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_scale(**{"num_tokens": 10, "native_window": L, "max_scale": 4, **arguments})
+
+
+def test_default_new_tokens() -> None:
+    """A request that names no limit never gets the largest window: 1024 new tokens (the issue's figure)."""
+    assert DEFAULT_NEW_TOKENS == 1024

@@ -1,0 +1,72 @@
+"""The command line: quick help, one-line errors, and that each command reaches its stage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from e2llm.cli import build_parser, main
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from e2llm.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+    assert time.perf_counter() - start < 20  # the half second is watched by what is imported, not by a busy clock
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "report", "coverage", "recipes", "quickstart"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        build_parser().parse_args([command, "--help"])
+    assert end.value.code == 0
+    assert command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "papr"], "did you mean 'paper'"),
+        (["train", "paper"], "model.name = ''"),
+        (["train", "paper", "--model", "x/y"], "data.sources = []"),
+        (["train", "paper", "--set", "train.stps=1"], "did you mean train.steps"),
+        (["generate", "./nowhere", "--prompt", "a"], "model = './nowhere': no such file or folder"),
+        (["generate", "m"], "give either --prompt"),
+        (["generate", "m", "--prompt-file", "nowhere.txt"], "prompt-file = 'nowhere.txt': no such file"),
+        (["report", "a.json"], "name a page with --out"),
+        (["recipes", "--show", "nope"], "recipe = 'nope'"),
+        (["coverage", "nope"], "recipe = 'nope'"),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_traceback_on_demand() -> None:
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["--traceback", "train", "papr"])
+
+
+def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert "recommended" in capsys.readouterr().out
+    assert main(["recipes", "--show", "paper"]) == 0
+    assert 'kind = "paper"' in capsys.readouterr().out
