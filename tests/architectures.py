@@ -38,9 +38,13 @@ _SIZES = {
     "qk_rope_head_dim": 16,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
+    "n_shared_experts": 1,
     "sliding_window": 512,
 }
 _NO_HEAD_DIM = {"gpt_neox", "falcon", "phi", "persimmon", "stablelm", "gpt_neox_japanese"}
+_MULTI_LATENT = {"deepseek_v2", "deepseek_v3", "minicpm3", "dots1"}
+_EAGER_ONLY = {"gemma2", "gpt_oss", "bloom", "mpt", "gptj", "codegen", "mamba", "xglm", "rwkv"}
+"""Without SDPA in transformers."""
 
 
 def tiny_config(model_type: str, **overrides: Any) -> Any:
@@ -52,6 +56,12 @@ def tiny_config(model_type: str, **overrides: Any) -> Any:
     sizes = {k: v for k, v in _SIZES.items() if k in always or hasattr(defaults, k)}
     if model_type in _NO_HEAD_DIM:
         sizes.pop("head_dim", None)
+    if model_type in _MULTI_LATENT:
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    if model_type in {"gptj", "codegen"}:
+        sizes["rotary_dim"] = 16
+    if model_type == "gpt_oss":  # published with YaRN
+        sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": 150000.0}
     if model_type in {"gemma3_text", "olmo3"}:  # one local and one full layer
         sizes["layer_types"] = ["sliding_attention", "full_attention"]
     return AutoConfig.for_model(model_type, **(sizes | overrides))
@@ -62,6 +72,8 @@ def tiny_model(model_type: str, *, seed: int = 0, attn_implementation: str = "sd
     from transformers import AutoModelForCausalLM
 
     config = tiny_config(model_type, **overrides)
+    if model_type in _EAGER_ONLY and attn_implementation == "sdpa":
+        attn_implementation = "eager"
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
     with torch.no_grad():

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-
 from architectures import WINDOW, tiny_model, token_ids
+from texts import character_tokenizer
+
 from e2llm.hf import get_extension, install
 from e2llm.infer import (
     Completion,
@@ -19,7 +20,6 @@ from e2llm.infer import (
     prefill_chunk_tokens,
     sample_token,
 )
-from texts import character_tokenizer
 
 NO_END = {"eos_token_id": None}
 
@@ -206,6 +206,27 @@ def test_chunks_shrink_where_a_mask_is_needed() -> None:
     assert prefill_chunk_tokens(gemma, 16_384) == 8192
     assert prefill_chunk_tokens(llama, 1_000_000) == 1073
     assert prefill_chunk_tokens(llama, 100, 64) == 64
+
+
+def test_models_with_a_running_state_are_read_in_one_pass() -> None:
+    hybrid = tiny_model("lfm2", layer_types=["conv", "full_attention"])
+    assert prefill_chunk_tokens(hybrid, 100_000) == 100_000
+    with pytest.raises(ValueError, match="chunk_tokens = 64: model type 'lfm2'"):
+        Engine(hybrid, None, chunk_tokens=64)
+
+
+@pytest.mark.gpu
+def test_cuda_chunks_peak_memory_and_seeded_draws() -> None:
+    model = tiny_model("llama", **NO_END).cuda()
+    model.generation_config.eos_token_id = None
+    engine = Engine(model, None, max_scale=8.0)
+    prompt = token_ids(1, 300)[0].tolist()
+    whole = engine.generate(prompt, max_new_tokens=8)
+    engine.chunk_tokens = 64
+    assert engine.generate(prompt, max_new_tokens=8).token_ids == whole.token_ids
+    assert whole.peak_bytes is not None and whole.peak_bytes > 0
+    drawn = [engine.generate(prompt, max_new_tokens=8, temperature=1.0, seed=s).token_ids for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_no_warning_inside_the_trained_range() -> None:

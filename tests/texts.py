@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from architectures import VOCABULARY
+
 from e2llm.evaluate.documents import Document
 
 

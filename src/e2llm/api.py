@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from e2llm.config import Method, to_plain
-from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model, save_model
+from e2llm.hf import CheckpointInfo, Extension, current_versions, get_extension, install, load_model, save_model
 from e2llm.positions.choose import DEFAULT_NEW_TOKENS, choose_scale
 from e2llm.positions.placement import Kind, PlacementConfig, PositionSampler
 from e2llm.positions.scales import Distribution, ScalesConfig
@@ -126,7 +125,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: st
         base_model=base_model or str(getattr(model.config, "_name_or_path", "")).rsplit("/", 1)[-1],
         checkpoint=checkpoint,
         seed=sampler.seed,
-        versions={name: importlib.metadata.version(name) for name in ("e2llm", "torch", "transformers")},
+        versions=current_versions("torch", "transformers"),
     )
     return save_model(model, tokenizer, folder, info)
 

@@ -31,6 +31,8 @@ T mask)."""
 MASK_ELEMENTS = 2**30
 """Most (query, key) pairs of one chunk's mask; the chunk shrinks for very long prompts."""
 
+_WINDOWED = {"sliding_attention", "chunked_attention"}
+
 
 class ScaleWarning(UserWarning):
     """The request is served outside what training drew from, or past its scale's window."""
@@ -110,14 +112,25 @@ def plan_request(
     return RequestPlan(scale, window, max_new_tokens, tuple(notes))
 
 
+def reads_in_chunks(model: Any) -> bool:
+    """Whether a prompt may be read piece by piece over a cache.
+
+    Not where a layer carries a state that its own code starts afresh with every pass of several tokens (Mamba, linear
+    attention, convolutions): there later pieces would silently forget the earlier ones.
+    """
+    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return not getattr(unwrap(model), "_is_stateful", False) and layer_types <= {"full_attention", *_WINDOWED}
+
+
 def prefill_chunk_tokens(model: Any, num_tokens: int, requested: int | None = None) -> int:
-    """Tokens in one forward pass over a prompt of `num_tokens`, such that no T × T mask and no T × V logits are ever
-    held."""
+    """Tokens in one forward pass over `num_tokens`, such that no T × T mask is held where it can be avoided."""
     if requested is not None:
         return min(requested, num_tokens)
+    if not reads_in_chunks(model):
+        return num_tokens
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ())
-    windowed = getattr(config, "sliding_window", None) is not None or bool(layer_types - {"full_attention"})
+    windowed = bool(layer_types & _WINDOWED) if layer_types else getattr(config, "sliding_window", None) is not None
     if not windowed and num_tokens <= WHOLE_PROMPT_TOKENS.get(model.device.type, CHUNK_TOKENS):
         return num_tokens
     return min(CHUNK_TOKENS, num_tokens, max(256, MASK_ELEMENTS // num_tokens))
@@ -175,6 +188,11 @@ class Engine:
     ) -> None:
         if chunk_tokens is not None and chunk_tokens < 1:
             raise ValueError(f"chunk_tokens = {chunk_tokens}: use at least 1, or None to choose by length")
+        if chunk_tokens is not None and not reads_in_chunks(model):
+            kind = model.config.model_type
+            raise ValueError(
+                f"chunk_tokens = {chunk_tokens}: model type {kind!r} reads a prompt in one pass only; use None"
+            )
         self.model, self.tokenizer, self.policy, self.info = model, tokenizer, policy, info
         self.chunk_tokens = chunk_tokens
         self.extension: Extension = get_extension(model) or install(model)
@@ -311,7 +329,7 @@ class Engine:
         """Logits (V,) after the prompt, and its cache."""
         ids = torch.tensor([prompt_ids], device=self.model.device)
         chunk = prefill_chunk_tokens(self.model, len(prompt_ids), self.chunk_tokens)
-        if not self._last_only:
+        if not self._last_only and reads_in_chunks(self.model):
             chunk = min(chunk, 1024)
         cache = None
         for piece in ids.split(chunk, dim=1):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from texts import character_tokenizer
 
 from e2llm.evaluate.documents import load_documents
-from texts import character_tokenizer
 
 TOKENIZER = character_tokenizer()
 

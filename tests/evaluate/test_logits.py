@@ -1,4 +1,4 @@
-"""Token losses against cross-entropy over the model's own logits, in families that change logits after the output layer."""
+"""Token losses against cross-entropy over the model's own logits, in families that change the logits last."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-
 from architectures import tiny_model, token_ids
+
 from e2llm.evaluate.logits import FullLogitsWarning, TokenScorer, find_head
 from e2llm.infer import Engine
 
@@ -59,7 +59,7 @@ def test_an_unknown_output_step_warns_and_stays_exact() -> None:
 
 
 def test_closest_step_wins_when_logits_are_small() -> None:
-    """A cap of 30 hardly bends small logits: in bfloat16 both steps lie within rounding, only the exact one is right."""
+    """A cap of 30 hardly bends small logits: in bfloat16 both steps lie within rounding, only one is exact."""
     model = tiny_model("gemma2", attn_implementation="eager", final_logit_softcapping=30.0).bfloat16()
     head = find_head(model)
     hidden = torch.randn(4, 64, dtype=torch.bfloat16)

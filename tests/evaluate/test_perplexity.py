@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from architectures import tiny_model
+from texts import random_documents
+
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_steps, sliding_windows, whole_windows
 from e2llm.hf import install
 from e2llm.infer import Engine
-from texts import random_documents
 
 WINDOWS = (16, 32, 128)
 

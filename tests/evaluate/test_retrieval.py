@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from architectures import tiny_model
+from texts import character_tokenizer, random_documents
+
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.retrieval import is_correct, make_prompts, retrieval, share_by_depth
 from e2llm.infer import Completion, Engine
-from texts import character_tokenizer, random_documents
 
 TOKENIZER = character_tokenizer()
 
@@ -124,7 +124,7 @@ def test_chat_template_goes_around_the_question() -> None:
 
 
 def test_too_small_windows_and_too_short_documents_are_refused() -> None:
-    with pytest.raises(ValueError, match="window = 100: .* already takes"):
+    with pytest.raises(ValueError, match=r"window = 100: .* already takes"):
         prompts(100)
     with pytest.raises(ValueError, match="the longest has 900"):
         prompts(4000)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from architectures import WINDOW, tiny_model
+from texts import character_tokenizer, random_documents
+
 from e2llm.evaluate import measure
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.measure import fingerprint
@@ -17,7 +18,6 @@ from e2llm.evaluate.run import evaluate, plan_parts, run
 from e2llm.hf import CheckpointInfo, install, save_model
 from e2llm.infer import Engine
 from e2llm.records import Record
-from texts import character_tokenizer, random_documents
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,17 @@
 """The only importer of transformers internals: find a model's rotary module, read it, wrap it, load and save models."""
 
-from e2llm.hf.checkpoint import CheckpointInfo
+from e2llm.hf.checkpoint import CheckpointInfo, current_versions
 from e2llm.hf.extension import Extension, get_extension, install
-from e2llm.hf.load import load_model, load_tokenizer, save_model
+from e2llm.hf.load import enable_activation_checkpointing, load_model, load_tokenizer, save_model
 
-__all__ = ["CheckpointInfo", "Extension", "get_extension", "install", "load_model", "load_tokenizer", "save_model"]
+__all__ = [
+    "CheckpointInfo",
+    "Extension",
+    "current_versions",
+    "enable_activation_checkpointing",
+    "get_extension",
+    "install",
+    "load_model",
+    "load_tokenizer",
+    "save_model",
+]

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2llm.version import __version__
+
 FILE_NAME = "e2llm.json"
 SCHEMA = 1
+
+
+def current_versions(*packages: str) -> dict[str, str]:
+    """Our version and those of installed `packages`."""
+    return {"e2llm": __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,12 @@ def _install_default(model: nn.Module, native_window: int | None) -> None:
     install(model, method="linear", native_window=native_window)
 
 
+def enable_activation_checkpointing(model: nn.Module) -> None:
+    """Recompute each layer's activations in the backward pass, under the name this transformers version has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def save_model(model: nn.Module, tokenizer: Any, folder: str | Path, info: CheckpointInfo) -> Path:
     """Write a plain HF folder (weights, config, tokenizer) with e2llm.json beside; whole or not at all.
 

@@ -53,7 +53,7 @@ def coverage_figure(
         narrow = width < 500
         left, right, top, gap = (38, 58, 78, 12) if narrow else (56, 110, 86, 14)
         plot_width, plot_height = width - left - right - gap, 220 if narrow else 300
-        strips_top = top + plot_height + 76
+        strips_top = top + plot_height + (106 if narrow else 92)
         figure = new_figure(width, strips_top + (17 * len(examples) + 34 if examples else -20))
         place = {"left": left, "width": plot_width}
         heat = new_axes(figure, palette, top=top, height=plot_height, **place)
@@ -76,10 +76,12 @@ def coverage_figure(
         words(figure, left + plot_width + gap, top - 14, "Scales", palette.muted)
         words(figure, 0, top - 14, "Scale", palette.muted)
         words(figure, left, top + plot_height + 36, "Distance between two tokens, in tokens", palette.muted)
+        ramp = (left, top + plot_height + 58) if narrow else (left + plot_width - 190, top + plot_height + 36)
+        _ramp_key(figure, *ramp, palette)
         if examples:
-            words(figure, left, strips_top - 14, "Example windows: where their tokens are placed", palette.muted)
+            words(figure, left, strips_top - 14, "Example windows and their tokens", palette.muted)
             axes = new_axes(figure, palette, top=strips_top, height=17 * len(examples), **place)
-            _strips(axes, examples, reach, ticks, palette)
+            _strips(axes, examples, native_window, reach, ticks, palette)
         return figure
 
     seen = float((distance_scale > 0).mean())
@@ -129,7 +131,12 @@ def _heat(
 
 
 def _strips(
-    axes: Axes, examples: Sequence[tuple[float, np.ndarray]], reach: float, ticks: Sequence[float], palette: Palette
+    axes: Axes,
+    examples: Sequence[tuple[float, np.ndarray]],
+    native: int,
+    reach: float,
+    ticks: Sequence[float],
+    palette: Palette,
 ) -> None:
     """One row an example: a bar for each run of neighbouring positions, on a rule of the length its scale can serve."""
     hair = reach / 400  # a run of four tokens is still to be seen
@@ -137,7 +144,7 @@ def _strips(
         where = np.sort(np.asarray(positions))
         cuts = np.flatnonzero(np.diff(where) > max(2, reach / 2000)) + 1
         runs = [(float(run[0]), float(run[-1])) for run in np.split(where, cuts)]
-        axes.plot([0, reach], [row + 0.5, row + 0.5], color=palette.rule, linewidth=1, zorder=1)
+        axes.plot([0, min(scale * native, reach)], [row + 0.5, row + 0.5], color=palette.rule, linewidth=1, zorder=1)
         axes.broken_barh(
             [(start, max(end - start, hair)) for start, end in runs],
             (row + 0.22, 0.56),
@@ -148,6 +155,18 @@ def _strips(
                   fontsize=SMALL, va="center", parse_math=False)  # fmt: skip
     axes.set(xlim=(0, reach), ylim=(len(examples), 0), yticks=[])
     axes.set_xticks(ticks, [format_window(tick) for tick in ticks])
+
+
+def _ramp_key(figure: Figure, x: float, y: float, palette: Palette) -> None:
+    """The heat levels side by side between "fewer" and "more pairs", 190 pixels wide from x on."""
+    from matplotlib.patches import Rectangle
+
+    width, height = figure.get_size_inches() * 72
+    words(figure, x + 36, y, "fewer", palette.muted, size=SMALL, ha="right")
+    for level, colour in enumerate(palette.heat):
+        place = ((x + 42 + 7 * level) / width, 1 - (y + 5) / height)
+        figure.add_artist(Rectangle(place, 7 / width, 10 / height, facecolor=colour, linewidth=0))
+    words(figure, x + 48 + 7 * len(palette.heat), y, "more pairs", palette.muted, size=SMALL)
 
 
 def _token_ticks(reach: float, most: int) -> list[float]:

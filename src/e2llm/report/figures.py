@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
-from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
+from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
 from e2llm.report.palette import NUM_STEPS, Palette
 from e2llm.report.series import Section, Series, hero, series_of, serving_row
@@ -98,7 +98,7 @@ def training_figure(rows: Sequence[dict[str, Any]], *, name: str = "training") -
     lines = []
     for split, scale in order:
         points = {row["step"]: row for row in sorted(groups[split, scale], key=lambda r: r["step"])}
-        what = join_words(split.replace("_", " "), "" if scale is None else f"scale {format_scale(scale)}")
+        what = split.replace("_", " ") + ("" if scale is None else f" · scale {format_scale(scale)}")
         colour = (
             ("greys", 3) if split == "train" else _ordinal(scales.index(scale) if scale in scales else 0, len(scales))
         )

@@ -10,7 +10,7 @@ import re
 _K = 1024
 
 METRIC_NAMES = {"perplexity": "Perplexity", "retrieval": "Retrieval", "loss": "Loss"}
-TASK_NAMES = {"pass_key": "pass key", "uuid_kv": "UUID key–value"}
+TASK_NAMES = {"pass_key": "pass key", "key_values": "key–value", "uuid_kv": "UUID key–value"}
 PROTOCOL_NAMES = {"whole": "whole windows", "sliding": "sliding window"}
 
 

@@ -66,7 +66,8 @@ def headline(rows: Sequence[Row], num_files: int) -> Headline:
         values = " → ".join(format_value("loss", row["value"]) for row in (steps[0], steps[-1]))
         return Headline(f"Training loss {values} at step {format_count(steps[-1]['step'])}")
     files = "one file" if num_files == 1 else f"{num_files} files"
-    return Headline(f"{format_count(len(rows))} measurements in {files}")
+    measurements = "1 measurement" if len(rows) == 1 else f"{format_count(len(rows))} measurements"
+    return Headline(f"{measurements} in {files}")
 
 
 def _pair(found: Sequence[Section]) -> _Pair | None:

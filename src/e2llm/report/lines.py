@@ -124,8 +124,8 @@ def _value_axis(axes: Axes, values: Sequence[float], *, may_be_log: bool) -> boo
     low, high = min(values), max(values)
     if may_be_log and low > 0 and high / low > 1.5:
         axes.set_yscale("log")
-        axes.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.05)
-        ticks = _log_ticks(*axes.get_ylim())
+        axes.set_ylim(low / (high / low) ** 0.08, high * (high / low) ** 0.04)
+        ticks = log_ticks(*axes.get_ylim())
         axes.set_yticks(ticks, [format(tick, ",g") for tick in ticks])
         axes.minorticks_off()
         return True
@@ -137,7 +137,7 @@ def _value_axis(axes: Axes, values: Sequence[float], *, may_be_log: bool) -> boo
     return False
 
 
-def _log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers within low … high, about evenly spaced on a log scale, at most `most` of them."""
     for steps in (_NICE[:-1], (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         exponents = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)

@@ -50,7 +50,7 @@ class Palette:
 
     def on_level(self, level: int) -> str:
         """Colour of text upon a heat level."""
-        return self.ink if level < 6 else self.on_heat
+        return self.ink if level < 7 else self.on_heat
 
 
 def _ramp(count: int, *stops: str) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ LIGHT = Palette(
     on_heat="#fffffe",
     hues=("#1f5fc4", "#c4541a", "#14806a", "#a0408c", "#8a6d00", "#4b4fa8"),
     greys=("#55585f", "#73767d", "#83868d", "#8e9198", "#8a8d95"),
-    heat=_ramp(HEAT_LEVELS, "#edf2f8", "#9fc0e6", "#3f78bf", "#0f2f63"),
+    heat=_ramp(HEAT_LEVELS, "#edf2f8", "#a9c6e8", "#2f68ae", "#0f2f63"),
     steps=_ramp(NUM_STEPS, "#2f9a94", "#2a6fc0", "#1b2c70"),
 )
 
@@ -87,6 +87,6 @@ DARK = Palette(
     on_heat="#0b0f16",
     hues=("#78aeff", "#f4955c", "#4cc7a6", "#dd8fcd", "#d9b64a", "#a9a7f5"),
     greys=("#b9bcc3", "#9da0a8", "#8b8e96", "#7d8089", "#868992"),
-    heat=_ramp(HEAT_LEVELS, "#1d2633", "#2b4a78", "#5f9bea", "#d3e6ff"),
+    heat=_ramp(HEAT_LEVELS, "#1d2633", "#2a4674", "#355a94", "#6aa3ee", "#d3e6ff"),
     steps=_ramp(NUM_STEPS, "#4d7bd0", "#5cb8d6", "#d9fae6"),
 )

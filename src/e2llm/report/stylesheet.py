@@ -47,7 +47,7 @@ nav a:hover{text-decoration-color:currentColor}
 table{border-collapse:collapse;width:100%;font-size:.9375rem;line-height:1.4}
 th,td{padding:.5rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th:first-child{text-align:left;padding-left:0}
-td:last-child{padding-right:.35rem}
+th:last-child,td:last-child{padding-right:.35rem}
 thead th{color:var(--muted);font-weight:500;font-size:.875rem;border-bottom-color:var(--muted)}
 tbody th{font-weight:400}
 tbody th:first-child,tfoot th,thead th:first-child{position:sticky;left:0;background:var(--paper)}
@@ -56,6 +56,7 @@ tr.hero th{font-weight:600;padding-left:.6rem;box-shadow:inset 3px 0 var(--hues-
 td strong{color:var(--hues-0);font-weight:700}
 td.none{color:var(--muted)}
 tfoot th,tfoot td{color:var(--muted);font-weight:400;font-size:.8125rem;border-bottom:0}
+tfoot td.every,table.heat tfoot td.every{text-align:left}
 table.heat{border-collapse:separate;border-spacing:3px;width:auto;min-width:min(100%,30rem)}
 table.heat th,table.heat td{border:0}
 table.heat td{padding:.5rem .8rem;min-width:4.4rem;text-align:center;border-radius:4px}
@@ -89,7 +90,14 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   .wide{display:none}
   .narrow{display:block}
   .narrow svg{width:100%;max-width:26rem}
-  th,td{padding:.5rem .5rem}
+  th,td{padding:.5rem .4rem}
+  table{font-size:.8125rem}
+  thead th,tfoot th,tfoot td{font-size:.75rem}
+  tbody th:first-child{white-space:normal;min-width:5.5rem}
+  table.heat{border-spacing:2px;min-width:0}
+  table.heat tbody th:first-child{min-width:0}
+  table.heat tfoot th{white-space:normal;min-width:0;width:2.75rem}
+  table.heat td{padding:.45rem .3rem;min-width:2.75rem}
   dl.facts{grid-template-columns:1fr;gap:0}
   dl.facts dd{margin-bottom:.6rem}
 }

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 from dataclasses import dataclass
@@ -19,12 +20,20 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
 from e2llm.config import Recipe, load_recipe, to_plain, to_toml
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
-from e2llm.hf import CheckpointInfo, get_extension, load_model, save_model
+from e2llm.hf import (
+    CheckpointInfo,
+    current_versions,
+    enable_activation_checkpointing,
+    get_extension,
+    load_model,
+    save_model,
+)
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row
@@ -64,7 +73,8 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
         method=recipe.method,
         native_window=recipe.model.native_window,
     )
-    corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
+        corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
     trainer, callbacks = _build_trainer(recipe, model, corpus, folder, console, quiet)
     metrics, bar, stop = callbacks
     try:
@@ -134,6 +144,8 @@ def _build_trainer(
         seed=recipe.seed,
     )
     config = recipe.train
+    if config.gradient_checkpointing:
+        enable_activation_checkpointing(model)  # not by argument: those were renamed between transformers versions
     if recipe.lora.rank:
         model = add_adapters(model, recipe.lora)
     if config.compile == "layers":
@@ -143,13 +155,20 @@ def _build_trainer(
     arguments = _arguments(recipe, folder, model)
     windows_per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
     train_set = WindowDataset(
-        corpus,
+        corpus.train,
         window=recipe.data.window,
         num_samples=config.steps * windows_per_step,
         seed=recipe.data.seed,
         document_mask=recipe.data.document_mask,
     )
-    held_out = HeldOutWindows(corpus, window=recipe.data.window, max_windows=config.evaluate_windows)
+    held_out = None
+    if config.evaluate_windows and corpus.held_out:
+        held_out = HeldOutWindows(
+            corpus.held_out,
+            window=recipe.data.window,
+            max_windows=config.evaluate_windows,
+            document_mask=recipe.data.document_mask,
+        )
     metrics = MetricsFile(folder / "metrics.jsonl", windows_per_step * recipe.data.window)
     bar, stop = ProgressBar(metrics, console, quiet), StopOnSignal()
     trainer = PlacingTrainer(
@@ -158,7 +177,7 @@ def _build_trainer(
         model=model,
         args=arguments,
         train_dataset=train_set,
-        eval_dataset=held_out if config.evaluate_windows and len(held_out) else None,
+        eval_dataset=held_out,
         data_collator=PlacingCollator(sampler),
         callbacks=[StopOnNaN(), metrics, bar, stop],
     )
@@ -186,8 +205,6 @@ def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.T
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         use_cpu=not on_gpu,
         seed=recipe.seed,
@@ -231,7 +248,7 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
         made.append(make_row("train_seconds", runtime, "s", recipe.train.steps, **labels))
     if torch.cuda.is_available():
         made.append(make_row("peak_memory_bytes", float(torch.cuda.max_memory_allocated()), "bytes", 1, **labels))
-    return Record(kind="train", config={**to_plain(recipe), "data_provenance": corpus.provenance}, rows=made)
+    return Record(kind="train", config={**to_plain(recipe), "data_provenance": list(corpus.provenance)}, rows=made)
 
 
 def base_name(name: str) -> str:
@@ -257,12 +274,10 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         steps=trainer.state.global_step,
         tokens=trainer.state.global_step * trainer.args.train_batch_size * trainer.args.world_size
         * recipe.train.gradient_accumulation * recipe.data.window,
-        data=corpus.provenance,
-        versions={name: importlib.metadata.version(name) for name in ("e2llm", "torch", "transformers", "peft")},
+        data=list(corpus.provenance),
+        versions=current_versions("torch", "transformers", "peft"),
     )
     if best is not None and not recipe.lora.rank and Path(best).is_dir():
-        import dataclasses
-
         from transformers import AutoModelForCausalLM
 
         state = AutoModelForCausalLM.from_pretrained(best, dtype=recipe.model.dtype)

@@ -1,0 +1,93 @@
+"""The GPU study of docs/results.md: SmolLM2-135M-Instruct, 4096-token windows, evaluated to 128k.
+
+    python benchmarks/smollm2.py --model SmolLM2-135M-Instruct.gguf --text DIR --out DIR base:yarn recommended
+
+DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and eval/mathematics, eval/novels.
+A run is `base:METHOD` (no training) or the name of a recipe, optionally `recipe:METHOD` to serve it with another
+method. Writes smollm2_<run>.json (evaluation) and smollm2_<recipe>_train.json (training) into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BASE = "SmolLM2-135M-Instruct"
+WINDOWS = ("4k", "8k", "16k", "32k", "64k", "128k")
+
+
+def e2llm(*arguments: str) -> None:
+    """One command of the installed package."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "e2llm.cli", *arguments], check=True)
+    print(f"[{time.monotonic() - start:.0f} s] e2llm {' '.join(arguments[:3])}", flush=True)
+
+
+def train(recipe: str, model: str, text: Path, work: Path, steps: int | None, more: list[str]) -> Path:
+    """Train one recipe on every file of train/, weighted by size; the folder of its model."""
+    files = sorted((text / "train").glob("*.txt"))
+    sources = ", ".join(
+        "{path=%s, weight=%d, separator=\"<|endoftext|>\"}" % (json.dumps(str(f)), f.stat().st_size) for f in files
+    )
+    settings = [
+        f"model.name={model}",
+        f"data.sources=[{sources}]",
+        f"data.cache_dir={work / 'cache'}",
+        f"output={work / recipe}",
+        "data.held_out_fraction=0.01",
+        "train.compile=layers",
+        "train.workers=4",
+        "train.evaluate_scales=[1, 4, 16]",
+        *([f"train.steps={steps}"] if steps else []),
+        *more,
+    ]
+    e2llm("train", recipe, *[part for setting in settings for part in ("--set", setting)])
+    return work / recipe / "model"
+
+
+def evaluate(model: str, run: str, checkpoint: str, method: str | None, text: Path, out: Path, args: argparse.Namespace) -> None:
+    """Perplexity of whole windows on both corpora, pass keys in the mathematics."""
+    extra = ["--method", method] if method else []
+    e2llm(
+        "evaluate", model, "--windows", *args.windows, "--checkpoint", checkpoint, "--base-model", BASE,
+        *[part for c in ("mathematics", "novels") for part in ("--corpus", f"{c}={text / 'eval' / c}")],
+        "--protocols", "whole", "pass_key", "--prompts", str(args.prompts),
+        "--max-documents", str(args.max_documents), "--out", str(out / f"smollm2_{run}.json"), *extra,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Each run in turn."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--work", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--windows", nargs="+", default=list(WINDOWS))
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--max-documents", type=int, default=12)
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for run in args.runs:
+        recipe, _, method = run.partition(":")
+        name = run.replace(":", "_")
+        if recipe == "base":
+            evaluate(args.model, name, "base", method, args.text, args.out, args)
+            continue
+        folder = args.work / recipe / "model"
+        if not folder.is_dir():
+            folder = train(recipe, args.model, args.text, args.work, args.steps, args.set)
+            shutil.copy(args.work / recipe / "train.json", args.out / f"smollm2_{recipe}_train.json")
+        evaluate(str(folder), name, recipe, method or None, args.text, args.out, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Figures: what is drawn, that inline SVG is safe in a page, and that the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+import sample_records
+
+from e2llm.records import Record, make_row
+from e2llm.report import perplexity_figure, retrieval_figure, scale_figure, training_figure
+from e2llm.report.canvas import NARROW
+from e2llm.report.figures import grid_rows
+from e2llm.report.lines import Line, draw_lines, log_ticks, spread
+from e2llm.report.palette import LIGHT
+from e2llm.report.series import all_rows, sections, series_of
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return all_rows([sample_records.study(), sample_records.training()])
+
+
+@pytest.fixture(scope="module")
+def drawings(rows):
+    (perplexity,) = sections(rows, "perplexity")
+    (retrieval,) = sections(rows, "retrieval")
+    extended = series_of(perplexity)[-1]
+    losses = [row for row in rows if row["metric"] == "loss"]
+    return {
+        "perplexity": perplexity_figure(perplexity),
+        "scales": scale_figure(perplexity, extended),
+        "retrieval": retrieval_figure(retrieval),
+        "training": training_figure(losses),
+    }
+
+
+def texts(svg: str) -> list[str]:
+    return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("name", ["perplexity", "scales", "retrieval", "training"])
+@pytest.mark.parametrize("width", [760, NARROW])
+def test_inline_svg_is_well_formed_and_self_contained(drawings, name, width):
+    svg = drawings[name].svg(width)
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    title, description = root[0], root[1]
+    assert (title.tag, description.tag) == (f"{SVG}title", f"{SVG}desc")
+    assert root.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+    ids = re.findall(r'\bid="([^"]*)"', svg)
+    assert len(set(ids)) == len(ids)
+    assert all(found.startswith(f"{name}-{width}-") for found in ids)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= set(ids)
+    assert not re.search(r"#[0-9a-f]{6}", svg), "every colour follows the page"
+    assert "<style" not in svg and "font-family" not in svg and "http" not in svg.split(">", 1)[1]
+
+
+def test_ids_differ_between_figures_and_widths(drawings):
+    ids = [set(re.findall(r'\bid="([^"]*)"', d.svg(width))) for d in drawings.values() for width in (760, NARROW)]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+
+
+def test_same_bytes_again_and_no_global_state(drawings):
+    before = dict(matplotlib.rcParams)
+    assert drawings["perplexity"].svg() == drawings["perplexity"].svg()
+    assert dict(matplotlib.rcParams) == before
+    code = "import sys, e2llm.report.lines as l, e2llm.report.palette as p\n"
+    code += "f = l.draw_lines([l.Line('a', (1, 2), (1, 2), ('hues', 0))], p.LIGHT, 700, y_name='y', x_name='x')\n"
+    code += "print('matplotlib.pyplot' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
+
+
+def test_perplexity_figure_names_lines_and_windows(drawings):
+    found = texts(drawings["perplexity"].svg())
+    assert {"4k", "8k", "128k", "recommended · yarn", "paper · linear", "base · ntk"} <= set(found)
+    assert "base · none ↑ 244" in found  # leaves the chart, and says how far
+    assert "recommended · yarn: 5.18 at 4k, 4.38 at 128k" in drawings["perplexity"].description
+
+
+def test_scale_figure_has_a_line_a_scale(drawings):
+    assert [text for text in texts(drawings["scales"].svg()) if text.startswith("scale ")] == [
+        f"scale {scale}" for scale in (1, 2, 4, 8, 16)
+    ]
+
+
+def test_retrieval_figure_draws_each_cell(drawings, rows):
+    numbers = [text for text in texts(drawings["retrieval"].svg()) if re.fullmatch(r"1|\.\d\d", text)]
+    assert len(numbers) == len([row for row in rows if row["metric"] == "retrieval" and "depth" in row])
+
+
+def test_training_figure_has_training_and_held_out(drawings):
+    assert {"training", "held out · scale 1", "held out · scale 16"} <= set(texts(drawings["training"].svg()))
+
+
+def test_nothing_to_draw():
+    row = make_row("perplexity", 3.0, "ratio", 1, window=512, checkpoint="base", method="none", scale=1.0)
+    (section,) = sections(all_rows([Record("evaluate", {}, [row], [], {})]), "perplexity")
+    (series,) = series_of(section)
+    assert perplexity_figure(section) is None
+    assert scale_figure(section, series) is None
+    assert grid_rows(section, series) == []
+    assert retrieval_figure(section) is None
+    assert training_figure([make_row("loss", 1.0, "nats", 1, step=1)]) is None
+
+
+def test_text_of_records_is_escaped_in_svg():
+    rows = [
+        make_row("perplexity", 3.0, "ratio", 1, window=w, checkpoint="<script>$x^2$&", method="yarn", scale=1.0)
+        for w in (512, 1024)
+    ]
+    (section,) = sections(all_rows([Record("evaluate", {}, rows, [], {})]), "perplexity")
+    svg = perplexity_figure(section).svg()
+    assert "<script" not in svg
+    assert "<script>$x^2$& · yarn" in texts(svg)  # and no formula is made of it
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([50], [50]),
+        ([50, 80], [50, 80]),
+        ([50, 50], [45, 55]),
+        ([55, 50, 90], [57.5, 47.5, 90]),
+        ([0, 1, 2], [0, 10, 20]),
+        ([100, 99, 50], [100, 90, 50]),
+        ([50, 55, 62], [45.666667, 55.666667, 65.666667]),
+    ],
+)
+def test_spread(wanted, expected):
+    assert spread(wanted, 10, 0, 100) == pytest.approx(expected)
+
+
+def test_spread_keeps_gap_and_order():
+    wanted = [12.0, 3.0, 3.1, 60.0, 59.0, 61.0, 100.0, 98.0]
+    places = spread(wanted, 10, 0, 100)
+    assert sorted(range(8), key=wanted.__getitem__) == sorted(range(8), key=places.__getitem__)
+    assert min(b - a for a, b in pairwise(sorted(places))) >= 10 - 1e-9
+    assert 0 <= min(places) and max(places) <= 100
+
+
+@pytest.mark.parametrize(("low", "high"), [(3.5, 300), (80, 180), (1.01, 1.7), (4, 9), (900, 1e6)])
+def test_log_ticks(low, high):
+    ticks = log_ticks(low, high)
+    assert 2 <= len(ticks) <= 7
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_names_at_line_ends_do_not_overlap():
+    lines = [Line(f"line {i}", (512, 8192), (50.0, 40 + i * 0.1), ("hues", i % 6)) for i in range(8)]
+    figure = draw_lines(lines, LIGHT, 760, y_name="y", x_name="x")
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.texts if text.get_text().startswith("line")]
+    assert len(boxes) == 8
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert max(box.x1 for box in boxes) <= 760
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_save(drawings, tmp_path, dark):
+    png = drawings["scales"].save(tmp_path / "new" / "scales.png", dark=dark)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    svg = drawings["scales"].save(tmp_path / "new" / "scales.svg", dark=dark).read_text()
+    assert "var(" not in svg and ElementTree.fromstring(svg) is not None
+    assert sorted(path.name for path in png.parent.iterdir()) == ["scales.png", "scales.svg"]
+    with pytest.raises(ValueError, match="saved as"):
+        drawings["scales"].save(tmp_path / "scales.pdf")

@@ -1,0 +1,281 @@
+"""Training end to end on a tiny random model: what it writes, that it resumes bit for bit, that it stops cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from e2llm.config import Recipe, load_recipe, to_toml
+from e2llm.hf import CheckpointInfo, get_extension
+from e2llm.positions.placement import PositionSampler
+from e2llm.records import Record
+from e2llm.train import train
+from e2llm.train.trainer import PlacingTrainer
+
+WINDOW = 48
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with L = 64 and a byte-level tokenizer, and text beside it."""
+    folder = tmp_path_factory.mktemp("base")
+    words = [f"w{i} " for i in range(200)]
+    generator = torch.Generator().manual_seed(0)
+    text = folder / "text"
+    text.mkdir()
+    for document in range(6):
+        picks = torch.randint(0, 200, (400,), generator=generator).tolist()
+        (text / f"{document}.txt").write_text("".join(words[i] for i in picks))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        [p.read_text() for p in text.iterdir()],
+        trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], show_progress=False),
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=300,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        eos_token_id=0,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    return folder
+
+
+def small(base: Path, output: Path, *overrides: str) -> Recipe:
+    return load_recipe(
+        "recommended",
+        [
+            f"model.name={base / 'model'}",
+            f'data.sources=[{{path="{base / "text"}"}}]',
+            f"data.window={WINDOW}",
+            "data.held_out_fraction=0.2",
+            f"data.cache_dir={base / 'cache'}",
+            f"output={output}",
+            "train.steps=6",
+            "train.batch_size=2",
+            "train.workers=0",
+            "train.log_every=1",
+            "train.precision=float32",
+            "train.learning_rate=1e-3",
+            "train.evaluate_scales=[1, 4]",
+            "train.evaluate_windows=2",
+            *overrides,
+        ],
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "unbroken"
+    train(small(base, output, "train.save_every=2", "train.evaluate_every=3"), quiet=True)
+    return output
+
+
+def test_the_run_folder_holds_what_is_promised(base: Path, unbroken: Path) -> None:
+    info = CheckpointInfo.load(unbroken / "model")
+    assert info is not None
+    assert (info.method, info.native_window, info.training_window, info.max_scale) == ("yarn", 64, WINDOW, 20)
+    assert (info.steps, info.tokens, info.base_model) == (6, 6 * 2 * WINDOW, "model")
+    assert info.placement["kind"] == "jumps"
+    assert len(info.data) == 1 and info.data[0]["num_held_out_documents"] >= 1
+    assert load_recipe(str(unbroken / "recipe.toml")) == small(
+        base, unbroken, "train.save_every=2", "train.evaluate_every=3"
+    )
+    steps = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert {row["step"] for row in steps if "eval_loss_scale_4" in row} == {3, 6}
+    record = Record.load(unbroken / "train.json")
+    assert record.kind == "train"
+    assert {(r["split"], r.get("scale")) for r in record.rows if r["metric"] == "loss"} == {
+        ("train", None),
+        ("held_out", 1.0),
+        ("held_out", 4.0),
+    }
+    assert (unbroken / "best" / "model.safetensors").is_file()
+
+
+def test_the_checkpoint_loads_without_us_and_was_trained(base: Path, unbroken: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(unbroken / "model")
+    assert get_extension(plain) is None
+    assert plain.config.rope_parameters["rope_type"] == "default"
+    assert plain.config.max_position_embeddings == 64
+    assert not same_weights(base / "model", unbroken / "model")
+
+
+def test_the_draws_that_arrive_are_the_samplers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = PlacingTrainer.compute_loss
+
+    def spy(self: PlacingTrainer, model, inputs, *args, **kwargs):
+        if model.training:
+            seen.extend(inputs["placements"])
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(PlacingTrainer, "compute_loss", spy)
+    recipe = small(base, tmp_path / "run", "train.steps=2", "train.gradient_accumulation=2", "seed=5")
+    train(recipe, quiet=True)
+    sampler = PositionSampler(
+        native_window=64, training_window=WINDOW, scales=recipe.scales, placement=recipe.placement, seed=5
+    )
+    expected = [sampler.draw(index) for index in range(8)]
+    assert [p.scale for p in seen] == [p.scale for p in expected]
+    assert all((a.positions == b.positions).all() for a, b in zip(seen, expected, strict=True))
+
+
+_CHILD = """
+import sys
+from e2llm.config import load_recipe
+from e2llm.train import train
+from e2llm.train.trainer import PlacingTrainer
+import torch
+torch.set_num_threads(1)
+kill_at = int(sys.argv[2])
+original = PlacingTrainer.training_step
+def step(self, *args, **kwargs):
+    loss = original(self, *args, **kwargs)
+    if self.state.global_step == kill_at:  # gradients are there, the update is not
+        print("IN STEP", flush=True)
+        import time; time.sleep(60)
+    return loss
+if kill_at >= 0:
+    PlacingTrainer.training_step = step
+result = train(load_recipe(sys.argv[1]), resume="--resume" in sys.argv, quiet=True)
+sys.exit(0 if result.model_folder else 143)
+"""
+
+
+def child(recipe: Path, kill_at: int, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(recipe), str(kill_at), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+
+def wait_for_line(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None and process.stderr is not None
+    for text in process.stdout:
+        if line in text:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def test_kill_in_mid_step_then_resume_gives_the_same_weights(base: Path, unbroken: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    recipe = small(base, output, "train.save_every=2", "train.evaluate_every=3")
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe))
+    process = child(file, 5)
+    wait_for_line(process, "IN STEP")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (output / "model").exists()
+    # A save that was cut off must not be taken for a checkpoint.
+    (output / "checkpoints" / "checkpoint-5").mkdir()
+    with pytest.raises(ValueError, match="holds a run already; pass --resume"):
+        train(recipe, quiet=True)
+    assert train(recipe, resume=True, quiet=True).steps == 6
+    assert same_weights(output / "model", unbroken / "model")
+    steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_saves_and_resume_ends_equal(base: Path, unbroken: Path, tmp_path: Path) -> None:
+    output = tmp_path / "stopped"
+    recipe = small(base, output, "train.save_every=2", "train.evaluate_every=3")
+    file = tmp_path / "recipe.toml"
+    file.write_text(to_toml(recipe))
+    code = _CHILD.replace("import time; time.sleep(60)", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(file), "2"], capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 143, process.stderr
+    assert "stopped by SIGTERM after step 3" in process.stderr
+    assert (output / "checkpoints" / "checkpoint-3" / "COMPLETE").is_file()
+    train(recipe, resume=True, quiet=True)
+    assert same_weights(output / "model", unbroken / "model")
+
+
+def test_another_recipe_is_not_resumed(base: Path, unbroken: Path) -> None:
+    with pytest.raises(ValueError, match="differs from the one given"):
+        train(small(base, unbroken, "train.learning_rate=5e-3"), resume=True, quiet=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_remedy(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"not finite|training diverged"):
+        train(small(base, tmp_path / "nan", "train.learning_rate=1e38", "train.max_grad_norm=0"), quiet=True)
+    assert not (tmp_path / "nan" / "model").exists()
+
+
+def test_lora_trains_only_adapters_and_merges(base: Path, tmp_path: Path) -> None:
+    overrides = ("lora.rank=4", "lora.train_norms=true", "lora.train_embeddings=true", "train.learning_rate=1e-2")
+    result = train(small(base, tmp_path / "lora", *overrides), quiet=True)
+    assert (result.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert result.model_folder is not None
+    before, after = weights(base / "model"), weights(result.model_folder)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("q_proj" in name for name in changed)
+    assert any("norm" in name for name in changed)
+    assert "model.embed_tokens.weight" in changed
+
+
+def test_bfloat16_and_checkpointing_and_compile_run(base: Path, tmp_path: Path) -> None:
+    overrides = ("train.precision=bfloat16", "train.gradient_checkpointing=true", "train.steps=2")
+    result = train(small(base, tmp_path / "bf16", *overrides), quiet=True)
+    assert result.model_folder is not None
+    assert all(w.dtype == torch.float32 for w in weights(result.model_folder).values())
+
+
+def test_16_bit_master_weights_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="full fine-tuning loses small updates"):
+        small(base, tmp_path, "model.dtype=bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=./nowhere", "no such file or folder"),
+        ('data.sources=[{path="./nowhere"}]', "nowhere"),
+        ("data.window=100000", "a window needs 100000"),
+        ("train.trackers=[\"wandb\"]", "wandb is not installed"),
+        ("method=longrope", "no long_factor"),
+    ],
+)
+def test_bad_input_fails_before_training(base: Path, tmp_path: Path, override: str, message: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=message):
+        train(small(base, tmp_path / "bad", override), quiet=True)
+    assert time.monotonic() - start < 30
