@@ -4,7 +4,8 @@
 
 DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and eval/mathematics, eval/novels.
 A run is `base:METHOD` (no training) or the name of a recipe, optionally `recipe:METHOD` to serve it with another
-method. Writes smollm2_<run>.json (evaluation) and smollm2_<recipe>_train.json (training) into --out.
+method. Writes smollm2_<run>.json (perplexity), smollm2_<run>_keys.json (retrieval) and smollm2_<recipe>_train.json
+into --out.
 """
 
 from __future__ import annotations
@@ -50,14 +51,19 @@ def train(recipe: str, model: str, text: Path, work: Path, steps: int | None, mo
     return work / recipe / "model"
 
 
-def evaluate(model: str, run: str, checkpoint: str, method: str | None, text: Path, out: Path, args: argparse.Namespace) -> None:
+def evaluate(model: str, run: str, checkpoint: str, method: str | None, args: argparse.Namespace) -> None:
     """Perplexity of whole windows on both corpora, pass keys in the mathematics."""
-    extra = ["--method", method] if method else []
+    common = ["--checkpoint", checkpoint, "--base-model", BASE, *(["--method", method] if method else [])]
+    corpora = [f"{name}={args.text / 'eval' / name}" for name in ("mathematics", "novels")]
     e2llm(
-        "evaluate", model, "--windows", *args.windows, "--checkpoint", checkpoint, "--base-model", BASE,
-        *[part for c in ("mathematics", "novels") for part in ("--corpus", f"{c}={text / 'eval' / c}")],
-        "--protocols", "whole", "pass_key", "--prompts", str(args.prompts),
-        "--max-documents", str(args.max_documents), "--out", str(out / f"smollm2_{run}.json"), *extra,
+        "evaluate", model, *common, "--windows", *args.windows, "--protocols", "whole",
+        "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", str(args.max_documents),
+        "--out", str(args.out / f"smollm2_{run}.json"),
+    )  # fmt: skip
+    e2llm(
+        "evaluate", model, *common, "--windows", *args.windows[1:], "--protocols", "pass_key",
+        "--corpus", corpora[0], "--prompts", str(args.prompts), "--max-documents", str(args.max_documents),
+        "--out", str(args.out / f"smollm2_{run}_keys.json"),
     )  # fmt: skip
 
 
@@ -72,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--windows", nargs="+", default=list(WINDOWS))
     parser.add_argument("--prompts", type=int, default=20)
-    parser.add_argument("--max-documents", type=int, default=12)
+    parser.add_argument("--max-documents", type=int, default=10)
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -80,13 +86,13 @@ def main() -> None:
         recipe, _, method = run.partition(":")
         name = run.replace(":", "_")
         if recipe == "base":
-            evaluate(args.model, name, "base", method, args.text, args.out, args)
+            evaluate(args.model, name, "base", method, args)
             continue
         folder = args.work / recipe / "model"
         if not folder.is_dir():
             folder = train(recipe, args.model, args.text, args.work, args.steps, args.set)
             shutil.copy(args.work / recipe / "train.json", args.out / f"smollm2_{recipe}_train.json")
-        evaluate(str(folder), name, recipe, method or None, args.text, args.out, args)
+        evaluate(str(folder), name, recipe, method or None, args)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ tags: [llama, python, quickstart]
 
 # tiny-512
 
-The embedded base of e2llm's quickstart: a Llama-architecture model of {parameters:.2f}M parameters with a native window of
-512 tokens, small enough to be extended to 8192 tokens on two CPU cores within minutes. It writes plausible Python and
-English for a line or two and looks things up inside its window; it is good for nothing else. It is no assistant.
+The embedded base of e2llm's quickstart: a Llama-architecture model of {parameters:.2f}M parameters with a native window
+of 512 tokens, small enough to be extended to 8192 tokens on two CPU cores within minutes. It writes plausible Python
+and English for a line or two and looks things up inside its window; it is good for nothing else. It is no assistant.
 
 Loads without e2llm: `AutoModelForCausalLM.from_pretrained(folder)`, `AutoTokenizer.from_pretrained(folder)`.
 
@@ -39,14 +39,14 @@ Loads without e2llm: `AutoModelForCausalLM.from_pretrained(folder)`, `AutoTokeni
 
 {steps} steps of {batch} windows of 512 tokens, {tokens:.0f}M tokens in {seconds:.0f} s on one {device}
 ({rate:.2f}M tokens/s; torch {torch}, transformers {transformers}). AdamW, peak learning rate {lr}, linear to zero.
-Windows: {python_share:.0%} Python, {prose_share:.0%} prose, {synthetic_share:.0%} synthetic copy and name–value passages
-among natural text ({synthetic_windows} different windows). Natural tokens: {python_tokens:.1f}M Python,
+Windows: {python_share:.0%} Python, {prose_share:.0%} prose, {synthetic_share:.0%} synthetic copy and name–value
+passages among natural text ({synthetic_windows} different windows). Natural tokens: {python_tokens:.1f}M Python,
 {prose_tokens:.1f}M prose. Made by `scripts/tiny_base`.
 
 ## Figures
 
 Python files held out from training, first 8192 tokens of each, whole windows, summed nats over summed tokens; pass keys
-of five digits in the same text, {prompts} prompts, greedy. Scale above 1 is transformers' own YaRN, without any training.
+of five digits in the same text, {prompts} prompts, greedy. Scale above 1 is transformers' own YaRN, without training.
 Held-out prose at 512: perplexity {prose_perplexity}.
 
 | scale | window | perplexity | pass keys found |
@@ -76,7 +76,8 @@ def render(record: dict) -> str:
     """The card's text for one record of pretrain.py."""
     settings, training, corpus = record["settings"], record["training"], record["corpus"]
     shares = [s / sum(settings["shares"]) for s in settings["shares"]]
-    rows = (f"| {r['scale']} | {r['window']} | {r['perplexity']:.2f} | {r['retrieval']:.2f} |" for r in record["measured"])
+    rows = (f"| {r['scale']} | {r['window']} | {r['perplexity']:.2f} | {r['retrieval']:.2f} |"
+            for r in record["measured"])
     sources = (f"| {name} | {s['licence']} | {s['documents']} | {s['bytes'] / 1e6:.1f} |"
                for name, s in corpus["sources"].items())
     environment = record["environment"]

@@ -1,6 +1,6 @@
 """Collect the pretraining text of the embedded base: prose given as files, Python from the library and packages.
 
-    python scripts/tiny_base/corpus.py --text FOLDER --packages SITE_PACKAGES [SITE_PACKAGES ...] --out build/tiny/corpus
+    python scripts/tiny_base/corpus.py --text FOLDER --packages SITE_PACKAGES [MORE ...] --out build/tiny/corpus
 
 In: a folder with the PROSE files (documents separated by a line `<|endoftext|>`), folders that hold installed packages,
 and the running Python's standard library without the quickstart's held-out files. Out: python.txt, prose.txt,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 PERPLEXITY_TOKENS = 8192
@@ -77,6 +78,7 @@ def retrieval(model, prompts: torch.Tensor) -> float:
 def measure(folder: Path, tokenizer, documents: list[np.ndarray], device: str, num_prompts: int) -> list[dict]:
     """Base unscaled and with YaRN at scale window/L, for windows of 1, 4 and 16 native ones."""
     rows = []
+    transformers.utils.logging.disable_progress_bar()
     for scale, window in ((1, 512), (1, 2048), (1, 8192), (4, 2048), (16, 8192), (16, 512)):
         model = load_scaled(folder, scale, device)
         prompts = pass_key_prompts(documents, tokenizer, window, num_prompts)

@@ -1,6 +1,7 @@
 """Tokenise the corpus into the few files that travel to the machine with the GPU.
 
-    python scripts/tiny_base/prepare.py --corpus build/tiny/corpus --tokenizer src/e2llm/assets/tiny-512 --out .carry/tiny
+    python scripts/tiny_base/prepare.py --corpus build/tiny/corpus --tokenizer src/e2llm/assets/tiny-512 \\
+        --out .carry/tiny
 
 Out: python.bin.xz and prose.bin.xz (documents in a shuffled order, one uint16 a token, token 0 after each document),
 held_out_stdlib.bin.xz and held_out_prose.bin.xz (the same, in order), sources.json with the token counts added.

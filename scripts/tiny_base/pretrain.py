@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from card import write_card
-from measure import measure, perplexity
+from measure import load_scaled, measure, perplexity
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from windows import Source, build_windows
 
@@ -42,8 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-3, help="peak")
     parser.add_argument("--shares", type=float, nargs=3, default=(0.50, 0.33, 0.17), metavar="S",
                         help="of windows: Python, prose, synthetic")
-    parser.add_argument("--synthetic-windows", type=int, default=160_000, help="different ones, built beforehand")
+    parser.add_argument("--synthetic-windows", type=int, default=120_000, help="different ones, built beforehand")
     parser.add_argument("--prompts", type=int, default=100, help="pass-key prompts a measurement")
+    parser.add_argument("--eval-documents", type=int, default=16, help="held-out Python files measured at the end")
     parser.add_argument("--hidden", type=int, default=320)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
@@ -77,7 +78,7 @@ def split_documents(stream: np.ndarray) -> list[np.ndarray]:
 
 
 class Batches:
-    """Random windows of WINDOW + 1 tokens, gathered on the device. Synthetic ones in shuffled rounds, never twice a round."""
+    """Random windows of WINDOW + 1 tokens, gathered on the device. Synthetic ones come in shuffled rounds."""
 
     def __init__(self, streams: list[np.ndarray], synthetic: np.ndarray, args: argparse.Namespace) -> None:
         self.device, self.generator = args.device, torch.Generator(args.device).manual_seed(args.seed)
@@ -184,15 +185,14 @@ def main() -> None:
     print(f"{num_parameters / 1e6:.2f}M parameters", flush=True)
     training = train(model, Batches(streams, synthetic, args), args)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = model.to(torch.bfloat16)
-    model.save_pretrained(args.out)
+    model.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    documents = split_documents(read(args.data / "held_out_stdlib.bin.xz"))
+    documents = split_documents(read(args.data / "held_out_stdlib.bin.xz"))[: args.eval_documents]
     prose = split_documents(read(args.data / "held_out_prose.bin.xz"))
     rows = measure(args.out, tokenizer, documents, args.device, args.prompts)
-    prose_perplexity = perplexity(model.float().eval(), prose, WINDOW)
+    prose_perplexity = perplexity(load_scaled(args.out, 1, args.device), prose, WINDOW)
     print(f"held-out prose, window {WINDOW}: perplexity {prose_perplexity:.2f}", flush=True)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("data", "out", "tokenizer")}
+    settings = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
     record = {"parameters": num_parameters, "settings": settings, "training": training, "measured": rows,
               "held_out_prose_perplexity": round(prose_perplexity, 3), "environment": environment(args.device),
               "corpus": json.loads((args.data / "sources.json").read_text())}

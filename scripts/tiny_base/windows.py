@@ -48,23 +48,25 @@ def _passage(source: Source, rng: np.random.Generator, room: int) -> list[int]:
         text = plant(seed, index, source.tokenizer.decode(host.tolist(), skip_special_tokens=True))
     else:
         text = key_values(seed, index) if kind < PLANTED + KEY_VALUES else copies(seed, index)
-    return [*source.tokenizer.encode(text), 0]
+    return [*source.tokenizer.backend_tokenizer.encode(text).ids, 0]
 
 
 def build_window(source: Source, index: int) -> np.ndarray:
     """(length,) uint16: passages that fit whole, natural text in the rest, before or after them."""
     rng = np.random.default_rng((source.seed, index))
     tokens: list[int] = []
-    for _ in range(8):
+    for _ in range(5):
         room = source.length - len(tokens)
-        if room < 80:
+        if room < 110:
             break
         passage = _passage(source, rng, room)
         if len(passage) <= room:
             tokens += passage
     rest = _slice(source, rng, source.length - len(tokens))
-    order = (rest, np.array(tokens, dtype=np.uint16))
-    return np.concatenate(order if rng.random() < 0.5 else order[::-1])
+    passages = np.array(tokens, dtype=np.uint16)
+    if len(rest) and rng.random() < 0.5:
+        return np.concatenate([rest[:-1], [np.uint16(0)], passages])
+    return np.concatenate([passages, rest])
 
 
 _source: Source | None = None  # set before the fork, read by the workers

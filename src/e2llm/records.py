@@ -10,7 +10,6 @@ A row is flat: metric, value, unit, n and labels. No two rows of a Record share 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
@@ -269,6 +268,8 @@ def _cpu_name() -> str:
 
 
 def _version(package: str) -> str | None:
+    import importlib.metadata  # as slow to import as all the rest of this file, and seldom needed
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -49,7 +49,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def bos_tokenizer() -> PreTrainedTokenizerFast:
-    """SentencePiece-like (as Llama 2's): puts a space mark before a text, and BOS before that, and joins words freely."""
+    """SentencePiece-like (as Llama 2's): a space mark before a text, BOS before that, and words joined freely."""
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(

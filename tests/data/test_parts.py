@@ -60,11 +60,17 @@ def test_windows_without_a_token_to_learn_are_left_out(tmp_path, tokenizer):
         for length in (200, 1, 1, 150)
     ]
     store = build_store(tmp_path / "s", chats, tokenizer, name="x", advance=lambda size, tokens: None)
-    windows = TextPart.of(store, np.ones(4, dtype=bool), name="x", weight=1).windows(16)
-    by_hand = [w for w in store.loss[: len(store.loss) // 16 * 16].reshape(-1, 16) if w[1:].any()]
-    assert 0 < len(windows) == len(by_hand) < len(store.loss) // 16
-    assert [windows[i].loss.tolist() for i in range(len(windows))] == [w.astype(bool).tolist() for w in by_hand]
-    assert windows.num_unusable == len(store.loss) // 16 - len(windows)
+    part = TextPart.of(store, np.ones(4, dtype=bool), name="x", weight=1)
+    first_alone = 0
+    for window in range(8, 40):
+        cuts = store.loss[: len(store.loss) // window * window].reshape(-1, window).astype(bool)
+        by_hand = [cut.tolist() for cut in cuts if cut[1:].any()]
+        windows = part.windows(window)
+        assert 0 < len(windows) == len(by_hand) < len(cuts)
+        assert [windows[i].loss.tolist() for i in range(len(windows))] == by_hand
+        assert windows.num_unusable == len(cuts) - len(windows)
+        first_alone += sum(cut[0] and not cut[1:].any() for cut in cuts)
+    assert first_alone, "no window tried the token that nothing predicts"
 
 
 def test_synthetic_windows_are_passages_between_eos(tokenizer):

@@ -62,9 +62,9 @@ def test_saved_dict_takes_the_split(tmp_path):
 def test_saved_dataset_errors_name_the_row(tmp_path):
     datasets.Dataset.from_dict({"text": ["one", None]}).save_to_disk(tmp_path / "set")
     rows = open_saved_folder(tmp_path / "set", SourceConfig(path="set"))
-    with pytest.raises(ValueError, match="set, row 2: column 'text' holds None"):
+    with pytest.raises(ValueError, match=r"set, row 2: column 'text' holds None"):
         texts(rows)
-    with pytest.raises(ValueError, match="no column 'body'.*columns there: 'text'"):
+    with pytest.raises(ValueError, match=r"no column 'body'.*columns there: 'text'"):
         open_saved_folder(tmp_path / "set", SourceConfig(path="set", text_column="body"))
 
 
@@ -82,9 +82,9 @@ def test_hub_config_and_revision(hub):
 
 
 def test_hub_errors(hub):
-    with pytest.raises(ValueError, match="'hub:gone/name': the hub does not answer.*offline.*save_to_disk"):
+    with pytest.raises(ValueError, match=r"'hub:gone/name': the hub does not answer.*offline.*save_to_disk"):
         open_hub(SourceConfig(path="hub:gone/name"))
-    with pytest.raises(ValueError, match="write hub:owner/name"):
+    with pytest.raises(ValueError, match=r"write hub:owner/name"):
         open_hub(SourceConfig(path="hub:name"))
-    with pytest.raises(ValueError, match="hub:owner/name, row 1: no column 'body'.*columns there: 'text', 'id'"):
+    with pytest.raises(ValueError, match=r"hub:owner/name, row 1: no column 'body'.*columns there: 'text', 'id'"):
         texts(open_hub(SourceConfig(path="hub:owner/name", text_column="body")))

@@ -1,5 +1,7 @@
 """Documents come out whole and in order, and whatever cannot be read is named with its file and line."""
 
+import itertools
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -56,9 +58,9 @@ def test_long_documents_are_cut_without_loss(write, monkeypatch, text):
         items = read(path, separator="==")
         expected = [text, "short\n"] if path.suffix == ".jsonl" or text.endswith("\n") else [text + "==\nshort\n"]
         assert documents(items) == expected
-        assert len(items) > 8
+        assert len(items) >= 8
         assert max(len(item.text.encode()) for item in items) <= 128
-        for before, item in zip(items, items[1:], strict=False):
+        for before, item in itertools.pairwise(items):
             assert item.is_first == before.is_last
             assert item.after_line_end == (not item.is_first and before.text.endswith("\n"))
     total = path.stat().st_size
@@ -118,7 +120,7 @@ def test_bad_rows_are_named(write, content, said):
 def test_bad_bytes_are_named_by_line_and_offset(write, monkeypatch):
     monkeypatch.setattr(sources, "PIECE_BYTES", 16)
     good = "line \u00e9\n".encode() * 20 + b"==\n"
-    with pytest.raises(ValueError, match=rf"a\.txt:23: not UTF-8: byte 0xe9 at offset {len(good) + 4} "):
+    with pytest.raises(ValueError, match=rf"a\.txt:23: not UTF-8: byte 0xe9 at offset {len(good) + 3} "):
         read(write("a.txt", good + b"ok\n" + b"\xe9\n"), separator="==")
 
 

@@ -60,6 +60,7 @@ def test_a_resumed_dataset_goes_on_where_it_was(parts):
     assert not all(equal(whole[i], other[i]) for i in range(10))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 on the way torch starts workers
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_draw_the_same(parts, num_workers):
     dataset = WindowDataset(parts, window=R, num_samples=24, seed=4)
@@ -83,7 +84,7 @@ def test_sources_have_their_shares_and_all_windows_come_before_any_twice(parts):
     shares = [sum(owners.get(tokens, 2) == source for tokens in drawn) for source in range(3)]
     assert shares == pytest.approx([num_samples * share for share in (0.6, 0.2, 0.2)], abs=1)
     of_first = [tokens for tokens in drawn if owners.get(tokens) == 0]
-    assert len(set(of_first)) == min(len(of_first), count) > 10
+    assert len(set(of_first)) == min(len(of_first), count) > 5
 
 
 def test_labels_follow_the_loss_flags():
@@ -114,10 +115,11 @@ def test_position_ids_restart_after_each_eos(parts, tokenizer):
 
 def test_chat_windows_warn_about_what_they_leave_out(tmp_path, tokenizer, caplog):
     chat = Chat([{"role": "user", "content": "tree " * 90}, {"role": "assistant", "content": "house"}], "x", 1)
-    store = build_store(tmp_path / "s", [chat], tokenizer, name="x", advance=lambda size, tokens: None)
-    part = TextPart.of(store, np.ones(1, dtype=bool), name="chats", weight=1)
+    store = build_store(tmp_path / "s", [chat, chat], tokenizer, name="x", advance=lambda size, tokens: None)
+    part = TextPart.of(store, np.ones(2, dtype=bool), name="chats", weight=1)
     with pytest.raises(ValueError, match="chats: no assistant token in any window of 95"):
-        WindowDataset([part], window=95, num_samples=1, seed=0)
+        first = TextPart.of(store, np.array([True, False]), name="chats", weight=1)
+        WindowDataset([first], window=95, num_samples=1, seed=0)
     dataset = WindowDataset([part], window=16, num_samples=4, seed=0)
     assert "chats: " in caplog.text and "without assistant tokens are left out" in caplog.text
     assert all((sample["labels"][1:] != -100).any() for sample in dataset)

@@ -33,30 +33,36 @@ def test_folder_gives_long_documents_by_name_cut_to_length(folder: Path) -> None
     assert [document.name for document in kept] == ["part/c.py"]
 
 
-def test_only_a_prefix_is_tokenized(tmp_path: Path) -> None:
+def test_only_a_prefix_is_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e2llm.evaluate.documents.SAMPLE_CHARACTERS", 100)
     seen: list[int] = []
 
-    def counting(text: str, **options: object) -> object:
-        seen.append(len(text))
-        return TOKENIZER(text, **options)
+    def counting(texts: list[str], **options: object) -> object:
+        seen.extend(map(len, texts))
+        return TOKENIZER(texts, **options)
 
-    (tmp_path / "long.txt").write_text("x" * 100_000)
-    load_documents(tmp_path / "long.txt", counting, num_tokens=100)
-    assert seen == [6 * 132]
+    for i in range(20):
+        (tmp_path / f"{i:02d}.txt").write_text("x" * 100_000)
+    found = load_documents(tmp_path, counting, num_tokens=968, max_documents=3)
+    assert seen == [100] * 16 + [1100] * 16  # one group of files, not twenty; one character a token
+    assert [document.name for document in found] == ["00.txt", "01.txt", "02.txt"]
 
 
-def test_text_with_long_tokens_is_read_further(tmp_path: Path) -> None:
-    """Ten characters a token: the first guess of six is too little, and the result is that of the whole text."""
+def test_text_whose_tokens_grow_longer_is_read_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token is a word: the sample holds short ones, the rest long ones, and the result is that of the whole text."""
+    monkeypatch.setattr("e2llm.evaluate.documents.SAMPLE_CHARACTERS", 100)
 
-    class Tens:
-        def __call__(self, text: str, **options: object) -> Tens:
-            self.input_ids = [int(text[i : i + 10]) % 1000 for i in range(0, len(text), 10)]
+    class Words:
+        def __call__(self, texts: list[str], **options: object) -> Words:
+            self.input_ids = [[int(word) for word in text.split()] for text in texts]
             return self
 
-    text = "".join(f"{i:010d}" for i in range(5000))
-    (tmp_path / "numbers.txt").write_text(text)
-    found = load_documents(tmp_path / "numbers.txt", Tens(), num_tokens=1200)[0]
-    assert found.tokens.tolist() == [i % 1000 for i in range(1200)]
+    numbers = [*range(50), *range(10**8, 10**8 + 5000)]
+    (tmp_path / "numbers.txt").write_text(" ".join(map(str, numbers)))
+    (tmp_path / "short.txt").write_text("1 2 3")
+    found = load_documents(tmp_path, Words(), num_tokens=1200)
+    assert [document.name for document in found] == ["numbers.txt"]
+    assert found[0].tokens.tolist() == numbers[:1200]
 
 
 def test_nothing_long_enough_names_the_longest(folder: Path) -> None:

@@ -15,6 +15,8 @@ from e2llm.hf import install
 from e2llm.hf.rotary import LAYOUTS, detect_layout, find_rotary_owner, is_local, layer_types, read_rope
 from e2llm.positions import oracle
 
+PLAIN = {"rope_type": "default"}
+
 
 def scaled_llama(**rope: Any) -> nn.Module:
     return tiny_model("llama", rope_parameters=with_rope(tiny_config("llama"), **rope).rope_parameters)
@@ -28,9 +30,9 @@ def rope_of(model: nn.Module, layer_type: str | None = None, **arguments: Any) -
     ("name", "overrides", "rotary_dim", "base"),
     [
         ("llama", {}, 16, 1e4),
-        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 16, 5e5),
+        ("llama", {"rope_parameters": {**PLAIN, "rope_theta": 5e5}}, 16, 5e5),
         ("qwen3", {"head_dim": 32}, 32, 1e4),
-        ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, 8, 1e4),
+        ("phi3", {"rope_parameters": {**PLAIN, "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, 8, 1e4),
         ("gpt_neox", {}, 4, 1e4),
         ("deepseek_v3", {"qk_rope_head_dim": 8, "head_dim": 8}, 8, 1e4),
     ],
@@ -169,7 +171,7 @@ def test_frequencies_never_initialised_are_refused(value: float) -> None:
     model = tiny_model("llama")
     model.model.rotary_emb.inv_freq.fill_(value)
     model.model.rotary_emb.original_inv_freq.fill_(value)
-    with pytest.raises(ValueError, match="holds no frequencies .*not initialised"):
+    with pytest.raises(ValueError, match=r"holds no frequencies .*not initialised"):
         install(model)
 
 

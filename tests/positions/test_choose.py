@@ -35,9 +35,7 @@ def test_smallest_adequate_step(tokens: int, scale: float) -> None:
     assert (choice.scale, choice.window, choice.warning) == (scale, scale * L, None)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "scale"), [(20 * L + 1, 32), (32 * L, 32), (32 * L + 1, 64), (200 * L, 256)]
-)
+@pytest.mark.parametrize(("tokens", "scale"), [(20 * L + 1, 32), (32 * L, 32), (32 * L + 1, 64), (200 * L, 256)])
 def test_beyond_what_training_drew(tokens: int, scale: float) -> None:
     choice = choose_scale(tokens, L, max_scale=20)
     assert (choice.scale, choice.window) == (scale, scale * L)
@@ -53,8 +51,14 @@ def test_a_model_never_extended_warns_beyond_its_window() -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "scale", "warns"),
-    [(1, 1.0, False), (L, 1.0, False), (L + 1, (L + 1) / L, False), (6000, 6000 / L, False), (20 * L, 20.0, False)]
-    + [(20 * L + 1, (20 * L + 1) / L, True)],
+    [
+        (1, 1.0, False),
+        (L, 1.0, False),
+        (L + 1, (L + 1) / L, False),
+        (6000, 6000 / L, False),
+        (20 * L, 20.0, False),
+        (20 * L + 1, (20 * L + 1) / L, True),
+    ],
 )
 def test_exact(tokens: int, scale: float, warns: bool) -> None:
     choice = choose_scale(tokens, L, max_scale=20, policy="exact")

@@ -168,14 +168,14 @@ def test_frequencies_that_the_base_does_not_give_are_refused(method: str) -> Non
 
 
 def test_linear_on_longrope_is_refused() -> None:
-    with pytest.raises(ValueError, match="'linear' on a LongRoPE base.*'longrope'"):
+    with pytest.raises(ValueError, match=r"'linear' on a LongRoPE base.*'longrope'"):
         frequencies(make_rope(1e4, 16, 64, rope_type="longrope"), "linear", 2.0)
 
 
 @pytest.mark.parametrize("scale", [0.999, 0.0, -2.0, math.nan, math.inf])
 @pytest.mark.parametrize("method", UNSCALED)
 def test_a_scale_is_at_least_one(method: str, scale: float) -> None:
-    with pytest.raises(ValueError, match="scale = .*at least 1"):
+    with pytest.raises(ValueError, match=r"scale = .*at least 1"):
         frequencies(make_rope(1e4, 16, 64), method, scale)
 
 
@@ -188,7 +188,7 @@ def test_other_errors() -> None:
         frequencies(make_rope(1e4, 2, 64), "ntk", 2.0)
     with pytest.raises(ValueError, match="native_window = 0"):
         make_rope(1e4, 16, 0)
-    with pytest.raises(ValueError, match="rotary_dim = 18: .*frequencies, 8"):
+    with pytest.raises(ValueError, match=r"rotary_dim = 18: .*frequencies, 8"):
         make_rope(1e4, 16, 64, rotary_dim=18)
     assert set(METHODS) == {*UNSCALED, "longrope"}
 
@@ -202,9 +202,7 @@ def test_scores_depend_on_position_differences_only(method: str) -> None:
 
     def score(m: float, n: float) -> float:
         tables = [oracle.rotation_tables(inv_freq, np.array(at), found.attention_scale) for at in (m, n)]
-        return float(
-            oracle.rotate_half_split(query, *tables[0]) @ oracle.rotate_half_split(key, *tables[1])
-        )
+        return float(oracle.rotate_half_split(query, *tables[0]) @ oracle.rotate_half_split(key, *tables[1]))
 
     for m, n in ((7, 3), (600, 2), (5, 5)):
         for shift in (1, 17, 10_000):

@@ -22,7 +22,14 @@ KINDS = {  # settings that fit a window of R = 8
 
 
 def make_sampler(
-    kind: str, *, native: int = L, window: int = R, scale: float = G, draw: str = "fixed", seed: int = 0, **settings: int
+    kind: str,
+    *,
+    native: int = L,
+    window: int = R,
+    scale: float = G,
+    draw: str = "fixed",
+    seed: int = 0,
+    **settings: int,
 ) -> PositionSampler:
     return PositionSampler(
         native_window=native,

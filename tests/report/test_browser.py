@@ -27,13 +27,15 @@ PROBE = """<script>
 const shown = (e) => { const b = e.getBoundingClientRect(); return b.width > 0 && b.height > 0; };
 const visible = [...document.querySelectorAll('svg')].filter(shown);
 const overlaps = visible.flatMap((svg) => {
-  const boxes = [...svg.querySelectorAll('text')].map((t) => [t.textContent, t.getBoundingClientRect()]);
-  return boxes.flatMap(([a, p], i) => boxes.slice(0, i).filter(([b, q]) =>
-    p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 3 && q.top < p.bottom - 3).map(([b]) => a + '|' + b));
+  const texts = [...svg.querySelectorAll('text')];
+  const boxes = texts.map((t) => [t.textContent, t.getBoundingClientRect()]);
+  const meet = (p, q) => p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 3 && q.top < p.bottom - 3;
+  return boxes.flatMap(([a, p], i) => boxes.slice(0, i).filter(([b, q]) => meet(p, q)).map(([b]) => a + '|' + b));
 });
 const out = { figures: document.querySelectorAll('figure').length, drawn: visible.length, overlaps,
   sideways: document.documentElement.scrollWidth > window.innerWidth + 1,
-  small: visible.flatMap((s) => [...s.querySelectorAll('text')]).filter((t) => t.getBoundingClientRect().height < 9).length };
+  small: visible.flatMap((s) => [...s.querySelectorAll('text')])
+    .filter((t) => t.getBoundingClientRect().height < 9).length };
 document.body.insertAdjacentHTML('beforeend', '<pre id="probe">' + JSON.stringify(out) + '</pre>');
 </script></body>"""
 
@@ -60,7 +62,7 @@ def test_figures_are_drawn_without_overlaps(page, tmp_path, width):
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text().replace("</body>", PROBE))
     dom = browse(probed, tmp_path, f"--window-size={width},1000", "--dump-dom").stdout
-    found = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', dom)[1])
+    found = json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', dom)[-1])
     assert found["figures"] == found["drawn"] == 6
     assert found["overlaps"] == []
     assert not found["sideways"] and found["small"] == 0

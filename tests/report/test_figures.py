@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 import sample_records
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from e2llm.records import Record, make_row
 from e2llm.report import perplexity_figure, retrieval_figure, scale_figure, training_figure
-from e2llm.report.canvas import NARROW
-from e2llm.report.figures import grid_rows
+from e2llm.report.canvas import NARROW, WIDE
 from e2llm.report.lines import Line, draw_lines, log_ticks, spread
 from e2llm.report.palette import LIGHT
-from e2llm.report.series import all_rows, sections, series_of
+from e2llm.report.series import all_rows, grid_rows, sections, series_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -42,14 +42,20 @@ def drawings(rows):
     }
 
 
+@pytest.fixture(scope="module")
+def svgs(drawings):
+    """All figures at both widths, drawn once: (name, width) -> inline SVG."""
+    return {(name, width): drawing.svg(width) for name, drawing in drawings.items() for width in (WIDE, NARROW)}
+
+
 def texts(svg: str) -> list[str]:
     return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
 @pytest.mark.parametrize("name", ["perplexity", "scales", "retrieval", "training"])
-@pytest.mark.parametrize("width", [760, NARROW])
-def test_inline_svg_is_well_formed_and_self_contained(drawings, name, width):
-    svg = drawings[name].svg(width)
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_inline_svg_is_well_formed_and_self_contained(svgs, name, width):
+    svg = svgs[name, width]
     root = ElementTree.fromstring(svg)
     assert root.get("role") == "img"
     title, description = root[0], root[1]
@@ -63,14 +69,14 @@ def test_inline_svg_is_well_formed_and_self_contained(drawings, name, width):
     assert "<style" not in svg and "font-family" not in svg and "http" not in svg.split(">", 1)[1]
 
 
-def test_ids_differ_between_figures_and_widths(drawings):
-    ids = [set(re.findall(r'\bid="([^"]*)"', d.svg(width))) for d in drawings.values() for width in (760, NARROW)]
+def test_ids_differ_between_figures_and_widths(svgs):
+    ids = [set(re.findall(r'\bid="([^"]*)"', svg)) for svg in svgs.values()]
     assert sum(map(len, ids)) == len(set().union(*ids))
 
 
-def test_same_bytes_again_and_no_global_state(drawings):
+def test_same_bytes_again_and_no_global_state(drawings, svgs):
     before = dict(matplotlib.rcParams)
-    assert drawings["perplexity"].svg() == drawings["perplexity"].svg()
+    assert drawings["scales"].svg() == svgs["scales", WIDE]
     assert dict(matplotlib.rcParams) == before
     code = "import sys, e2llm.report.lines as l, e2llm.report.palette as p\n"
     code += "f = l.draw_lines([l.Line('a', (1, 2), (1, 2), ('hues', 0))], p.LIGHT, 700, y_name='y', x_name='x')\n"
@@ -81,26 +87,26 @@ def test_same_bytes_again_and_no_global_state(drawings):
     )
 
 
-def test_perplexity_figure_names_lines_and_windows(drawings):
-    found = texts(drawings["perplexity"].svg())
+def test_perplexity_figure_names_lines_and_windows(drawings, svgs):
+    found = texts(svgs["perplexity", WIDE])
     assert {"4k", "8k", "128k", "recommended · yarn", "paper · linear", "base · ntk"} <= set(found)
     assert "base · none ↑ 244" in found  # leaves the chart, and says how far
     assert "recommended · yarn: 5.18 at 4k, 4.38 at 128k" in drawings["perplexity"].description
 
 
-def test_scale_figure_has_a_line_a_scale(drawings):
-    assert [text for text in texts(drawings["scales"].svg()) if text.startswith("scale ")] == [
+def test_scale_figure_has_a_line_a_scale(svgs):
+    assert [text for text in texts(svgs["scales", WIDE]) if text.startswith("scale ")] == [
         f"scale {scale}" for scale in (1, 2, 4, 8, 16)
     ]
 
 
-def test_retrieval_figure_draws_each_cell(drawings, rows):
-    numbers = [text for text in texts(drawings["retrieval"].svg()) if re.fullmatch(r"1|\.\d\d", text)]
+def test_retrieval_figure_draws_each_cell(svgs, rows):
+    numbers = [text for text in texts(svgs["retrieval", WIDE]) if re.fullmatch(r"1|\.\d\d", text)]
     assert len(numbers) == len([row for row in rows if row["metric"] == "retrieval" and "depth" in row])
 
 
-def test_training_figure_has_training_and_held_out(drawings):
-    assert {"training", "held out · scale 1", "held out · scale 16"} <= set(texts(drawings["training"].svg()))
+def test_training_figure_has_training_and_held_out(svgs):
+    assert {"training", "held out · scale 1", "held out · scale 16"} <= set(texts(svgs["training", WIDE]))
 
 
 def test_nothing_to_draw():
@@ -159,7 +165,7 @@ def test_log_ticks(low, high):
 def test_names_at_line_ends_do_not_overlap():
     lines = [Line(f"line {i}", (512, 8192), (50.0, 40 + i * 0.1), ("hues", i % 6)) for i in range(8)]
     figure = draw_lines(lines, LIGHT, 760, y_name="y", x_name="x")
-    renderer = figure.canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [text.get_window_extent(renderer) for text in figure.texts if text.get_text().startswith("line")]
     assert len(boxes) == 8
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

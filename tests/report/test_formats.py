@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from e2llm.report.formats import format_number, format_value, format_window, slug
+from e2llm.report.formats import format_number, format_quantity, format_value, format_window, slug
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,8 @@ def test_numbers(value, text):
 
 
 def test_metrics_and_slugs():
+    assert format_quantity(53.7e9, "bytes") == "50.01 GiB"
+    assert format_quantity(1234.0, "s") == "1,234 s"
     assert format_value("retrieval", 1.0) == "1.00"
     assert format_value("loss", 1.23456) == "1.235"
     assert slug("SmolLM2-135M", None, "a b/ü") == "smollm2-135m-none-a-b"

@@ -154,7 +154,9 @@ def test_headlines():
         ("82.4 → 82.8", "perplexity at 512, the native window"),
         ("0.00 → 0.60", "key–value retrieval at 8k, share of 50 prompts"),
     ]
-    assert _headline(sample_records.training()).sentence == "Training loss 2.421 → 1.571 at step 850"
+    rows = [make_row("loss", value, "nats", 1, step=step) for value, step in ((2.5, 10), (1.0625, 850), (2.0, 100))]
+    rows.append(make_row("loss", 9.0, "nats", 1, step=900, split="held_out"))
+    assert _headline(Record("train", {}, rows, [], {})).sentence == "Training loss 2.500 → 1.062 at step 850"
     row = make_row("perplexity", 4.0, "ratio", 1, window=4096, checkpoint="base", method="none")
     assert _headline(Record("evaluate", {}, [row], [], {})).sentence == "Perplexity 4.00 at 4,096 tokens"
     row = make_row("speed", 4.0, "tokens/s", 1)

@@ -87,12 +87,14 @@ def _parse_hub_path(path: str) -> tuple[str, str | None, str | None]:
 
 
 def _latest_commit(source: SourceConfig, name: str, revision: str | None) -> str:
-    import httpx
     import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # A hub out of reach raises the HTTP library's own error; which library that is changes with huggingface_hub.
+    unreachable: tuple[Any, ...] = (OSError, *HfHubHTTPError.__bases__)
     try:
         commit = huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
-    except (OSError, httpx.HTTPError) as error:
+    except unreachable as error:
         raise ValueError(
             f"data.sources.path = {source.path!r}: the hub does not answer for this data set "
             f"({type(error).__name__}: {error}); check the name, or give a folder written by datasets' save_to_disk"

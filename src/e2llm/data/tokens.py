@@ -251,7 +251,11 @@ class _Writer:
 
 
 def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> list[list[int]]:
-    """Ids of each piece. Pieces of one document together give the ids of the document, if line ends part its tokens."""
+    """Ids of each piece.
+
+    Together, the pieces of a document give the ids of the whole document where they were cut between two lines of text
+    (checked for byte-level and SentencePiece-like tokenizers); a cut elsewhere may change the token or two beside it.
+    """
     encoded: list[list[int]] = [[] for _ in pieces]
     firsts = [number for number, piece in enumerate(pieces) if piece.is_first]
     for number, ids in zip(firsts, _encode(tokenizer, [pieces[n].text for n in firsts], True), strict=True):

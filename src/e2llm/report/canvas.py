@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from e2llm.records import write_atomic
 from e2llm.report.palette import DARK, LIGHT, Palette
@@ -73,7 +73,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def new_axes(
-    figure: Figure, palette: Palette, *, left: float, top: float, width: float, height: float, **options: object
+    figure: Figure, palette: Palette, *, left: float, top: float, width: float, height: float, **options: Any
 ) -> Axes:
     """Axes at a place counted in pixels from the figure's left top corner: no frame, quiet ticks."""
     total_width, total_height = figure.get_size_inches() * 72
@@ -102,7 +102,7 @@ def words(
     *,
     size: float = FONT,
     ha: str = "left",
-    **options: object,
+    **options: Any,
 ) -> None:
     """Text at a place counted in pixels from the left top corner; `y` is the middle of the line."""
     width, height = figure.get_size_inches() * 72

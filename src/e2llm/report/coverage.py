@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import format_scale, format_window, slug
 from e2llm.report.palette import HEAT_LEVELS, Palette
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -97,6 +96,7 @@ def _heat(
     axes: Axes, distances: np.ndarray, scales: np.ndarray, shares: np.ndarray, native: int, palette: Palette
 ) -> None:
     """Cells by logarithm of density (share a token of distance and unit of scale); what is never seen stays empty."""
+    import numpy as np
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
@@ -139,6 +139,8 @@ def _strips(
     palette: Palette,
 ) -> None:
     """One row an example: a bar for each run of neighbouring positions, on a rule of the length its scale can serve."""
+    import numpy as np
+
     hair = reach / 400  # a run of four tokens is still to be seen
     for row, (scale, positions) in enumerate(examples):
         where = np.sort(np.asarray(positions))
@@ -171,5 +173,7 @@ def _ramp_key(figure: Figure, x: float, y: float, palette: Palette) -> None:
 
 def _token_ticks(reach: float, most: int) -> list[float]:
     """0 and multiples of a power of two up to `reach`, at most `most` steps."""
+    import numpy as np
+
     step = 2.0 ** np.ceil(np.log2(max(reach, 1) / most))
     return [float(tick) for tick in np.arange(0, reach * (1 + 1e-9), step)]

@@ -14,7 +14,7 @@ from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
 from e2llm.report.palette import NUM_STEPS, Palette
-from e2llm.report.series import Section, Series, hero, series_of, serving_row
+from e2llm.report.series import Section, Series, grid_rows, hero, series_of, serving_row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,8 @@ def perplexity_figure(section: Section, *, name: str = "perplexity") -> Drawing 
     series = [one for one in series_of(section) if len(one.points) > 1]
     if not series:
         return None
-    lines, main = [], hero(series)
+    lines: list[Line] = []
+    main = hero(series)
     grey = hue = 0
     for one in series:
         if one.is_base:
@@ -95,7 +96,7 @@ def training_figure(rows: Sequence[dict[str, Any]], *, name: str = "training") -
             groups[str(row.get("split") or "train"), row.get("scale")].append(row)
     order = sorted(groups, key=lambda key: (key[0] != "train", key[0], key[1] or 0.0))
     scales = sorted({scale for split, scale in order if split != "train" and scale is not None})
-    lines = []
+    lines: list[Line] = []
     for split, scale in order:
         points = {row["step"]: row for row in sorted(groups[split, scale], key=lambda r: r["step"])}
         what = split.replace("_", " ") + ("" if scale is None else f" · scale {format_scale(scale)}")
@@ -119,14 +120,6 @@ def training_figure(rows: Sequence[dict[str, Any]], *, name: str = "training") -
 def _ordinal(index: int, count: int) -> tuple[str, int]:
     """Colour of the index-th of `count` lines that a number orders."""
     return "steps", round(index * (NUM_STEPS - 1) / max(1, count - 1))
-
-
-def grid_rows(section: Section, series: Series) -> list[dict[str, Any]]:
-    """A series' rows over all scales and depths together; none where fewer than two windows have several scales."""
-    rows = [row for row in section.rows if series.owns(row)]
-    rows = [row for row in rows if row.get("scale") is not None and row.get("depth") is None]
-    several = {row["window"] for row in rows if any(o["window"] == row["window"] and o is not row for o in rows)}
-    return rows if len(several) > 1 else []
 
 
 def _line(

@@ -43,6 +43,13 @@ def format_number(value: float) -> str:
     return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
 
 
+def format_quantity(value: float, unit: str) -> str:
+    """A number with its unit; bytes as GiB or MiB."""
+    if unit == "bytes":
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+    return f"{format_number(value)} {unit}"
+
+
 def format_value(metric: str, value: float) -> str:
     """A value in its metric's usual precision."""
     if metric == "loss":

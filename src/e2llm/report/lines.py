@@ -189,7 +189,7 @@ def _end_labels(
     total_height = figure.get_size_inches()[1] * 72
     places = spread([total_height - end_y for _, end_y in ends], _LABEL_GAP, *span)
     for line, name, (end_x, end_y), y in zip(lines, names, ends, places, strict=True):
-        if end_x < left - 60:  # it ends early: a sample of the line says more than a leader across the others
+        if end_x < left - 80:  # it ends early: a sample of the line says more than a leader across the others
             _stroke(figure, [(left - 27, y), (left - 6, y)], **_look(line, palette), markevery=[])
         else:
             path = [(end_x + 6, total_height - end_y), (left - 14, total_height - end_y), (left - 4, y)]

@@ -18,7 +18,7 @@ from typing import Any
 from e2llm.records import LABELS, Record, labels_of, source_names, write_atomic
 from e2llm.report.canvas import NARROW, Drawing
 from e2llm.report.figures import perplexity_figure, retrieval_figure, scale_figure, training_figure
-from e2llm.report.formats import format_count, format_number, join_words, sentence_case, slug
+from e2llm.report.formats import format_count, format_quantity, join_words, sentence_case, slug
 from e2llm.report.headline import Headline, headline
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
@@ -129,7 +129,10 @@ def _training(rows: Sequence[Row]) -> _Part:
         drawing = training_figure(group, name=slug("training", checkpoint, source))
         if drawing is not None:
             blocks.append(f"<h3>{html.escape(checkpoint or source)}</h3>" + _figure(drawing))
-    text = '<p class="quiet">Training draws a new scale for every sample, so its loss is a mean over scales.</p>'
+    text = (
+        '<p class="quiet">Training loss is at the scales that training draws; '
+        "held-out loss has one line for each fixed scale.</p>"
+    )
     return _Part("training", "Training", text + "".join(blocks) if blocks else "")
 
 
@@ -142,7 +145,7 @@ def _others(rows: Sequence[Row]) -> _Part:
         known = [name for name in LABELS if name in labels]
         names = known + [name for name in labels if name not in LABELS and name != "source"]
         text = join_words(*(f"{name} {labels[name]}" for name in names if labels[name] is not None))
-        cells = (text, f"{format_number(row['value'])} {row['unit']}", format_count(row["n"]))
+        cells = (text, format_quantity(row["value"], row["unit"]), format_count(row["n"]))
         lines.append([row["metric"], *cells])
     if not lines:
         return _Part("others", "", "")

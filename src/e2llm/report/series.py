@@ -152,6 +152,14 @@ def serving_row(rows: Sequence[Row]) -> Row:
     return min(enough, key=_scale) if enough else max(rows, key=_scale)
 
 
+def grid_rows(section: Section, series: Series) -> list[Row]:
+    """A series' rows over all scales and depths together; none where fewer than two windows have several scales."""
+    rows = [row for row in section.rows if series.owns(row)]
+    rows = [row for row in rows if row.get("scale") is not None and row.get("depth") is None]
+    several = {row["window"] for row in rows if any(o["window"] == row["window"] and o is not row for o in rows)}
+    return rows if len(several) > 1 else []
+
+
 def hero(series: Sequence[Series]) -> Series | None:
     """The series that the report is about: a checkpoint of HEROES, else the one reaching furthest, best value there."""
     trained = [one for one in series if not one.is_base and one.points]

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e2llm.records import Record
-from e2llm.report.figures import grid_rows
 from e2llm.report.formats import format_count, format_scale, format_value, format_window
-from e2llm.report.series import APART, Row, Section, Series, all_rows, hero, sections, series_of, serving_row
+from e2llm.report.series import APART, Row, Section, Series, all_rows, grid_rows, hero, sections, series_of, serving_row
 
 _UNITS = {"perplexity": "target tokens", "loss": "target tokens", "retrieval": "prompts"}
 
@@ -94,7 +93,7 @@ def window_table(section: Section) -> Table:
         cells: list[Cell | None] = []
         for window in windows:
             row = one.points.get(window)
-            cells.append(row and Cell(_text(row), best=row["value"] == best[window], note=_note(row)))
+            cells.append(None if row is None else Cell(_text(row), best=row["value"] == best[window], note=_note(row)))
         body.append((one.label, cells))
     main = hero(series)
     counts = [_count_range([one.points[window]["n"] for one in series if window in one.points]) for window in windows]
