@@ -165,6 +165,19 @@ def test_bad_scales_change_nothing(model: nn.Module, bad: object) -> None:
     assert extension.scale == 2.0 and torch.equal(logits(model), before)
 
 
+def test_scale_one_is_the_model_and_not_its_table(model: nn.Module) -> None:
+    """A `dynamic` base scales itself beyond its window: at scale 1 it goes on doing so, at scale 2 ours decides."""
+    dynamic = statically_scaled(model, rope_type="dynamic", factor=4.0)
+    ids = token_ids(1, 2 * WINDOW)
+    before = logits(dynamic, ids)
+    extension = install(dynamic, method="linear")
+    extension.set_scale(1.0)
+    assert torch.equal(logits(dynamic, ids), before)
+    extension.set_scale(2.0)
+    expected = logits(statically_scaled(model, rope_type="linear", factor=2.0), ids)
+    assert torch.equal(logits(dynamic, ids), expected) and not torch.equal(before, expected)
+
+
 @pytest.mark.xfail(strict=True, reason="set_scale([]) passes and quietly means 'the model as it was'")
 def test_no_scales_at_all_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="scale"):
@@ -261,6 +274,8 @@ def test_named_indices_arrive_once_and_are_counted(model: nn.Module) -> None:
     logits(model.eval())  # an evaluation in between does not use them up
     logits(model.train())
     assert model.model.rotary_emb.rows.positions.tolist() == [sampler.draw(i).positions.tolist() for i in (40, 41)]
+    logits(model)
+    assert model.model.rotary_emb.rows.positions.tolist() == [sampler.draw(i).positions.tolist() for i in (0, 1)]
     extension.expect([1, 2, 3])
     with pytest.raises(ValueError, match="3 sample indices were named for a batch of 2 rows"):
         logits(model)

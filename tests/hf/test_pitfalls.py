@@ -55,6 +55,7 @@ def test_1_jumps_in_position_do_not_cut_the_window(kind: str, attention: str, ba
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers' call
 def test_1_with_flex_attention_compiled() -> None:
     model = tiny_model("llama", attn_implementation="flex_attention").train()
     install(model, method="yarn").sampler = make_sampler("jumps")

@@ -10,14 +10,17 @@ random sequence after a gap. `plant` does what `key_values` does inside a given 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from e2llm.data.synthetic_words import ADJECTIVES, CODE_LINES, FUNCTION_WORDS, NOUNS, VERBS
+from e2llm.data.synthetic_words import ADJECTIVES, CODE_LINES, CODE_WORDS, FUNCTION_WORDS, NOUNS, VERBS
 
 CONSONANTS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr kl pl pr sh sk st th tr".split()
 VOWELS = "a e i o u ai ea ou".split()
+WORDS = tuple(dict.fromkeys((*NOUNS, *VERBS, *ADJECTIVES, *CODE_WORDS)))
+"""Words that names are made of, in any order: a lookup learned on few names does not carry over to new ones."""
 
 
 class Draw:
@@ -25,6 +28,7 @@ class Draw:
 
     def __init__(self, *key: int) -> None:
         self.rng = np.random.default_rng(key)
+        self.words: Sequence[str] = WORDS
 
     def number(self, low: int, high: int) -> int:
         """Uniform integer, both ends included."""
@@ -59,6 +63,10 @@ class Draw:
 # --- names and values ------------------------------------------------------------------------------------------------
 
 def _phrase(draw: Draw) -> str:
+    if draw.chance(0.6):
+        words = [draw.pick(draw.words if draw.chance(0.6) else WORDS) for _ in range(draw.number(1, 3))]
+        if not {"pass", "key"} <= set(words):  # the evaluation's name stays unseen
+            return " ".join(words)
     kind = draw.number(0, 4)
     if kind == 0:
         return f"{draw.pick(NOUNS)} {draw.pick(NOUNS)}"
@@ -129,8 +137,8 @@ PAIR_ASKS = ('"K": "V"', "'K': V", "| K | V |", "K: V", "K = V", "K=V", "(K V)")
 
 
 def _fill(template: str, name: str, value: str) -> str:
-    text = "".join(name if part == "K" else value if part == "V" else part for part in _split(template))
-    return text[0].upper() + text[1:] if template[0] in "KV" and template.endswith(".") else text
+    # As it is, also at the start of a sentence: a value that is asked for later must stand there letter by letter.
+    return "".join(name if part == "K" else value if part == "V" else part for part in _split(template))
 
 
 def _split(template: str) -> list[str]:
@@ -209,7 +217,9 @@ def _weave(draw: Draw, host: list[str]) -> str:
 
 def plant(seed: int, index: int, host: str) -> str:
     """`host` with name–value facts between its lines and questions about them later and at its end."""
-    return _weave(Draw(seed, index, 2), host.split("\n"))
+    draw = Draw(seed, index, 2)
+    draw.words = list(dict.fromkeys(re.findall(r"(?<![A-Za-z])[a-z]{3,10}(?![A-Za-z])", host))) or WORDS
+    return _weave(draw, host.split("\n"))
 
 
 def key_values(seed: int, index: int) -> str:

@@ -1,6 +1,6 @@
 """Word lists and code-line patterns that the synthetic passages draw from. Plain data.
 
-None of the evaluation's words (a "pass key") can be put together from these. In CODE_LINES, @ stands for an identifier
+The evaluation's words ("pass" and "key") stand in CODE_WORDS; synthetic.py never puts the two into one name. In CODE_LINES, @ stands for an identifier
 and % for a number.
 """
 
@@ -75,4 +75,18 @@ CODE_LINES: tuple[str, ...] = (
     "    assert @(@) != @",
     "    return [@ for @ in @ if @]",
     "@(@, %, @)",
+)
+
+CODE_WORDS: tuple[str, ...] = tuple(
+    """and as assert async await break class continue def del elif else except finally for from global if import in is
+    lambda nonlocal not or pass raise return try while with yield all any ascii bin bool bytes callable chr compile
+    complex dict dir enumerate eval exec filter float format frozenset hash help hex id input int isinstance iter len
+    list map max memoryview min next object oct open ord pow print property range repr reversed round set slice sorted
+    staticmethod str sum super tuple type vars zip key keys value values word words name names path paths line lines
+    text data error errors size length start stop end first last left right args kwargs self other result results
+    request response header headers body client server host port socket thread process lock queue task event loop
+    handler logger record level message parser option options default field fields item items index offset count total
+    test tests case module package version build cache config context state status mode method function argument
+    parameter address domain email user group owner secret phrase door gate code number date time day hour week month
+    year title author chapter section page note answer question reason place street""".split()
 )

@@ -191,7 +191,7 @@ def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.T
     evaluates = bool(config.evaluate_every and config.evaluate_windows)
     save_every = config.save_every or config.steps
     scheduler = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    return transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
@@ -223,6 +223,10 @@ def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.T
         report_to=list(config.trackers) or "none",
         disable_tqdm=True,
     )
+    # One process, one device: with several in sight the Trainer would split each batch over them (DataParallel), away
+    # from its placements. More devices are torchrun's to start.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Record:
