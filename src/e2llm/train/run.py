@@ -252,7 +252,17 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
         made.append(make_row("train_seconds", runtime, "s", recipe.train.steps, **labels))
     if torch.cuda.is_available():
         made.append(make_row("peak_memory_bytes", float(torch.cuda.max_memory_allocated()), "bytes", 1, **labels))
-    return Record(kind="train", config={**to_plain(recipe), "data_provenance": list(corpus.provenance)}, rows=made)
+    config = {**to_plain(recipe), "data_provenance": list(corpus.provenance)}
+    return Record(kind="train", config=portable(config), rows=made)
+
+
+def portable(value: Any) -> Any:
+    """Nested plain values as they may be published: absolute paths keep their last name only."""
+    if isinstance(value, dict):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def base_name(name: str) -> str:
@@ -278,7 +288,7 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         steps=trainer.state.global_step,
         tokens=trainer.state.global_step * trainer.args.train_batch_size * trainer.args.world_size
         * recipe.train.gradient_accumulation * recipe.data.window,
-        data=list(corpus.provenance),
+        data=portable(corpus.provenance),
         versions=current_versions("torch", "transformers", "peft"),
     )
     if best is not None and not recipe.lora.rank and Path(best).is_dir():
