@@ -33,7 +33,7 @@ def train(recipe: str, model: str, text: Path, work: Path, steps: int | None, mo
     """Train one recipe on every file of train/, weighted by size; the folder of its model."""
     files = sorted((text / "train").glob("*.txt"))
     sources = ", ".join(
-        "{path=%s, weight=%d, separator=\"<|endoftext|>\"}" % (json.dumps(str(f)), f.stat().st_size) for f in files
+        f'{{path={json.dumps(str(f))}, weight={f.stat().st_size}, separator="<|endoftext|>"}}' for f in files
     )
     settings = [
         f"model.name={model}",

@@ -12,7 +12,9 @@ from torch import nn
 
 from e2llm.config import Method, to_plain
 from e2llm.hf import CheckpointInfo, Extension, current_versions, get_extension, install, load_model, save_model
-from e2llm.positions.choose import DEFAULT_NEW_TOKENS, choose_scale
+from e2llm.hf.rotary import unwrap
+from e2llm.infer import RequestPlan, ScaleWarning, plan_request
+from e2llm.positions.choose import choose_scale
 from e2llm.positions.placement import Kind, PlacementConfig, PositionSampler
 from e2llm.positions.scales import Distribution, ScalesConfig
 
@@ -40,13 +42,17 @@ def extend(
     if not isinstance(scales, ScalesConfig):
         scales = ScalesConfig(distribution=scales, max_scale=max_scale)
     extension = install(model, method=method, native_window=native_window)
-    extension.sampler = PositionSampler(
-        native_window=extension.native_window,
-        training_window=training_window,
-        scales=scales,
-        placement=placement,
-        seed=seed,
-    )
+    try:
+        extension.sampler = PositionSampler(
+            native_window=extension.native_window,
+            training_window=training_window,
+            scales=scales,
+            placement=placement,
+            seed=seed,
+        )
+    except ValueError:
+        extension.remove()
+        raise
     extension.max_scale = scales.max_scale
     return extension
 
@@ -61,52 +67,75 @@ def _extension_of(model: nn.Module) -> Extension:
 def restore(model: nn.Module) -> None:
     """Take the extension off: the model's own rotary module and generate() are back."""
     _extension_of(model).remove()
-    vars(model).pop("generate", None)
+    vars(unwrap(model)).pop("generate", None)
 
 
 def serve_window(model: nn.Module, window: int | Literal["auto"]) -> None:
     """Set the scale for a window of `window` tokens (prompt and new tokens), or choose it in every generate() call.
 
     auto: smallest step of the ladder 1, 2, 4, ..., max_scale that holds the longest prompt of the batch and its new
-    tokens (1024 where the call names no limit), fixed for the whole call. Warns where a scale lies outside what
-    training drew. Raises ValueError for a window below 1 or a model that is not extended.
+    tokens, fixed for the whole call. A call that names no limit gets 1024 new tokens, fewer where the largest trained
+    window ends before. Warns (`ScaleWarning`) where a scale lies outside what training drew. Raises ValueError for a
+    window below 1 or a model that is not extended.
     """
-    extension = _extension_of(model)
-    vars(model).pop("generate", None)
+    extension, inner = _extension_of(model), unwrap(model)
+    vars(inner).pop("generate", None)
     model.eval()
-    if window != "auto":
-        _set_scale_for(extension, window)
+    if window == "auto":
+        if not hasattr(inner, "generate"):
+            raise ValueError(f"window = 'auto': {type(inner).__name__} has no generate(); name a window in tokens")
+        # No closure: a copy of the model, or one that was pickled, generates with itself.
+        vars(inner)["generate"] = functools.partial(_generate, inner)
         return
-    original = model.generate
-
-    @functools.wraps(original)  # type: ignore[arg-type]
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        _set_scale_for(extension, _tokens_needed(model, args, kwargs))
-        return original(*args, **kwargs)  # type: ignore[operator]
-
-    object.__setattr__(model, "generate", generate)
-
-
-def _set_scale_for(extension: Extension, num_tokens: int) -> None:
-    choice = choose_scale(num_tokens, extension.native_window, max_scale=extension.max_scale)
+    if isinstance(window, str):
+        raise ValueError(f"window = {window!r}: give tokens, or 'auto'")
+    choice = choose_scale(window, extension.native_window, max_scale=extension.max_scale)
     if choice.warning:
-        warnings.warn(choice.warning, stacklevel=3)
+        warnings.warn(choice.warning, ScaleWarning, stacklevel=2)
     extension.set_scale(choice.scale)
 
 
-def _tokens_needed(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own generate() at the scale of this request."""
+    extension = _extension_of(model)
+    plan = _plan(model, extension, args, kwargs)
+    for message in plan.warnings:
+        warnings.warn(message, ScaleWarning, stacklevel=2)
+    extension.set_scale(plan.scale)
+    if not _limit(model, kwargs):
+        kwargs["max_new_tokens"] = plan.max_new_tokens
+    return type(model).generate(model, *args, **kwargs)
+
+
+def _plan(model: Any, extension: Extension, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RequestPlan:
+    """Scale and new tokens of one generate() call."""
     prompt = next((kwargs[k] for k in ("input_ids", "inputs", "inputs_embeds") if kwargs.get(k) is not None), None)
     prompt = args[0] if prompt is None and args else prompt
     if not isinstance(prompt, torch.Tensor):
         raise ValueError("generate() was called without input_ids: the scale is chosen from the prompt's length")
-    config = kwargs.get("generation_config") or model.generation_config
-    new_tokens = kwargs.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
-    total = kwargs.get("max_length")
-    if new_tokens is None and total is not None:
-        return max(int(total), prompt.shape[1])
-    if new_tokens is None:  # no limit was named: ours, and not the largest window
-        new_tokens = kwargs["max_new_tokens"] = DEFAULT_NEW_TOKENS
-    return int(prompt.shape[1]) + int(new_tokens)
+    length, limit = int(prompt.shape[1]), _limit(model, kwargs)
+    new_tokens = limit.get("max_new_tokens")
+    if new_tokens is None and limit:  # transformers writes one token at least, however long the prompt
+        new_tokens = max(limit["max_length"] - length, 1)
+    return plan_request(
+        length, native_window=extension.native_window, max_scale=extension.max_scale, max_new_tokens=new_tokens
+    )
+
+
+def _limit(model: Any, kwargs: dict[str, Any]) -> dict[str, int]:
+    """The limit that a generate() call names: one of max_new_tokens and max_length, tokens; {} where it names none.
+
+    A checkpoint's own max_length is no wish of the call's: often it is the whole native window.
+    """
+    given = kwargs.get("generation_config")
+    own = given if given is not None else model.generation_config
+    candidates = (
+        ("max_new_tokens", kwargs.get("max_new_tokens")),
+        ("max_new_tokens", own.max_new_tokens),
+        ("max_length", kwargs.get("max_length")),
+        ("max_length", None if given is None else given.max_length),
+    )
+    return next(({name: int(value)} for name, value in candidates if value is not None), {})
 
 
 def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: str = "", checkpoint: str = "") -> Path:

@@ -164,7 +164,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train = commands.add_parser("train", help="extend a model by a recipe", description=_train_text)
     train.add_argument("recipe", help="a shipped recipe's name (see `e2llm recipes`) or a TOML file")
     train.add_argument("--model", help="folder, hub name or .gguf of the base model; the same as --set model.name=…")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. train.steps=100")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.steps=100")
     train.add_argument("--resume", action="store_true", help="go on from the run's last complete checkpoint")
     train.set_defaults(stage=_train)
 
@@ -182,7 +182,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add = parser.add_argument
     add("model", help="checkpoint folder, hub name or .gguf file")
-    add("--corpus", type=_pair, action="append", default=[], metavar="LABEL=PATH", help="text to measure on; repeatable")
+    add("--corpus", type=_pair, action="append", default=[], metavar="LABEL=PATH", help="text to measure on")
     add("--windows", type=_windows, nargs="+", metavar="TOKENS", help="e.g. 4k 8k 16k 32k (default: 4k 8k)")
     add("--scales", type=float, nargs="+", metavar="G", help="a full window × scale grid (default: window / native)")
     add("--method", choices=["none", "linear", "ntk", "yarn", "longrope"], help="default: the checkpoint's own")
@@ -227,11 +227,11 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_coverage(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("coverage", help="draw the positions, distances and scales that a recipe's training sees")
+    parser = commands.add_parser("coverage", help="draw the positions, distances and scales that training sees")
     parser.add_argument("recipe", help="a shipped recipe's name or a TOML file")
     parser.add_argument("--native-window", type=_windows, default=8192, help="L, where the recipe does not say (8k)")
     parser.add_argument("--samples", type=int, default=2000, help="draws that are counted (2000)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. scales.max_scale=8")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. scales.max_scale=8")
     parser.add_argument("--out", default="coverage.png", help="picture to write: .png or .svg (coverage.png)")
     parser.set_defaults(stage=_coverage)
 
@@ -240,10 +240,10 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     recipes = commands.add_parser("recipes", help="list the shipped recipes, or show one")
     recipes.add_argument("--show", metavar="NAME", help="print this recipe")
     recipes.set_defaults(stage=_recipes)
-    quickstart = commands.add_parser("quickstart", help="extend a model 16x on this machine and show that it worked")
-    quickstart.add_argument("--model", default="tiny", choices=["tiny", "smollm2"], help="default: the embedded tiny one")
-    quickstart.add_argument("--text", help="file or folder to train on (default: the Python standard library's sources)")
-    quickstart.add_argument("--out", default="runs/quickstart", help="folder to write (runs/quickstart)")
+    quickstart = commands.add_parser("quickstart", help="extend a model 16x here and show that it worked")
+    quickstart.add_argument("--model", default="tiny", choices=["tiny", "smollm2"], help="base (tiny)")
+    quickstart.add_argument("--text", help="folder to train on (default: the Python standard library)")
+    quickstart.add_argument("--out", default="runs/quickstart", help="folder to write")
     quickstart.set_defaults(stage=_quickstart)
 
 

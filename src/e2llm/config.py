@@ -35,9 +35,9 @@ class ModelConfig:
     name: str = ""
     """Folder, hub name or .gguf file of the base model."""
     dtype: DType = "float32"
-    """Type the weights are held in. float32 keeps master weights; bfloat16 is for frozen bases under LoRA."""
+    """Type of the weights. float32 keeps master weights; bfloat16 is for frozen bases under LoRA."""
     attn_implementation: str | None = None
-    """transformers' attention backend (sdpa, eager, flex_attention, flash_attention_2); None lets transformers choose."""
+    """transformers' attention backend (sdpa, eager, flex_attention, …); None lets transformers choose."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless asked for."""
     native_window: int | None = None
@@ -66,7 +66,8 @@ class SourceConfig:
     """Name of a built-in generator ("key_values", "copies") instead of a path."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.path) != bool(self.synthetic), "data.sources.path", self.path, "give either path or synthetic")
+        one = bool(self.path) != bool(self.synthetic)
+        _require(one, "data.sources.path", self.path, "give path or synthetic, not both")
         _require(self.weight > 0, "data.sources.weight", self.weight, "a weight is above 0")
 
 
@@ -113,7 +114,7 @@ class LoraSection:
         _require(self.alpha > 0, "lora.alpha", self.alpha, "use a number above 0")
         _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "use 0 to below 1")
         extras = self.train_embeddings or self.train_norms
-        _require(self.rank > 0 or not extras, "lora.train_embeddings", extras, "without lora.rank everything is trained")
+        _require(self.rank > 0 or not extras, "lora.train_embeddings", extras, "without lora.rank all is trained")
 
 
 @dataclass(frozen=True, kw_only=True)

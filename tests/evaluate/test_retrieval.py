@@ -11,7 +11,7 @@ from architectures import tiny_model
 from texts import character_tokenizer, random_documents
 
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import is_correct, make_prompts, retrieval, share_by_depth
+from e2llm.evaluate.retrieval import is_correct, make_prompts, prompt_template, retrieval, share_by_depth
 from e2llm.infer import Completion, Engine
 
 TOKENIZER = character_tokenizer()
@@ -40,16 +40,40 @@ def test_key_stands_once_at_its_depth_in_the_documents_own_text() -> None:
     sources = {document.name: TOKENIZER.decode(document.tokens) for document in random_documents(3, 900)}
     for prompt in prompts():
         text = TOKENIZER.decode(prompt.token_ids)
-        statement = f"\nThe pass key is {prompt.expected}. Remember it. {prompt.expected} is the pass key.\n"
-        assert text.count(statement) == 1 and text.endswith("\nWhat is the pass key? The pass key is")
-        start = text.index("there.\n") + len("there.\n")
-        end = text.index("\nWhat is the pass key?")
+        statement = f"\n\nThe pass key is {prompt.expected}. Remember it. {prompt.expected} is the pass key.\n\n"
+        assert text.count(statement) == 1 and text.endswith("\n\nWhat is the pass key? The pass key is")
+        start = text.index("there.\n\n") + len("there.\n\n")
+        end = text.index("\n\nWhat is the pass key?")
         before, after = text[start:end].split(statement)
         assert before + after in sources[prompt.document]
         assert len(before) / len(before + after) == pytest.approx(prompt.depth, abs=0.51 / len(before + after))
         assert prompt.depth_bin - 0.05 <= prompt.depth < prompt.depth_bin + 0.05
     assert sorted({prompt.depth_bin for prompt in prompts()}) == pytest.approx([0.05 + i / 10 for i in range(10)])
     assert {prompt.document for prompt in prompts()} == set(sources)
+
+
+def test_the_question_is_announced_before_the_text() -> None:
+    """A model that only continues text cannot know otherwise that one sentence of it will be asked for."""
+    announced = (
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
+        "I will quiz you about the important information there.\n\n"
+    )
+    for prompt in prompts(count=3):
+        text = TOKENIZER.decode(prompt.token_ids)
+        assert text.startswith(announced) and text.count(announced) == 1
+
+
+def test_the_template_is_the_prompt_without_text_and_key() -> None:
+    prompt = prompts(count=1)[0]
+    before, between, after = prompt_template(chat=False).format(text="\x00", key=prompt.expected).split("\x00")
+    text = TOKENIZER.decode(prompt.token_ids)
+    assert text.startswith(before) and text.endswith(after) and text.count(between) == 1
+    assert len(prompt.token_ids) == len(before + between + after) + sum(map(len, _filler(text, before, between, after)))
+    assert prompt_template(chat=True) != prompt_template(chat=False)
+
+
+def _filler(text: str, before: str, between: str, after: str) -> list[str]:
+    return text.removeprefix(before).removesuffix(after).split(between)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from texts import character_tokenizer, random_documents
 from e2llm.evaluate import measure
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.measure import fingerprint
+from e2llm.evaluate.retrieval import prompt_template
 from e2llm.evaluate.run import evaluate, plan_parts, run
 from e2llm.hf import CheckpointInfo, install, save_model
 from e2llm.infer import Engine
@@ -54,6 +55,7 @@ def test_record_of_a_checkpoint(checkpoint: Path, texts: Path, tmp_path: Path) -
     run(settings(checkpoint, texts, out), progress=False)
     record = Record.load(out)
     assert not list(out.parent.glob("*.partial*"))
+    assert record.config["prompt"] == prompt_template(chat=False) and "The pass key is {key}." in record.config["prompt"]
     labels = {"base_model": "tiny", "checkpoint": "paper", "method": "yarn", "corpus": "noise", "native_window": WINDOW}
     assert all(row | labels == row for row in record.rows)
     whole = [row for row in record.rows if row.get("protocol") == "whole"]

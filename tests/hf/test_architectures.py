@@ -144,6 +144,9 @@ def test_longrope_is_transformers_own() -> None:
         assert not torch.equal(model(short).logits, expected_short), "fixed for the request, whatever its length now"
         extension.set_scale(1.0)
         assert torch.equal(model(short).logits, expected_short)
+        assert not torch.equal(model(long).logits, expected_long), "scale 1 keeps the short factors"
+        extension.set_scale(None)
+        assert torch.equal(model(long).logits, expected_long), "None is the model as it was, switching included"
         with pytest.raises(ValueError, match=r"scale = 5\.0.*reach scale 4"):
             extension.set_scale(5.0)
 
@@ -184,7 +187,6 @@ def test_unsupported(name: str, kind: str) -> None:
     assert dict(model.named_modules()) == modules, "refused before anything was changed"
 
 
-@pytest.mark.xfail(strict=True, reason="falcon with alibi=True owns a rotary_emb that it does not use: not refused")
 def test_unsupported_falcon_with_alibi() -> None:
     model = tiny_model("falcon", attn_implementation="eager", alibi=True)
     with pytest.raises(ValueError, match=r"'falcon'.*ALiBi"):

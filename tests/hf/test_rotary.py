@@ -98,6 +98,17 @@ def test_layouts(name: str, layout: str) -> None:
     assert takes_dtype == (own.dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize("original", [2, 7, 16, 30])
+@pytest.mark.parametrize("native_window", [None, WINDOW])
+def test_a_layout_is_asked_for_inside_a_short_original_window(original: int, native_window: int | None) -> None:
+    """Beyond its original window a longrope module answers with other frequencies, whatever window we were given."""
+    long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0 + j for j in range(8)]}
+    model = scaled_llama(**long, original_max_position_embeddings=original)
+    rotary = model.model.rotary_emb
+    rope = read_rope(rotary, model.config, native_window=native_window)
+    assert detect_layout(rotary, rope, None) == ("half_split", True)
+
+
 def test_layouts_differ_from_each_other() -> None:
     angles = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0))
     half, pairs = LAYOUTS["half_split"](angles, 1.5)[0], LAYOUTS["interleaved"](angles, 1.5)[0]

@@ -27,7 +27,8 @@ def cover(kind: str, *, draw: str = "uniform_integers", **settings: int) -> tupl
 def test_shares_sum_to_one_on_the_edges_promised(kind: str) -> None:
     found, _ = cover(kind)
     assert found.distance_edges.tolist() == found.position_edges.tolist() == list(range(W + 1))
-    assert found.scale_edges[0] == 1 and found.scale_edges[-1] == G
+    assert found.scale_edges.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5] and found.native_window == L
+    assert (found.scale_counts > 0).all(), "every integer has a row, and no row is between two"
     assert found.distance_scale.shape == (W, len(found.scale_edges) - 1)
     for shares in (found.distance_scale, found.position_counts, found.scale_counts):
         assert shares.min() >= 0 and shares.sum() == pytest.approx(1.0)
@@ -85,4 +86,34 @@ def test_scale_one_only() -> None:
         placement=PlacementConfig(kind="paper"),
     )
     found = coverage(sampler, num_samples=20, pairs_per_sample=16)
-    assert found.scale_counts[0] == 1.0 and found.distance_edges[-1] == L
+    assert found.scale_counts.tolist() == [1.0] and found.scale_edges.tolist() == [0.5, 1.5]
+    assert found.distance_edges[-1] == L
+
+
+@pytest.mark.parametrize(
+    ("scales", "edges"),
+    [
+        (ScalesConfig(distribution="fixed", max_scale=3), [0.5, 1.5, 2.5, 3.5]),
+        (ScalesConfig(distribution="weighted", max_scale=3, values=(1, 3)), [0.5, 1.5, 2.5, 3.5]),
+        (ScalesConfig(distribution="weighted", max_scale=3, values=(1.5, 3)), np.linspace(1, 3, 33)),
+        (ScalesConfig(distribution="fixed", max_scale=2.5), np.linspace(1, 2.5, 33)),
+        (ScalesConfig(distribution="log_uniform", max_scale=16), 2.0 ** (np.arange(33) / 8)),
+        (ScalesConfig(distribution="uniform_integers", max_scale=200), np.arange(0.5, 201, 2)),
+    ],
+    ids=lambda value: value.distribution if isinstance(value, ScalesConfig) else "",
+)
+def test_scale_edges_suit_the_draw(scales: ScalesConfig, edges: np.ndarray) -> None:
+    sampler = PositionSampler(
+        native_window=L, training_window=R, scales=scales, placement=PlacementConfig(kind="none")
+    )
+    found = coverage(sampler, num_samples=300, pairs_per_sample=4)
+    np.testing.assert_allclose(found.scale_edges, edges)
+    assert found.scale_counts.sum() == pytest.approx(1.0), "the largest scale is counted too"
+    if scales.distribution == "log_uniform":
+        assert (found.scale_counts > 0).all() and found.scale_counts.max() < 4 / 32, "evenly filled rows"
+
+
+def test_log_uniform_with_a_single_scale() -> None:
+    scales = ScalesConfig(distribution="log_uniform", max_scale=1)
+    sampler = PositionSampler(native_window=L, training_window=R, scales=scales, placement=PlacementConfig(kind="none"))
+    assert coverage(sampler, num_samples=3, pairs_per_sample=4).scale_counts[0] == 1.0

@@ -215,7 +215,6 @@ def test_a_sample_of_another_length(kind: str) -> None:
         assert kind == "none" or max(p[-1] for p in placed) > 200, "offsets reach g*L - window"
 
 
-@pytest.mark.xfail(strict=True, reason="draw(index, window) does not check that the placement fits a shorter window")
 @pytest.mark.parametrize(("kind", "window"), [("jumps", 5), ("jumps", 2), ("pose", 2), ("end_anchor", 3)])
 def test_a_sample_too_short_for_the_placement(kind: str, window: int) -> None:
     sampler = make_sampler(kind, window=32, scale=16)
@@ -256,3 +255,10 @@ def test_sampler_windows_are_checked(name: str) -> None:
     settings = {"native_window": L, "training_window": R, name: 0}
     with pytest.raises(ValueError, match=f"{name} = 0"):
         PositionSampler(**settings, scales=ScalesConfig(), placement=PlacementConfig(kind="none"))
+
+
+def test_seeds_and_indices_are_not_negative() -> None:
+    with pytest.raises(ValueError, match="seed = -1"):
+        make_sampler("none", seed=-1)
+    with pytest.raises(ValueError, match="sample_index = -2"):
+        make_sampler("none").draw(-2)

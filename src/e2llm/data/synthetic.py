@@ -124,7 +124,7 @@ SENTENCE_ASKS = (
     "So the K is V.", "As stated above, the K is V.", "Which K was given? V.", "Question: what was the K?\nAnswer: V.",
     "The K, again: V.", "Tell me the K: V.", "Recall the K. It is V.", "I asked about the K and they said V.",
     "Q: the K?\nA: V", "We saw that the K is V.", "The K is V.",
-    # A question that names K right before the answer: the lookup must pass over the nearest mention, which has no value.
+    # A question that names K right before the answer: the lookup must pass over that mention, which has no value.
     "Which K is it? The K is V.", "Do you remember the K? The K is V.", "Who can tell me the K? The K is V.",
     "Someone asked about the K. The K is V.", "Can you name the K? Yes, the K is V.", "Was there a K? The K is V.",
     "About the K: the K is V.", "Any idea of the K? Sure: the K is V.", "Back to the K. We know the K is V.",

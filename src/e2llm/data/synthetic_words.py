@@ -1,7 +1,7 @@
 """Word lists and code-line patterns that the synthetic passages draw from. Plain data.
 
-The evaluation's words ("pass" and "key") stand in CODE_WORDS; synthetic.py never puts the two into one name. In CODE_LINES, @ stands for an identifier
-and % for a number.
+The evaluation's words ("pass" and "key") stand in CODE_WORDS; synthetic.py never puts the two into one name. In
+CODE_LINES, @ stands for an identifier and % for a number.
 """
 
 NOUNS: tuple[str, ...] = tuple(

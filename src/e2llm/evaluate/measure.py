@@ -17,7 +17,7 @@ from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
-from e2llm.evaluate.retrieval import Retrieved, begin_of_text, retrieval, share_by_depth
+from e2llm.evaluate.retrieval import Retrieved, begin_of_text, prompt_template, retrieval, share_by_depth
 from e2llm.infer import Engine
 from e2llm.records import make_row
 from e2llm.version import __version__
@@ -61,7 +61,10 @@ class Measurement:
     def key(self, part: Part) -> str:
         """Hash of all that the part's result depends on."""
         c = self.config
-        settings = {"sliding": (c.stride, c.max_strides), "pass_key": (c.prompts, c.seed, c.chat)}.get(part.protocol)
+        settings = {
+            "sliding": (c.stride, c.max_strides),
+            "pass_key": (c.prompts, c.seed, c.chat, prompt_template(c.chat)),
+        }.get(part.protocol)
         text = json.dumps([self._shared_key, dataclasses.astuple(part), settings])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -126,6 +129,7 @@ class Measurement:
             "windows": sorted(self.config.windows),
             "scales": list(self.config.scales),
             "protocols": list(self.config.protocols),
+            "prompt": prompt_template(self.config.chat) if "pass_key" in self.config.protocols else None,
             "method": self.engine.extension.method,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,

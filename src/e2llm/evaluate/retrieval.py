@@ -1,7 +1,8 @@
 """Pass-key retrieval: five digits stated once at some depth of real text, asked for at its end, answered greedily.
 
-The wording is that of Mohtashami & Jaggi (arXiv 2305.16300, Sect. 4.2) with real text as filler in place of their
-repeated sentences. A prompt is a function of (seed, window, index) and of the documents alone: every model and scale
+The wording is that of Mohtashami & Jaggi 2023 (arXiv 2305.16300, Sect. 4.2): what is asked for is announced before the
+text, as a model that only continues text cannot know otherwise that the statement matters. Deviations: real text as
+filler in place of their repeated sentences, a blank line between the parts, "memorize it" for "memorize them". A prompt is a function of (seed, window, index) and of the documents alone: every model and scale
 is asked the same. Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may
 take.
 """
@@ -20,11 +21,11 @@ from e2llm.evaluate.documents import Document
 from e2llm.infer import Engine, RequestPlan
 
 INTRODUCTION = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there.\n"
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
+    "I will quiz you about the important information there.\n\n"
 )
-STATEMENT = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-QUESTION = "\nWhat is the pass key?"
+STATEMENT = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
+QUESTION = "\n\nWhat is the pass key?"
 ANSWER_START = " The pass key is"
 NUM_DEPTHS = 10
 """Depths are drawn one from each tenth of the filler in turn, and reported by the middle of the tenth."""
@@ -168,6 +169,12 @@ def _frame(tokenizer: Any, chat: bool) -> tuple[list[int], list[int]]:
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     before, _, after = text.partition(_SLOT)
     return _ids(tokenizer, before), _ids(tokenizer, after + ANSWER_START.strip())
+
+
+def prompt_template(chat: bool) -> str:
+    """What is asked, as written into a Record: {text} is the document up to the key and after it."""
+    asked = INTRODUCTION + "{text}" + STATEMENT + "{text}" + QUESTION
+    return f"[chat template: {asked}]{ANSWER_START.strip()}" if chat else asked + ANSWER_START
 
 
 def begin_of_text(tokenizer: Any) -> int | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2llm.positions.frequencies import METHODS
 from e2llm.version import __version__
 
 FILE_NAME = "e2llm.json"
@@ -61,19 +64,40 @@ class CheckpointInfo:
 
     @classmethod
     def load(cls, folder: str | Path) -> CheckpointInfo | None:
-        """Read e2llm.json of a folder; None where there is none. Raises ValueError for one we cannot read."""
+        """Read e2llm.json of a folder; None where there is none. Raises ValueError for one we cannot read, naming
+        file and field."""
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             return None
         try:
             raw = json.loads(path.read_text())
-            schema = raw.pop("schema")
-        except (ValueError, KeyError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: not an e2llm.json ({error})") from error
+        if not isinstance(raw, dict) or "schema" not in raw:
+            raise ValueError(f"{path}: not an e2llm.json (expected a JSON object with a schema)")
+        schema = raw.pop("schema")
         if schema != SCHEMA:
             raise ValueError(f"{path}: schema {schema!r}, this version reads {SCHEMA}; update e2llm")
         known = {f.name for f in dataclasses.fields(cls)}
         missing = {"method", "native_window", "training_window", "max_scale"} - raw.keys()
         if missing or raw.keys() - known:
             raise ValueError(f"{path}: missing {sorted(missing)}, unknown {sorted(raw.keys() - known)}")
+        _check_values(raw, path)
         return cls(**raw)
+
+
+def _check_values(raw: dict[str, Any], path: Path) -> None:
+    """Raise ValueError naming `path` and the field whose value a checkpoint cannot have."""
+    hints = typing.get_type_hints(CheckpointInfo)
+    for name, value in raw.items():
+        expected = typing.get_origin(hints[name]) or hints[name]
+        number = expected is float and isinstance(value, int)
+        if isinstance(value, bool) or not (number or isinstance(value, expected)):
+            raise ValueError(f"{path}: {name} = {value!r}: expected {expected.__name__}, got {type(value).__name__}")
+    if raw["method"] not in METHODS:
+        raise ValueError(f"{path}: method = {raw['method']!r}: this version knows {', '.join(METHODS)}")
+    for name in ("native_window", "training_window"):
+        if raw[name] < 1:
+            raise ValueError(f"{path}: {name} = {raw[name]}: must be at least 1 token")
+    if not math.isfinite(raw["max_scale"]) or raw["max_scale"] < 1:
+        raise ValueError(f"{path}: max_scale = {raw['max_scale']}: a scale is a finite ratio of at least 1")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,13 @@ class Extension:
         wrapper.extension = self
         self._hook = owner.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copied and pickled with the model: a weak reference would go on naming the original.
+        return vars(self) | {"_owner": self._owner()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_owner": weakref.ref(state["_owner"])})
+
     @property
     def rope(self) -> Rope:
         """The rotary embedding that is scaled (of the layers with full attention, where a model has several)."""
@@ -140,17 +148,17 @@ class Extension:
     def set_scale(self, scale: float | Sequence[float] | None) -> None:
         """Scale of the forwards to come: one ratio >= 1 for all rows, one for each row, or None for the model as it was.
 
-        Scale 1 for all rows is the model as it was, bit for bit. Raises ValueError for a scale below 1.
+        Scale 1 for all rows is the model as it was, bit for bit; a LongRoPE base inside its native window (beyond it
+        None switches to the long factors, scale 1 keeps the short ones). Method `none` is the model as it was at any
+        scale, its own switching by length included. Raises ValueError for a scale below 1 and for what is no number.
         """
-        if scale is None or isinstance(scale, int | float):
-            values: tuple[float, ...] = (float(scale),) if scale is not None else (1.0,)
-        else:
-            values = tuple(float(s) for s in scale)
+        found = None if scale is None else _scales(scale)
+        values = (1.0,) if found is None else found if isinstance(found, tuple) else (found,)
         for value in values:  # raises for what cannot be, also where the answer is the null plan
             self._frequencies(next(iter(self._wrapper.ropes)), value)
-        self._scale = scale if scale is None or isinstance(scale, int | float) else values
-        null = all(value == 1.0 for value in values) and self.method != "longrope"
-        self._inference_rows = None if scale is None or null else self._rows(values, None)
+        self._scale = found
+        null = self.method == "none" or (self.method != "longrope" and all(value == 1.0 for value in values))
+        self._inference_rows = None if found is None or null else self._rows(values, None)
         self._wrapper.rows = self._inference_rows
         self._drawn = False
 
@@ -217,6 +225,19 @@ class Extension:
                 raise ValueError(f"{len(indices)} sample indices were named for a batch of {batch} rows")
         self.place([self.sampler.draw(index, window) for index in indices])
         self._drawn = True
+
+
+def _scales(scale: Any) -> float | tuple[float, ...]:
+    """One float from a number of Python, numpy or torch, several from a sequence of them."""
+    try:
+        if isinstance(scale, Real) or getattr(scale, "ndim", None) == 0:
+            return float(scale)
+        values = tuple(float(value) for value in scale)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scale = {scale!r}: give a number, one number for each row, or None") from error
+    if not values:
+        raise ValueError("scale = []: give one number for each row, or None for the model as it was")
+    return values
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -1,8 +1,12 @@
-"""Load models and tokenizers (HF folder, hub name, GGUF file), and save a checkpoint as a plain HF folder."""
+"""Load models and tokenizers (HF folder, adapter folder, hub name, GGUF file), and save a checkpoint as a plain HF
+folder."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +18,7 @@ from e2llm.hf.extension import get_extension, install
 from e2llm.hf.rotary import unwrap
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def _gguf_arguments(path: Path) -> tuple[str, dict[str, Any]]:
@@ -27,25 +32,66 @@ def _gguf_arguments(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _check_name(name: str) -> Path:
-    path = Path(name)
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf")
-    if looks_local and not path.expanduser().exists():
-        raise ValueError(f"model = {name!r}: no such file or folder")
-    if path.is_dir() and not (path / "config.json").is_file():
+    path = Path(name).expanduser()
+    if not path.exists():
+        backup = _backup(path)
+        if backup.is_dir():
+            raise ValueError(
+                f"model = {name!r}: a save was cut off; the older checkpoint is {str(backup)!r}: rename it to {path.name!r}"
+            )
+        if path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf"):
+            raise ValueError(f"model = {name!r}: no such file or folder")
+    elif path.is_dir() and not (path / "config.json").is_file() and not _is_adapter(path):
         raise ValueError(f"model = {name!r}: the folder holds no config.json; give a Hugging Face model folder")
-    return path.expanduser()
+    return path
+
+
+def _is_adapter(path: Path) -> bool:
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def _base_of_adapter(path: Path) -> str:
+    """Name of the model that the adapter in folder `path` belongs to, checked to be there where it is a path."""
+    file = path / ADAPTER_CONFIG
+    try:
+        base = json.loads(file.read_text()).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: not an adapter's config ({error})") from error
+    if not base or not isinstance(base, str):
+        raise ValueError(f"{file}: base_model_name_or_path = {base!r}: name the model that the adapter belongs to")
+    try:
+        found = _check_name(base)
+    except ValueError as error:
+        raise ValueError(f"{file}: base_model_name_or_path: {error}") from error
+    if found.is_dir() and _is_adapter(found):
+        raise ValueError(f"{file}: base_model_name_or_path = {base!r}: an adapter itself; merge that one first")
+    return base
+
+
+@contextlib.contextmanager
+def _reading(name: str, path: Path) -> Iterator[None]:
+    """transformers' OSError for what cannot be found or read, as the ValueError of a name to mend."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        what = "cannot be read" if path.exists() else "neither a local file or folder nor reachable on the hub"
+        raise ValueError(f"model = {name!r}: {what} ({reason})") from error
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder, hub name or GGUF file."""
+    """The tokenizer of a folder (an adapter's own, or its base's), hub name or GGUF file."""
     from transformers import AutoTokenizer
 
     path = _check_name(name)
-    if path.suffix == ".gguf":
-        folder, extra = _gguf_arguments(path)
-        extra.pop("quantization_config")
-        return AutoTokenizer.from_pretrained(folder, **extra)
-    return AutoTokenizer.from_pretrained(str(path) if path.exists() else name, trust_remote_code=trust_remote_code)
+    if path.is_dir() and _is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+        return load_tokenizer(_base_of_adapter(path), trust_remote_code=trust_remote_code)
+    with _reading(name, path):
+        if path.suffix == ".gguf":
+            folder, extra = _gguf_arguments(path)
+            extra.pop("quantization_config")
+            return AutoTokenizer.from_pretrained(folder, **extra)
+        return AutoTokenizer.from_pretrained(str(path) if path.exists() else name, trust_remote_code=trust_remote_code)
 
 
 def load_model(
@@ -62,23 +108,23 @@ def load_model(
 
     The rotary module is wrapped with `method`, or the checkpoint's own, or for a foreign model `yarn` where it can be
     and `linear` where the base already scales. dtype None: bfloat16 on a GPU, float32 on a CPU.
-    A LoRA adapter folder that we saved is merged into its base. Raises ValueError for paths that are not models.
+    A folder with a PEFT adapter is merged into the base that its config names, e2llm.json read from either. Raises
+    ValueError for what is no model, here or on the hub.
     """
-    from transformers import AutoModelForCausalLM
-
     path = _check_name(name)
+    base = _base_of_adapter(path) if path.is_dir() and _is_adapter(path) else None
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
-    source = str(path) if path.exists() else name
-    if path.suffix == ".gguf":
-        source, extra = _gguf_arguments(path)
-        arguments |= extra
-    model = AutoModelForCausalLM.from_pretrained(source, **arguments)
+    model = _read_weights(base or name, arguments)
+    if base is not None:
+        model = _merged(model, path)
     model = model.to(device).eval()
     info = CheckpointInfo.load(path) if path.is_dir() else None
+    if info is None and base is not None and Path(base).expanduser().is_dir():
+        info = CheckpointInfo.load(Path(base).expanduser())
     window = native_window or (info.native_window if info else None)
     if method is None and info is None:
         _install_default(model, window)
@@ -87,6 +133,32 @@ def load_model(
         extension = install(model, method=method or (info.method if info else "yarn"), native_window=window)
         extension.max_scale = info.max_scale if info else 1.0
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
+
+
+def _read_weights(name: str, arguments: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    path = _check_name(name)
+    source = str(path) if path.exists() else name
+    if path.suffix == ".gguf":
+        source, extra = _gguf_arguments(path)
+        arguments = arguments | extra
+    with _reading(name, path):
+        return AutoModelForCausalLM.from_pretrained(source, **arguments)
+
+
+def _merged(model: nn.Module, adapter: Path) -> Any:
+    """`model` with the adapter in its weights. Raises ValueError for adapters that are no change of weights."""
+    from peft import PeftModel
+
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, str(adapter))  # type: ignore[arg-type]
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"model = {str(adapter)!r}: the adapter does not fit its base: {error}") from error
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = adapted.active_peft_config.peft_type
+        raise ValueError(f"model = {str(adapter)!r}: an adapter of type {kind} cannot be merged; use one such as LoRA")
+    return adapted.merge_and_unload()
 
 
 def _install_default(model: nn.Module, native_window: int | None) -> None:
@@ -110,10 +182,18 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path, info: Check
     """Write a plain HF folder (weights, config, tokenizer) with e2llm.json beside; whole or not at all.
 
     The config stays the base's own: max_position_embeddings keeps the native window and no rope scaling is written,
-    so that nobody scales twice. PEFT adapters must be merged before (see train).
+    so that nobody scales twice. While a folder is replaced, the older one is `<folder>.old` until the new one stands in
+    its place; what a save that was cut off left behind is put right by the next one. Raises ValueError for a model
+    with PEFT adapters that are not merged.
     """
     target = Path(folder)
-    staging = target.with_name(target.name + ".partial")
+    if any(type(module).__module__.split(".")[0] == "peft" for module in model.modules()):
+        raise ValueError(
+            f"model = {type(model).__name__}: its adapters are not part of its weights; save what merge_and_unload() returns"
+        )
+    staging, backup = target.with_name(target.name + ".partial"), _backup(target)
+    if not target.exists() and backup.exists():  # cut off between the two renames below
+        backup.rename(target)
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
@@ -124,13 +204,25 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path, info: Check
     if tokenizer is not None:
         tokenizer.save_pretrained(staging)
     info.save(staging)
-    if target.exists():
-        backup = target.with_name(target.name + ".old")
-        if backup.exists():
-            shutil.rmtree(backup)
-        target.rename(backup)
-        staging.rename(target)
-        shutil.rmtree(backup)
-    else:
-        staging.rename(target)
+    _replace(staging, target, backup)
     return target
+
+
+def _replace(staging: Path, target: Path, backup: Path) -> None:
+    """Put folder `staging` in the place of `target`; where that fails, `target` is as it was."""
+    if backup.exists():  # of a save that was cut off after the new folder stood
+        shutil.rmtree(backup)
+    if not target.exists():
+        staging.rename(target)
+        return
+    target.rename(backup)
+    try:
+        staging.rename(target)
+    except BaseException:
+        backup.rename(target)
+        raise
+    shutil.rmtree(backup)
+
+
+def _backup(target: Path) -> Path:
+    return target.with_name(target.name + ".old")

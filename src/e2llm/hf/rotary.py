@@ -77,10 +77,11 @@ def find_rotary_owner(model: nn.Module) -> nn.Module:
     owner = getattr(inner, "base_model", inner)
     if not hasattr(owner, "rotary_emb"):
         owner = getattr(inner, "model", owner)  # Llama 4: its base_model prefix names the multimodal wrapper
-    if not isinstance(getattr(owner, "rotary_emb", None), nn.Module):
-        config = getattr(inner, "config", None)
+    # A falcon with ALiBi owns a rotary module too, and never calls it.
+    alibi = bool(getattr(getattr(inner, "config", None), "alibi", False))
+    if alibi or not isinstance(getattr(owner, "rotary_emb", None), nn.Module):
         kind = "no rotary embedding on its base model"
-        if getattr(config, "alibi", False) or _model_type(inner) in {"bloom", "mpt"}:
+        if alibi or _model_type(inner) in {"bloom", "mpt"}:
             kind = "ALiBi instead of rotary positions"
         elif any(name.endswith(("wpe", "embed_positions")) for name, _ in inner.named_modules()):
             kind = "learned or computed absolute positions instead of rotary ones"
@@ -183,8 +184,8 @@ def detect_layout(rotary: nn.Module, rope: Rope, layer_type: LayerType) -> tuple
     """
     prefix = "" if layer_type is None else f"{layer_type}_"
     inv_freq: torch.Tensor = getattr(rotary, f"{prefix}inv_freq")
-    position_ids = torch.arange(7, device=inv_freq.device)[None] * 5
-    x = torch.zeros(1, 7, 1, dtype=torch.float32, device=inv_freq.device)
+    position_ids = _probe_positions(rotary, rope, layer_type).to(inv_freq.device)[None]
+    x = torch.zeros(1, position_ids.shape[1], 1, dtype=torch.float32, device=inv_freq.device)
     own = call_rotary(rotary, x, position_ids, layer_type)
     angles = position_ids[..., None].float() * torch.tensor(rope.inv_freq, device=inv_freq.device)
     for name, layout in LAYOUTS.items():
@@ -198,6 +199,16 @@ def detect_layout(rotary: nn.Module, rope: Rope, layer_type: LayerType) -> tuple
         f"rotary module {type(rotary).__name__} lays out cos and sin in a way we do not know "
         f"(known: {', '.join(LAYOUTS)}); {SUPPORTED}"
     )
+
+
+def _probe_positions(rotary: nn.Module, rope: Rope, layer_type: LayerType) -> torch.Tensor:
+    """Up to seven positions (N,) int64, apart where there is room, all inside the window up to which a longrope or
+    dynamic module keeps the table it began with."""
+    parameters = getattr(getattr(rotary, "config", None), "rope_parameters", None) or {}
+    parameters = parameters.get(layer_type, parameters)
+    window = min(rope.native_window, int(parameters.get("original_max_position_embeddings") or rope.native_window))
+    count = max(2, min(7, window))  # position 0 alone looks the same in every layout
+    return torch.arange(count) * max(1, min(5, (window - 1) // (count - 1)))
 
 
 def _same(own: Any, ours: Any) -> bool:

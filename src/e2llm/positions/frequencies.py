@@ -1,7 +1,8 @@
 """Frequency methods: (Rope, scale) -> frequencies a token turns by, and the ratio its cos and sin are multiplied by.
 
 State: half as many frequencies as rotated channels; angle = position * inv_freq; the attention scale multiplies cos
-and sin, so scores carry its square. Every method returns the model's own values at scale 1.
+and sin, so scores carry its square. Every method returns the model's own values at scale 1; a base that switches its
+values by length (dynamic, longrope) has those of its native window there.
 
 Order of operations and dtype (float32) are those of transformers' `modeling_rope_utils`, so that a table equals
 transformers' static scaling to the last bit; `oracle.py` holds the same formulas in float64.
@@ -57,7 +58,11 @@ def _require_unscaled(rope: Rope, method: str) -> None:
 
 
 def none(rope: Rope, scale: float) -> Frequencies:
-    """The model's own frequencies whatever the scale: plain extrapolation."""
+    """The model's own frequencies whatever the scale: plain extrapolation.
+
+    Those of the native window where the base switches them by length: what training places. A scale set for inference
+    leaves such a base its switching (`hf.Extension.set_scale`).
+    """
     return Frequencies(_own(rope), rope.attention_scale)
 
 
@@ -148,7 +153,8 @@ METHODS: dict[str, Callable[[Rope, float], Frequencies]] = {
 
 
 def frequencies(rope: Rope, method: str, scale: float) -> Frequencies:
-    """Frequencies of `method` at `scale` >= 1 (ratio; real). At scale 1 every method gives the model's own.
+    """Frequencies of `method` at `scale` >= 1 (ratio; real). At scale 1 every method gives the model's own, of its
+    native window.
 
     Raises ValueError for an unknown method, a scale below 1, or a base that the method cannot compose with.
     """

@@ -52,8 +52,8 @@ class PlacementConfig:
         if self.end_tokens < 1:
             raise ValueError(f"placement.end_tokens = {self.end_tokens}: use 1 or more")
 
-    def check_window(self, window: int) -> None:
-        """Raise ValueError when a window of `window` tokens is too short for this placement."""
+    def check_window(self, window: int, name: str = "data.window") -> None:
+        """Raise ValueError when a window of `window` tokens, called `name`, is too short for this placement."""
         needed = {
             "paper": self.leading_tokens + 1,
             "jumps": self.leading_tokens + self.max_jumps + 1,
@@ -61,7 +61,7 @@ class PlacementConfig:
             "end_anchor": self.end_tokens + 1,
         }.get(self.kind, 1)
         if window < needed:
-            raise ValueError(f"data.window = {window}: placement {self.kind!r} as set needs at least {needed} tokens")
+            raise ValueError(f"{name} = {window}: placement {self.kind!r} as set needs at least {needed} tokens")
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def _jumps(rng: np.random.Generator, window: int, target: int, config: Placement
     num_jumps = int(rng.integers(config.min_jumps, config.max_jumps + 1))
     positions = np.arange(window, dtype=np.int64)
     # A cut at k starts a segment with token k. leading_tokens + 1 is the earliest: the first segment is never empty.
-    first = config.leading_tokens + 1 if config.leading_tokens + 1 <= window - num_jumps else window - num_jumps
-    cuts = np.sort(rng.choice(np.arange(first, window), size=num_jumps, replace=False))
+    cuts = np.sort(rng.choice(np.arange(config.leading_tokens + 1, window), size=num_jumps, replace=False))
     offsets = np.sort(rng.integers(0, target - window + 1, size=num_jumps))
     for cut, step in zip(cuts, np.diff(offsets, prepend=0), strict=True):
         positions[cut:] += step
@@ -154,14 +153,22 @@ class PositionSampler:
         for name in ("native_window", "training_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1 token")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed}: use 0 or more")
         self.placement.check_window(self.training_window)
 
     def draw(self, sample_index: int, window: int | None = None) -> Placement:
         """Placement of sample `sample_index` (>= 0), from (seed, sample_index) alone.
 
-        `window`: tokens in this sample where it is shorter or longer than the training window.
+        `window`: tokens in this sample where it is shorter or longer than the training window. Raises ValueError for
+        one that is too short for the placement, and for a negative index.
         """
-        window = self.training_window if window is None else window
+        if sample_index < 0:
+            raise ValueError(f"sample_index = {sample_index}: use 0 or more")
+        if window is None:
+            window = self.training_window
+        else:
+            self.placement.check_window(window, "window")
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, sample_index])))
         scale = draw_scale(rng, self.scales)
         # g*L below R leaves no room to shift: the paper is silent there and t_max is taken as 0.

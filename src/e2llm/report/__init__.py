@@ -4,7 +4,7 @@ No torch, no network; matplotlib is imported when something is drawn.
 """
 
 from e2llm.report.canvas import Drawing
-from e2llm.report.coverage import coverage_figure
+from e2llm.report.coverage import coverage_figure, write_coverage
 from e2llm.report.figures import perplexity_figure, retrieval_figure, scale_figure, training_figure
 from e2llm.report.markdown import results_markdown
 from e2llm.report.page import render_page, write_report
@@ -21,5 +21,6 @@ __all__ = [
     "retrieval_table",
     "scale_figure",
     "training_figure",
+    "write_coverage",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""What a run shows and keeps while it trains: progress bar, metrics.jsonl, the stop on NaN, the clean stop on SIGTERM."""
+"""What a run shows and keeps while it trains: progress bar, metrics.jsonl, stops on NaN and on SIGTERM."""
 
 from __future__ import annotations
 

@@ -236,12 +236,13 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
     for row in rows:
         step = row["step"]
         if "loss" in row:
-            made.append(make_row("loss", row["loss"], "nats", recipe.train.log_every, split="train", step=step, **labels))
+            steps = recipe.train.log_every
+            made.append(make_row("loss", row["loss"], "nats", steps, split="train", step=step, **labels))
         for key, value in row.items():
             if key.startswith("eval_loss_scale_"):
                 scale = float(key.rsplit("_", 1)[1])
-                windows = recipe.train.evaluate_windows
-                made.append(make_row("loss", value, "nats", windows, split="held_out", step=step, scale=scale, **labels))
+                where = {"split": "held_out", "step": step, "scale": scale}
+                made.append(make_row("loss", value, "nats", recipe.train.evaluate_windows, **where, **labels))
     speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     if speeds:
         made.append(

@@ -92,7 +92,7 @@ class PlacingTrainer(Trainer):
                 prediction_loss_only=True,
                 metric_key_prefix=metric_key_prefix,
             )
-            metrics[f"{metric_key_prefix}_loss_scale_{scale:g}"] = output.metrics[f"{metric_key_prefix}_loss"]
+            metrics[f"{metric_key_prefix}_loss_scale_{scale:g}"] = output.metrics[f"{metric_key_prefix}_loss"]  # type: ignore[index]
         self.extension.set_scale(None)
         metrics[f"{metric_key_prefix}_loss"] = sum(metrics.values()) / len(metrics)
         self.log(metrics)

@@ -1,0 +1,192 @@
+"""Pages and figures made from Records: docs/results.md, the tables of the README, docs/images.
+
+Flows in: benchmarks/results/*.json. Flows out: Markdown and SVG. Every figure in them comes from a Record; what is said
+about them (which claim holds) is computed, so that new Records change the sentence too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from e2llm.config import load_recipe
+from e2llm.records import Record
+from e2llm.report import perplexity_figure, results_markdown, write_coverage
+from e2llm.report.formats import format_count, format_quantity, format_value, format_window, slug
+from e2llm.report.series import Section, all_rows, sections, series_of
+from e2llm.report.tables import window_table
+
+STUDY = "smollm2_"
+QUICKSTART = "quickstart"
+COVERED = ("paper", "recommended")
+"""Recipes whose coverage is drawn."""
+COVERAGE_WINDOW = 8192
+"""Native window of the coverage pictures, tokens: SmolLM2's."""
+Values = dict[int, float]
+
+
+def load(folder: Path) -> list[Record]:
+    """The Records of a folder, by name."""
+    return [Record.load(path) for path in sorted(folder.glob("*.json"))]
+
+
+def named(records: Sequence[Record], prefix: str) -> list[Record]:
+    """Those whose file name starts with `prefix`."""
+    return [record for record in records if record.path is not None and record.path.name.startswith(prefix)]
+
+
+def results_page(records: Sequence[Record]) -> str:
+    """docs/results.md: figures, tables, what the tables say, and the training runs."""
+    head, tables = results_markdown(records).split("\n\n## ", 1)
+    head = head.replace("`e2llm report --markdown`", "`python scripts/docs.py`")
+    images = "\n\n".join(f"![{title}](images/{file})" for file, title, _ in _figures(records))
+    checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
+    blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
+    return "\n\n".join([*blocks, "## Training runs", training_table(records)]) + "\n"
+
+
+def study_block(records: Sequence[Record]) -> str:
+    """The README's tables and plot of the study on a real model."""
+    study = named(records, STUDY)
+    rows = all_rows(study)
+    found = [s for s in sections(rows, "perplexity") if s.labels["protocol"] == "whole"]
+    if not found:
+        raise ValueError(f"benchmarks/results: no Record {STUDY}*.json with perplexity of whole windows")
+    main = found[0]
+    devices = sorted({str(r.environment.get("gpu") or r.environment.get("cpu")) for r in study})
+    budgets = sorted({_budget(record) for record in study if record.kind == "train"})
+    corpus = main.labels["corpus"]
+    parts = [
+        f"{main.base_model}, one {' or '.join(devices)}, {' or '.join(budgets)} for each recipe. Perplexity of whole "
+        f"windows, {corpus} (lower is better; each at scale window / native window):",
+        window_table(main).markdown().rstrip(),
+        f"![Perplexity against window, {main.title}](docs/images/{_image(main)})",
+    ]
+    for section in sections(rows, "retrieval"):
+        parts += [f"Pass keys found, share of prompts, {section.labels['corpus']} (higher is better):"]
+        parts += [window_table(section).markdown().rstrip(), *wording_note(study)]
+    return "\n\n".join([*parts, "What the study set out to show, and whether it did:", claims(study)])
+
+
+def _budget(record: Record) -> str:
+    train = record.config["train"]
+    windows = train["batch_size"] * train["gradient_accumulation"]
+    return f"{format_count(train['steps'])} steps of {windows} windows of {record.config['data']['window']} tokens"
+
+
+def quickstart_block(records: Sequence[Record]) -> str:
+    """The README's tables of one quickstart; nothing before its Record is there."""
+    found = all_rows(named(records, QUICKSTART))
+    parts = []
+    for metric, title in (("perplexity", "Perplexity"), ("retrieval", "Pass keys found")):
+        for section in sections(found, metric):
+            parts += [f"{title}, {section.title}:", window_table(section).markdown().rstrip()]
+    return "\n\n".join(parts)
+
+
+def wording_note(records: Sequence[Record]) -> list[str]:
+    """A warning where pass keys were asked before the wording was written into Records."""
+    old = [
+        f"`{record.path.name}`"
+        for record in records
+        if record.path and not record.config.get("prompt") and record.kind == "evaluate"
+        if any(row["metric"] == "retrieval" for row in record.rows)
+    ]
+    if not old:
+        return []
+    return [
+        f"Pass keys in {', '.join(old)} were asked with an earlier wording, without the announcement before the text "
+        "that the code now uses. They will be measured again; compare them with each other only."
+    ]
+
+
+def claims(records: Sequence[Record]) -> str:
+    """What the study was to show, with the figures and whether it holds."""
+    rows = [("corpus", "claim", "figures", "holds"), ("---",) * 4]
+    for section in sections(all_rows(records), "perplexity"):
+        if section.labels["protocol"] == "whole":
+            rows += [(str(section.labels["corpus"]), *claim) for claim in _claims(section)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _claims(section: Section) -> Iterator[tuple[str, str, str]]:
+    values = {one.checkpoint: _values(one.points) for one in series_of(section) if not one.is_base}
+    ours, paper = values.get("recommended", {}), values.get("paper", {})
+    for window in (8192, 32_768, 131_072):
+        if window in ours and window in paper:
+            yield _claim(f"`recommended` below `paper` at {format_window(window)}", ours[window], paper[window])
+    if {8192, 131_072} <= ours.keys():
+        yield _claim("`recommended` at 128k below its own 8k", ours[131_072], ours[8192])
+
+
+def _claim(text: str, lower: float, higher: float) -> tuple[str, str, str]:
+    figures = f"{format_value('perplexity', lower)} against {format_value('perplexity', higher)}"
+    return text, figures, "yes" if lower < higher else "**no**"
+
+
+def _values(points: dict) -> Values:
+    return {window: float(row["value"]) for window, row in points.items()}
+
+
+def training_table(records: Sequence[Record]) -> str:
+    """Steps, tokens, speed and memory of the training runs."""
+    lines = [("run", "steps", "tokens", "tokens/s (median of log lines)", "seconds", "peak GPU memory"), ("---",) * 6]
+    for record in records:
+        if record.kind != "train" or record.path is None:
+            continue
+        config, value = record.config, {row["metric"]: row for row in record.rows}
+        train = config["train"]
+        devices = int(record.environment.get("gpus") or 1)
+        windows = train["steps"] * train["batch_size"] * train["gradient_accumulation"] * devices
+        cells = [
+            format_quantity(value[metric]["value"], value[metric]["unit"]) if metric in value else "–"
+            for metric in ("tokens_per_second", "train_seconds", "peak_memory_bytes")
+        ]
+        tokens = format_count(windows * config["data"]["window"])
+        lines.append((f"`{record.path.stem}`", str(train["steps"]), tokens, *cells))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figures(records: Sequence[Record]) -> Iterator[tuple[str, str, Section | str]]:
+    """(file, title, what is drawn) of every picture in docs/images."""
+    for section in sections(all_rows(records), "perplexity"):
+        if any(len(one.points) > 1 for one in series_of(section)):
+            yield _image(section), f"Perplexity against window, {section.title}", section
+    for recipe in COVERED:
+        yield f"coverage-{recipe}.svg", f"What training with the recipe {recipe} sees", recipe
+
+
+def _image(section: Section) -> str:
+    protocol = "" if section.labels["protocol"] == "whole" else section.labels["protocol"]
+    return slug("perplexity", section.labels["corpus"], *([protocol] if protocol else [])) + ".svg"
+
+
+def image_files(records: Sequence[Record]) -> list[str]:
+    """Names of the pictures."""
+    return [file for file, _, _ in _figures(records)]
+
+
+def draw(records: Sequence[Record], folder: Path) -> Iterator[Path]:
+    """Draw every picture into `folder`."""
+    for file, _, what in _figures(records):
+        if isinstance(what, Section):
+            drawing = perplexity_figure(what, name=file.removesuffix(".svg"))
+            assert drawing is not None, "a series of several windows can be drawn"
+            yield drawing.save(folder / file)
+        else:
+            yield _draw_coverage(what, folder / file)
+
+
+def _draw_coverage(recipe_name: str, path: Path) -> Path:
+    from e2llm.positions.coverage import coverage
+    from e2llm.positions.placement import PositionSampler
+
+    recipe = load_recipe(recipe_name)
+    sampler = PositionSampler(
+        native_window=recipe.model.native_window or COVERAGE_WINDOW,
+        training_window=recipe.data.window,
+        scales=recipe.scales,
+        placement=recipe.placement,
+        seed=recipe.seed,
+    )
+    return write_coverage(coverage(sampler), recipe.name, path)
