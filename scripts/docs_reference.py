@@ -177,7 +177,8 @@ def recipes_page() -> str:
         lines = path.read_text(encoding="utf-8").splitlines()
         comment = [line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))]]
         blocks.append(f"**{name}**: {' '.join(comment)}")
-    blocks += ["## Keys", "A recipe is a TOML file; `--set section.key=value` overrides a key. Unknown keys are errors."]
+    about = "A recipe is a TOML file; `--set section.key=value` overrides a key. Unknown keys are errors."
+    blocks += ["## Keys", about]
     choices = _choices()
     for section, (file, name) in SECTIONS.items():
         source = (PACKAGE / file).read_text(encoding="utf-8")

@@ -133,7 +133,7 @@ def test_a_window_beyond_training_warns(extended: nn.Module) -> None:
     assert found[0].filename == __file__ and get_extension(extended).scale == 32.0
 
 
-@pytest.mark.parametrize(("window", "message"), [(0, "num_tokens = 0"), ("all", "window = 'all': give tokens, or 'auto'")])
+@pytest.mark.parametrize(("window", "message"), [(0, "num_tokens = 0"), ("all", "window = 'all': give tokens")])
 def test_windows_that_are_none(extended: nn.Module, window: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         e2llm.serve_window(extended, window)

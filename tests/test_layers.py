@@ -27,7 +27,8 @@ ALLOWED = {
     "evaluate": {"config", "records", "positions", "hf", "infer"},
     "report": {"records"},
     "api": {"config", "positions", "hf", "infer"},
-    "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report"},
+    "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
+    "smollm2": set(),
 }
 ANYTHING_INSIDE_FUNCTIONS = {"cli", "__init__", "__main__"}
 PUBLIC_SUBMODULES = {("train", "trainer_utils")}

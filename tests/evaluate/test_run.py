@@ -55,7 +55,8 @@ def test_record_of_a_checkpoint(checkpoint: Path, texts: Path, tmp_path: Path) -
     run(settings(checkpoint, texts, out), progress=False)
     record = Record.load(out)
     assert not list(out.parent.glob("*.partial*"))
-    assert record.config["prompt"] == prompt_template(chat=False) and "The pass key is {key}." in record.config["prompt"]
+    asked = record.config["prompt"]
+    assert asked == prompt_template(chat=False) and "The pass key is {key}." in asked
     labels = {"base_model": "tiny", "checkpoint": "paper", "method": "yarn", "corpus": "noise", "native_window": WINDOW}
     assert all(row | labels == row for row in record.rows)
     whole = [row for row in record.rows if row.get("protocol") == "whole"]

@@ -170,8 +170,22 @@ def test_names_and_repr(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "scale", [2, 2.0, [2.0, 2.0], (2, 2), np.float64(2.0), np.array([2.0, 2.0]), torch.full((2,), 2.0), np.float32(2.0),
-     np.int64(2), np.array(2.0), torch.tensor(2.0), torch.tensor([2, 2])], ids=repr
+    "scale",
+    [
+        2,
+        2.0,
+        [2.0, 2.0],
+        (2, 2),
+        np.float64(2.0),
+        np.array([2.0, 2.0]),
+        torch.full((2,), 2.0),
+        np.float32(2.0),
+        np.int64(2),
+        np.array(2.0),
+        torch.tensor(2.0),
+        torch.tensor([2, 2]),
+    ],
+    ids=repr,
 )
 def test_a_scale_in_any_form(model: nn.Module, scale: object) -> None:
     extension = install(model, method="linear")

@@ -103,9 +103,7 @@ def test_scale_one_only() -> None:
     ids=lambda value: value.distribution if isinstance(value, ScalesConfig) else "",
 )
 def test_scale_edges_suit_the_draw(scales: ScalesConfig, edges: np.ndarray) -> None:
-    sampler = PositionSampler(
-        native_window=L, training_window=R, scales=scales, placement=PlacementConfig(kind="none")
-    )
+    sampler = PositionSampler(native_window=L, training_window=R, scales=scales, placement=PlacementConfig(kind="none"))
     found = coverage(sampler, num_samples=300, pairs_per_sample=4)
     np.testing.assert_allclose(found.scale_edges, edges)
     assert found.scale_counts.sum() == pytest.approx(1.0), "the largest scale is counted too"

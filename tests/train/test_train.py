@@ -241,6 +241,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(base: Path, tmp_path: Pat
 
 def test_lora_trains_only_adapters_and_merges(base: Path, tmp_path: Path) -> None:
     overrides = ("lora.rank=4", "lora.train_norms=true", "lora.train_embeddings=true", "train.learning_rate=1e-2")
+    overrides += ("train.save_every=3", "train.evaluate_every=3")
     result = train(small(base, tmp_path / "lora", *overrides), quiet=True)
     assert (result.folder / "adapter" / "adapter_model.safetensors").is_file()
     assert result.model_folder is not None
@@ -250,6 +251,9 @@ def test_lora_trains_only_adapters_and_merges(base: Path, tmp_path: Path) -> Non
     assert any("q_proj" in name for name in changed)
     assert any("norm" in name for name in changed)
     assert "model.embed_tokens.weight" in changed
+    # The lowest held-out loss was the last one here, so the best weights are the last ones: loaded anew and merged.
+    best = weights(result.folder / "best")
+    assert all(torch.allclose(best[name], after[name], atol=1e-6) for name in after)
 
 
 def test_bfloat16_and_checkpointing_and_compile_run(base: Path, tmp_path: Path) -> None:

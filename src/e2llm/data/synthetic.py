@@ -154,6 +154,7 @@ def _split(template: str) -> list[str]:
 def _facts(draw: Draw) -> tuple[list[str], list[str]]:
     """(blocks that state, lines that come back to some of it, in the order of the statements or any other)."""
     style, count = draw.number(0, 3), draw.number(1, 8)
+    asks: Sequence[str]
     if style <= 1:
         names = _names(draw, count, _phrase if draw.chance(0.8) else _code_key)
         values = [_value(draw, in_sentence=True) for _ in names]

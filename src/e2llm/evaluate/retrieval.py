@@ -2,9 +2,10 @@
 
 The wording is that of Mohtashami & Jaggi 2023 (arXiv 2305.16300, Sect. 4.2): what is asked for is announced before the
 text, as a model that only continues text cannot know otherwise that the statement matters. Deviations: real text as
-filler in place of their repeated sentences, a blank line between the parts, "memorize it" for "memorize them". A prompt is a function of (seed, window, index) and of the documents alone: every model and scale
-is asked the same. Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may
-take.
+filler in place of their repeated sentences, a blank line between the parts, "memorize it" for "memorize them".
+
+A prompt is a function of (seed, window, index) and of the documents alone: every model and scale is asked the same.
+Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may take.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from e2llm.positions.rope import Rope
 
 @dataclass(frozen=True)
 class _Rows:
-    """Tables of the rows of a batch; plain attributes, never buffers: DDP would overwrite every rank's with rank 0's."""
+    """Tables of a batch's rows; plain attributes, never buffers: DDP would overwrite every rank's with rank 0's."""
 
     inv_freq: dict[LayerType, torch.Tensor]
     """(B or 1, D/2) float32 for each scaled layer type."""
@@ -146,7 +146,7 @@ class Extension:
         return f"Extension(method={self.method!r}, native_window={self.native_window}, scale={self._scale}{layers})"
 
     def set_scale(self, scale: float | Sequence[float] | None) -> None:
-        """Scale of the forwards to come: one ratio >= 1 for all rows, one for each row, or None for the model as it was.
+        """Scale of the forwards to come: one ratio >= 1 for all rows, one for each row, None for the model as it was.
 
         Scale 1 for all rows is the model as it was, bit for bit; a LongRoPE base inside its native window (beyond it
         None switches to the long factors, scale 1 keeps the short ones). Method `none` is the model as it was at any
@@ -196,9 +196,8 @@ class Extension:
             found = [self._frequencies(layer_type, scale) for scale in scales]
             device = _device(self._wrapper.inner)
             inv_freq[layer_type] = torch.stack([f.inv_freq for f in found]).to(device)
-            attention[layer_type] = torch.tensor(
-                [f.attention_scale for f in found], dtype=torch.float32
-            ).to(device)[:, None, None]
+            attention_scales = torch.tensor([f.attention_scale for f in found], dtype=torch.float32)
+            attention[layer_type] = attention_scales.to(device)[:, None, None]
         if positions is not None:
             positions = positions.to(_device(self._wrapper.inner))
         return _Rows(inv_freq, attention, positions)
@@ -267,9 +266,9 @@ def install(model: nn.Module, *, method: str = "yarn", native_window: int | None
     """
     if get_extension(model) is not None:
         raise ValueError("the model is extended already: call remove() on its extension first")
-    owner = find_rotary_owner(model)
+    owner: Any = find_rotary_owner(model)
     inner = owner.rotary_emb
-    config = unwrap(model).config
+    config: Any = unwrap(model).config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     ropes = {t: read_rope(inner, config, t, native_window) for t in layer_types(inner) if not is_local(t)}
     if not ropes:

@@ -25,7 +25,7 @@ def _gguf_arguments(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"model = {str(path)!r}: reading GGUF needs one more package: pip install 'e2llm[gguf]'") from error
+        raise ValueError(f"model = {str(path)!r}: to read GGUF, pip install 'e2llm[gguf]'") from error
     from transformers import GgufConfig
 
     return str(path.parent), {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
@@ -37,7 +37,8 @@ def _check_name(name: str) -> Path:
         backup = _backup(path)
         if backup.is_dir():
             raise ValueError(
-                f"model = {name!r}: a save was cut off; the older checkpoint is {str(backup)!r}: rename it to {path.name!r}"
+                f"model = {name!r}: a save was cut off; the older checkpoint is {str(backup)!r}, "
+                f"rename it to {path.name!r}"
             )
         if path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf"):
             raise ValueError(f"model = {name!r}: no such file or folder")
@@ -172,7 +173,7 @@ def _install_default(model: nn.Module, native_window: int | None) -> None:
     install(model, method="linear", native_window=native_window)
 
 
-def enable_activation_checkpointing(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: Any) -> None:
     """Recompute each layer's activations in the backward pass, under the name this transformers version has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -189,7 +190,8 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path, info: Check
     target = Path(folder)
     if any(type(module).__module__.split(".")[0] == "peft" for module in model.modules()):
         raise ValueError(
-            f"model = {type(model).__name__}: its adapters are not part of its weights; save what merge_and_unload() returns"
+            f"model = {type(model).__name__}: its adapters are not part of its weights yet; "
+            "save what its merge_and_unload() returns"
         )
     staging, backup = target.with_name(target.name + ".partial"), _backup(target)
     if not target.exists() and backup.exists():  # cut off between the two renames below
@@ -197,9 +199,9 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path, info: Check
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
-    inner = unwrap(model)
-    extension = get_extension(model)
-    assert extension is None or not any("rotary_emb" in key for key in inner.state_dict()), "rotary tables are not saved"
+    inner: Any = unwrap(model)
+    extended = get_extension(model) is not None
+    assert not (extended and any("rotary_emb" in key for key in inner.state_dict())), "rotary tables are not saved"
     inner.save_pretrained(staging)
     if tokenizer is not None:
         tokenizer.save_pretrained(staging)

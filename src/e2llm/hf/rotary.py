@@ -59,7 +59,7 @@ def _model_type(model: nn.Module) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> nn.Module:
     """The transformers model inside PEFT, DDP or torch.compile wrappers."""
     if hasattr(model, "get_base_model"):
         return unwrap(model.get_base_model())
@@ -67,6 +67,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         return unwrap(model._orig_mod)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return unwrap(model.module)
+    assert isinstance(model, nn.Module)
     return model
 
 
@@ -74,7 +75,7 @@ def find_rotary_owner(model: nn.Module) -> nn.Module:
     """The base model that owns `rotary_emb`. Raises ValueError naming the model type where there is none, or several
     rotary modules whose roles cannot be told apart."""
     inner = unwrap(model)
-    owner = getattr(inner, "base_model", inner)
+    owner: Any = getattr(inner, "base_model", inner)
     if not hasattr(owner, "rotary_emb"):
         owner = getattr(inner, "model", owner)  # Llama 4: its base_model prefix names the multimodal wrapper
     # A falcon with ALiBi owns a rotary module too, and never calls it.
@@ -89,9 +90,7 @@ def find_rotary_owner(model: nn.Module) -> nn.Module:
     # The module below the owner's rotary (a wrapper's inner) is not another one.
     mine = {id(module) for module in owner.rotary_emb.modules()}
     others = [
-        name
-        for name, module in inner.named_modules()
-        if "Rotary" in type(module).__name__ and id(module) not in mine
+        name for name, module in inner.named_modules() if "Rotary" in type(module).__name__ and id(module) not in mine
     ]
     if others:
         raise ValueError(

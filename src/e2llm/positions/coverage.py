@@ -72,7 +72,7 @@ def coverage(
         where = placement.positions
         low, high = np.sort(rng.integers(leading, len(where), size=(2, pairs_per_sample)), axis=0)
         distances = (where[high] - where[low])[high > low]
-        column = min(np.searchsorted(scale_edges, placement.scale, side="right") - 1, len(counts) - 1)
+        column = min(int(np.searchsorted(scale_edges, placement.scale, side="right")), len(counts)) - 1
         counts[column] += 1
         grid[:, column] += np.histogram(distances, distance_edges)[0]
         positions_seen += np.histogram(where, distance_edges)[0]

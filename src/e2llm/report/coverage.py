@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import format_scale, format_window, slug
@@ -106,25 +106,11 @@ def coverage_figure(
     return Drawing(slug(name), title, description, draw)
 
 
-class CoverageLike(Protocol):
-    """What is drawn: the fields of `positions.coverage.Coverage`, which this module does not import."""
+def write_coverage(coverage: Any, name: str, path: str | os.PathLike[str]) -> Path:
+    """Draw `coverage`, of the recipe `name`, into `path` (.png or .svg).
 
-    native_window: int
-    distance_edges: np.ndarray
-    scale_edges: np.ndarray
-    distance_scale: np.ndarray
-    leading_distance: np.ndarray
-    position_edges: np.ndarray
-    position_counts: np.ndarray
-    scale_counts: np.ndarray
-
-    @property
-    def examples(self) -> Sequence[Any]:
-        """Draws, each with `scale` and `positions`."""
-
-
-def write_coverage(coverage: CoverageLike, name: str, path: str | os.PathLike[str]) -> Path:
-    """Draw the coverage of the recipe `name` into `path` (.png or .svg)."""
+    `coverage` has the fields of `positions.coverage.Coverage`, which this module does not import.
+    """
     drawing = coverage_figure(
         distance_edges=coverage.distance_edges,
         scale_edges=coverage.scale_edges,

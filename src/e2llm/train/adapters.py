@@ -47,4 +47,4 @@ def _also_trained(model: nn.Module, lora: LoraSection) -> list[str]:
 
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Plain model whose weights hold the adapters; a model without adapters as it is."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator,no-any-return]

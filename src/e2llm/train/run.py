@@ -274,8 +274,6 @@ def base_name(name: str) -> str:
 def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpus, folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     best = trainer.state.best_model_checkpoint
-    if recipe.lora.rank:
-        model.save_pretrained(folder / "adapter")
     info = CheckpointInfo(
         method=recipe.method,
         native_window=trainer.extension.native_window,
@@ -292,10 +290,21 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         data=portable(corpus.provenance),
         versions=current_versions("torch", "transformers", "peft"),
     )
-    if best is not None and not recipe.lora.rank and Path(best).is_dir():
-        from transformers import AutoModelForCausalLM
-
-        state = AutoModelForCausalLM.from_pretrained(best, dtype=recipe.model.dtype)
-        step = int(Path(best).name.rsplit("-", 1)[1])
-        save_model(state, tokenizer, folder / "best", dataclasses.replace(info, steps=step))
+    if recipe.lora.rank:
+        model.save_pretrained(folder / "adapter")
+        info.save(folder / "adapter")
     save_model(merge_adapters(model), tokenizer, folder / "model", info)
+    if best is not None and Path(best).is_dir():
+        step = int(Path(best).name.rsplit("-", 1)[1])
+        save_model(_load_best(recipe, best), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
+
+
+def _load_best(recipe: Recipe, checkpoint: str) -> nn.Module:
+    """The weights of a Trainer checkpoint: whole ones as they are, adapters merged into a fresh base."""
+    if not recipe.lora.rank:
+        return transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=recipe.model.dtype)
+    from peft import PeftModel
+
+    trust = recipe.model.trust_remote_code
+    base, _, _ = load_model(recipe.model.name, dtype=recipe.model.dtype, device="cpu", trust_remote_code=trust)
+    return merge_adapters(PeftModel.from_pretrained(base, checkpoint))

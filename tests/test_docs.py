@@ -1,0 +1,124 @@
+"""Generated pages say what code and Records say now, and no page names a file that is not there."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from test_layers import ALLOWED
+
+import e2llm
+from e2llm.cli import build_parser
+from e2llm.config import Recipe, shipped_recipes, to_plain
+from e2llm.records import Record, make_row
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def docs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_command", ROOT / "scripts" / "docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current(docs: ModuleType) -> None:
+    assert docs.outdated() == [], "run python scripts/docs.py"
+
+
+def test_a_changed_figure_a_changed_record_and_a_lost_picture_are_noticed(docs: ModuleType, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
+    assert docs.outdated(tmp_path) == []
+    cli = tmp_path / "docs" / "cli.md"
+    cli.write_text(cli.read_text(encoding="utf-8").replace("--resume", "--restart"), encoding="utf-8")
+    next((tmp_path / "docs" / "images").glob("*.svg")).unlink()
+    record = next((tmp_path / "benchmarks" / "results").glob("smollm2_recommended.json"))
+    document = json.loads(record.read_text(encoding="utf-8"))
+    document["rows"][0]["value"] *= 2
+    record.write_text(json.dumps(document), encoding="utf-8")
+    found = docs.outdated(tmp_path)
+    assert {"README.md", "docs/results.md", "docs/cli.md"} < set(found)
+    assert len([name for name in found if name.startswith("docs/images/")]) == 1
+
+
+def test_fill_puts_text_between_markers_and_wants_them_once(docs: ModuleType) -> None:
+    text = "a\n<!-- generated: x -->\nold\n<!-- end: x -->\nb\n"
+    filled = docs.fill(text, "x", "| 1 |")
+    assert filled == "a\n<!-- generated: x -->\n\n| 1 |\n\n<!-- end: x -->\nb\n"
+    assert docs.fill(filled, "x", "| 1 |") == filled
+    assert docs.fill(filled, "x", "") == "a\n<!-- generated: x -->\n<!-- end: x -->\nb\n"
+    for wrong in ("nothing", text + text):
+        with pytest.raises(ValueError, match="once"):
+            docs.fill(wrong, "x", "")
+
+
+def test_claims_follow_the_figures(docs: ModuleType) -> None:
+    def record(ours: dict[int, float]) -> Record:
+        labels: dict = {"base_model": "m", "corpus": "c", "protocol": "whole", "native_window": 8192}
+        labels |= {"method": "yarn"}
+        rows = [
+            make_row("perplexity", value, "ratio", 10, checkpoint=name, window=w, scale=w / 8192, **labels)
+            for name, values in (("recommended", ours), ("paper", {8192: 6.0, 131_072: 7.0}))
+            for w, value in values.items()
+        ]
+        return Record(kind="evaluate", config={}, rows=rows, environment={})
+
+    good = docs.docs_results.claims([record({8192: 5.0, 131_072: 4.0})])
+    bad = docs.docs_results.claims([record({8192: 6.5, 131_072: 6.9})])
+    assert good.count("| yes |") == 3 and "**no**" not in good
+    assert "at 8k | 6.50 against 6.00 | **no** |" in bad
+    assert "at 128k | 6.90 against 7.00 | yes |" in bad
+    assert "below its own 8k | 6.90 against 6.50 | **no** |" in bad
+
+
+def test_keys_asked_with_an_earlier_wording_are_named(docs: ModuleType, tmp_path: Path) -> None:
+    row = make_row("retrieval", 0.5, "share", 10, task="pass_key", window=8192)
+    old = Record("evaluate", {}, [row], environment={}, path=tmp_path / "old.json")
+    new = Record("evaluate", {"prompt": "…"}, [row], environment={}, path=tmp_path / "new.json")
+    assert docs.docs_results.wording_note([new]) == []
+    assert "`old.json`" in docs.docs_results.wording_note([old, new])[0]
+
+
+def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> None:
+    names = ("api", "cli", "recipes")
+    api, cli, recipes = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in names)
+    for name in set(e2llm.__all__) - {"__version__"}:
+        assert f"### e2llm.{name}\n" in api
+    commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    for name, parser in commands.items():
+        section = cli.split(f"## e2llm {name}\n")[1].split("\n## ")[0]
+        for action in parser._actions:
+            assert action.dest == "help" or f"| `{(action.option_strings or [action.dest])[-1]}" in section
+    for name in shipped_recipes():
+        assert f"| `{name}` |" in recipes
+    for section, keys in to_plain(Recipe()).items():
+        for key in keys if isinstance(keys, dict) else {section: keys}:
+            assert f"| `{key}` |" in recipes or key == "sources", f"{section}.{key} has no docstring"
+
+
+def test_the_design_names_the_imports_that_are_enforced() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = text.split("## Who may import whom")[1].split("\n## ")[0]
+    named: dict[str, set[str]] = {}
+    for parts, allowed in re.findall(r"^\| (`.+?) \| (.+) \|$", table, re.MULTILINE):
+        named |= {part: set(re.findall(r"`([\w.]+)`", allowed)) for part in re.findall(r"`([\w.]+)`", parts)}
+    for part, allowed in ALLOWED.items():
+        assert {name for name in named[part] if name.split(".")[0] in ALLOWED} == allowed, part
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
