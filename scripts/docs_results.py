@@ -80,7 +80,7 @@ def quickstart_block(records: Sequence[Record]) -> str:
     parts = []
     for metric, title in (("perplexity", "Perplexity"), ("retrieval", "Pass keys found")):
         for section in sections(found, metric):
-            parts += [f"{title}, {section.title}:", window_table(section).markdown().rstrip()]
+            parts += [f"{title}, {section.labels['corpus']}:", window_table(section).markdown().rstrip()]
     return "\n\n".join(parts)
 
 
@@ -95,8 +95,8 @@ def wording_note(records: Sequence[Record]) -> list[str]:
     if not old:
         return []
     return [
-        f"Pass keys in {', '.join(old)} were asked with an earlier wording, without the announcement before the text "
-        "that the code now uses. They will be measured again; compare them with each other only."
+        f"Pass keys in {', '.join(old)} were asked with an earlier wording of the announcement before the text, and "
+        "the Record does not hold it. They will be measured again; compare them with each other only."
     ]
 
 
@@ -130,14 +130,14 @@ def _values(points: dict) -> Values:
 
 def training_table(records: Sequence[Record]) -> str:
     """Steps, tokens, speed and memory of the training runs."""
-    lines = [("run", "steps", "tokens", "tokens/s (median of log lines)", "seconds", "peak GPU memory"), ("---",) * 6]
+    head = ("run", "steps", "tokens a device", "speed (median of log lines)", "time", "peak GPU memory")
+    lines: list[tuple[str, ...]] = [head, ("---",) * len(head)]
     for record in records:
         if record.kind != "train" or record.path is None:
             continue
         config, value = record.config, {row["metric"]: row for row in record.rows}
         train = config["train"]
-        devices = int(record.environment.get("gpus") or 1)
-        windows = train["steps"] * train["batch_size"] * train["gradient_accumulation"] * devices
+        windows = train["steps"] * train["batch_size"] * train["gradient_accumulation"]
         cells = [
             format_quantity(value[metric]["value"], value[metric]["unit"]) if metric in value else "–"
             for metric in ("tokens_per_second", "train_seconds", "peak_memory_bytes")

@@ -67,9 +67,9 @@ def test_short_files_are_joined_into_documents() -> None:
         def tokenizer(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
             return {"input_ids": [len(text)] * len(text)}
 
-    plan = stages.Plan(
-        model="", base_model="", windows=(4, 8), documents=2, prompts=1, base_prompts=1, recipe=load_recipe("quickstart")
-    )
+    recipe = load_recipe("quickstart")
+    sizes = {"windows": (4, 8), "documents": 2, "prompts": 1, "base_prompts": 1}
+    plan = stages.Plan(model="", base_model="", recipe=recipe, **sizes)  # type: ignore[arg-type]
     files = [("a", "x" * 5), ("b", "x" * 6), ("c", "x" * 9), ("d", "x" * 9)]
     found = stages._documents(Tokens(), files, plan)  # type: ignore[arg-type]
     assert [d.name for d in found] == ["a + b", "c"]

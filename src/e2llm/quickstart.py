@@ -139,7 +139,7 @@ def _plan(model: str, out: Path, files: tuple[Path, Path]) -> Plan:
             model=str(TINY),
             base_model="tiny-512",
             windows=(512, 2048, 8192),
-            documents=8,
+            documents=6,
             prompts=50,
             base_prompts=10,
             recipe=recipe,

@@ -84,7 +84,7 @@ def _named(line: Line, cap: float) -> str:
 
 
 def _name_width(name: str, line: Line) -> float:
-    return len(name) * (7.7 if line.strong else 6.9)  # pixels, in the widest of the fonts it may be shown in
+    return len(name) * (7.9 if line.strong else 6.9)  # pixels, in the widest of the fonts it may be shown in
 
 
 def _end(line: Line, cap: float) -> tuple[float, float]:
