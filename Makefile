@@ -7,7 +7,7 @@ TORCH  ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check docs clean
+.PHONY: quickstart test lint check docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/e2llm quickstart
@@ -15,10 +15,11 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests scripts benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/docs.py

@@ -59,9 +59,9 @@ class Table:
         if self.foot:
             counts = "".join(f"<td>{html.escape(text)}</td>" for text in self.foot[1])
             if len(self.foot[1]) > 1 and len(set(self.foot[1])) == 1:
-                counts = (
-                    f'<td class="every" colspan="{len(self.foot[1])}">{html.escape(self.foot[1][0])} in every cell</td>'
-                )
+                text = self.foot[1][0]
+                where = "each column" if "–" in text else "every cell"  # a range: rows differ, columns do not
+                counts = f'<td class="every" colspan="{len(self.foot[1])}">{html.escape(text)} in {where}</td>'
             foot = f'<tfoot><tr><th scope="row">{html.escape(self.foot[0])}</th>{counts}</tr></tfoot>'
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.caption)}">'
