@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import transformers
 from rich.console import Console
 
 from e2llm.config import Recipe, load_recipe
@@ -61,6 +62,7 @@ def quickstart(model: str = "tiny", *, out: Path, text: str | None = None) -> Re
     """
     console = Console(stderr=True)
     start = time.monotonic()
+    transformers.utils.logging.disable_progress_bar()  # files of a few megabytes load at once
     if out.exists():
         shutil.rmtree(out)  # a quickstart is a demonstration: it starts anew
     out.mkdir(parents=True)
@@ -139,7 +141,7 @@ def _plan(model: str, out: Path, files: tuple[Path, Path]) -> Plan:
             model=str(TINY),
             base_model="tiny-512",
             windows=(512, 2048, 8192),
-            documents=6,
+            documents=8,
             prompts=50,
             base_prompts=10,
             recipe=recipe,
