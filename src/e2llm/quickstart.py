@@ -143,7 +143,7 @@ def _plan(model: str, out: Path, files: tuple[Path, Path]) -> Plan:
             windows=(512, 2048, 8192),
             documents=8,
             prompts=50,
-            base_prompts=10,
+            base_prompts=5,
             recipe=recipe,
         )
     return _smollm2_plan(settings)
