@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,18 +12,17 @@ from e2llm.cli import build_parser, main
 
 def test_help_is_quick_and_imports_no_torch() -> None:
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys\n"
         "from e2llm.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "quickstart" in done.stdout
-    assert time.perf_counter() - start < 20  # the half second is watched by what is imported, not by a busy clock
+    # The half second is watched by what is imported: a busy machine's clock must not gate a test.
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "generate", "report", "coverage", "recipes", "quickstart"])

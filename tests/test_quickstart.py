@@ -52,6 +52,17 @@ def test_text_that_is_not_there_is_refused(tmp_path: Path, folder: str, capsys: 
     assert "give a folder with at least four" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "results.json"])
+def test_a_folder_that_is_no_quickstart_is_not_deleted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(ValueError, match="other than a quickstart"):
+        stages._clear(tmp_path)
+    assert (tmp_path / name).read_text() == "years of work"
+    (tmp_path / stages.FACTS).touch()
+    stages._clear(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_planted_text_is_the_documents_and_holds_no_pass_key(tmp_path: Path) -> None:
     documents = [("a.py", "import os\n" * 400), ("b.py", "value = 3\n" * 400)]
     texts, facts = stages._write_text(documents, tmp_path)

@@ -32,6 +32,7 @@ from e2llm.records import Record
 from e2llm.report import results_markdown, write_report
 from e2llm.train import train
 
+FACTS = "facts.jsonl"
 TINY = Path(__file__).parent / "assets" / "tiny-512"
 
 
@@ -63,10 +64,8 @@ def quickstart(model: str = "tiny", *, out: Path, text: str | None = None) -> Re
     console = Console(stderr=True)
     start = time.monotonic()
     transformers.utils.logging.disable_progress_bar()  # files of a few megabytes load at once
-    if out.exists():
-        shutil.rmtree(out)  # a quickstart is a demonstration: it starts anew
-    out.mkdir(parents=True)
     training, held_out = _texts(text)
+    _clear(out)
     plan = _plan(model, out, _write_text(training, out))
     console.print(f"1/4  {plan.base_model} as it is, at {', '.join(map(str, plan.windows))} tokens")
     engine = Engine.load(plan.model, method="none", dtype=_arithmetic())
@@ -92,6 +91,16 @@ def quickstart(model: str = "tiny", *, out: Path, text: str | None = None) -> Re
     return record
 
 
+def _clear(out: Path) -> None:
+    """An empty folder: a quickstart starts anew, but only ever over another quickstart."""
+    if out.exists():
+        ours = out.is_dir() and (not any(out.iterdir()) or (out / FACTS).is_file())
+        if not ours:
+            raise ValueError(f"out = {str(out)!r}: holds something other than a quickstart; name another folder")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+
+
 def _texts(text: str | None) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(name, text) pairs to train on and to evaluate on."""
     if text is None:
@@ -111,7 +120,7 @@ def _write_text(training: Sequence[tuple[str, str]], out: Path) -> tuple[Path, P
 
     The planted wording shares nothing with the evaluation's (see `data.synthetic`).
     """
-    files = out / "text.jsonl", out / "facts.jsonl"
+    files = out / "text.jsonl", out / FACTS
     rows = ([text for _, text in training], list(_planted([text for _, text in training])))
     for file, texts in zip(files, rows, strict=True):
         temporary = file.with_suffix(f".tmp{os.getpid()}")

@@ -165,6 +165,15 @@ def check_row(row: Any, *, where: str) -> None:
             raise ValueError(f"{where}: {key} = {label!r}: a label's number is finite")
 
 
+def portable(value: Any) -> Any:
+    """Nested plain values as they may be published: absolute paths keep their last name only."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def environment_snapshot() -> dict[str, Any]:
     """Where this runs: Python, platform, processor, versions (None: not installed), time.
 

@@ -256,7 +256,7 @@ def test_lora_trains_only_adapters_and_merges(base: Path, tmp_path: Path) -> Non
     assert all(torch.allclose(best[name], after[name], atol=1e-6) for name in after)
 
 
-def test_bfloat16_and_checkpointing_and_compile_run(base: Path, tmp_path: Path) -> None:
+def test_bfloat16_and_checkpointing_run(base: Path, tmp_path: Path) -> None:
     overrides = ("train.precision=bfloat16", "train.gradient_checkpointing=true", "train.steps=2")
     result = train(small(base, tmp_path / "bf16", *overrides), quiet=True)
     assert result.model_folder is not None

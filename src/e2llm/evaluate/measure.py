@@ -19,7 +19,7 @@ from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.retrieval import Retrieved, begin_of_text, prompt_template, retrieval, share_by_depth
 from e2llm.infer import Engine
-from e2llm.records import make_row
+from e2llm.records import make_row, portable
 from e2llm.version import __version__
 
 Results = dict[str, list[dict[str, Any]]]
@@ -124,8 +124,8 @@ class Measurement:
         config = dataclasses.asdict(self.config)
         model = self.engine.model
         return config | {
-            "model": _portable(self.config.model),
-            "out": _portable(self.config.out),
+            "model": portable(self.config.model),
+            "out": portable(self.config.out),
             "windows": sorted(self.config.windows),
             "scales": list(self.config.scales),
             "protocols": list(self.config.protocols),
@@ -142,7 +142,7 @@ class Measurement:
             "weights_fingerprint": fingerprint(self.engine),
             "corpora": {
                 label: {
-                    "path": _portable(self.config.corpora.get(label, "")),
+                    "path": portable(self.config.corpora.get(label, "")),
                     "documents": [{"name": d.name, "tokens": len(d.tokens), "sha256": d.sha256} for d in documents],
                 }
                 for label, documents in self.corpora.items()
@@ -187,8 +187,3 @@ def _key_example(part: Part, result: Retrieved) -> dict[str, Any]:
         "answer": result.answer,
         "correct": result.correct,
     }
-
-
-def _portable(path: str) -> str:
-    """A path as it may be published: an absolute one keeps its last name only."""
-    return Path(path).name if Path(path).is_absolute() else path

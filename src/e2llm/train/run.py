@@ -36,7 +36,7 @@ from e2llm.hf import (
 )
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.positions.placement import PositionSampler
-from e2llm.records import Record, make_row
+from e2llm.records import Record, make_row, portable
 from e2llm.train.adapters import add_adapters, merge_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
@@ -255,15 +255,6 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
         made.append(make_row("peak_memory_bytes", float(torch.cuda.max_memory_allocated()), "bytes", 1, **labels))
     config = {**to_plain(recipe), "data_provenance": list(corpus.provenance)}
     return Record(kind="train", config=portable(config), rows=made)
-
-
-def portable(value: Any) -> Any:
-    """Nested plain values as they may be published: absolute paths keep their last name only."""
-    if isinstance(value, dict):
-        return {key: portable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def base_name(name: str) -> str:
