@@ -55,16 +55,18 @@ def evaluate(model: str, run: str, checkpoint: str, method: str | None, args: ar
     """Perplexity of whole windows on both corpora, pass keys in the mathematics."""
     common = ["--checkpoint", checkpoint, "--base-model", BASE, *(["--method", method] if method else [])]
     corpora = [f"{name}={args.text / 'eval' / name}" for name in ("mathematics", "novels")]
-    e2llm(
-        "evaluate", model, *common, "--windows", *args.windows, "--protocols", "whole",
-        "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", str(args.max_documents),
-        "--out", str(args.out / f"smollm2_{run}.json"),
-    )  # fmt: skip
-    e2llm(
-        "evaluate", model, *common, "--windows", *args.windows[1:], "--protocols", "pass_key",
-        "--corpus", corpora[0], "--prompts", str(args.prompts), "--max-documents", str(args.max_documents),
-        "--out", str(args.out / f"smollm2_{run}_keys.json"),
-    )  # fmt: skip
+    if "perplexity" in args.measure:
+        e2llm(
+            "evaluate", model, *common, "--windows", *args.windows, "--protocols", "whole",
+            "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", str(args.max_documents),
+            "--out", str(args.out / f"smollm2_{run}.json"),
+        )  # fmt: skip
+    if "keys" in args.measure:
+        e2llm(
+            "evaluate", model, *common, "--windows", *args.windows[1:], "--protocols", "pass_key",
+            "--corpus", corpora[0], "--prompts", str(args.prompts), "--max-documents", str(args.max_documents),
+            "--out", str(args.out / f"smollm2_{run}_keys.json"),
+        )  # fmt: skip
 
 
 def main() -> None:
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--windows", nargs="+", default=list(WINDOWS))
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--max-documents", type=int, default=10)
+    parser.add_argument("--measure", nargs="+", choices=["perplexity", "keys"], default=["perplexity", "keys"])
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -17,8 +18,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import e2llm
+from e2llm.config import load_recipe
 from e2llm.hf import get_extension
 from e2llm.infer import ScaleWarning
+from e2llm.positions.attention import AttentionConfig
 
 ROWS, TOKENS = 4, 32
 IDS = token_ids(1, 40)
@@ -29,9 +32,9 @@ def logits(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
     return model(ids, use_cache=False).logits
 
 
-def yarn(model: nn.Module, factor: float) -> nn.Module:
+def yarn(model: nn.Module, factor: float, **more: float) -> nn.Module:
     """transformers' own static scaling of the same weights."""
-    return statically_scaled(model, rope_type="yarn", factor=factor, original_max_position_embeddings=WINDOW)
+    return statically_scaled(model, rope_type="yarn", factor=factor, original_max_position_embeddings=WINDOW, **more)
 
 
 @pytest.fixture
@@ -98,10 +101,28 @@ def test_end_to_end(model: nn.Module, tmp_path: Path, monkeypatch: pytest.Monkey
     folder = e2llm.save(model, character_tokenizer(), tmp_path / "out", base_model="tiny", checkpoint="mine")
     e2llm.serve_window(model, 4 * WINDOW)
     assert not model.training and extension.scale == 4.0
-    torch.testing.assert_close(logits(model), logits(yarn(model, 4.0)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits(model), logits(yarn(model, 4.0, attention_factor=0.04 * math.log(4.0) + 1.0)), rtol=0, atol=1e-5
+    )
     again, tokenizer = e2llm.load(str(folder), device="cpu")
     e2llm.serve_window(again, 4 * WINDOW)
     assert torch.equal(logits(again), logits(model)) and tokenizer("a")["input_ids"] == [97]
+
+
+def test_what_is_left_out_is_the_recommended_recipes(model: nn.Module, tmp_path: Path) -> None:
+    recommended = load_recipe("recommended")
+    extension = e2llm.extend(model)
+    assert (extension.sampler.scales, extension.sampler.placement) == (recommended.scales, recommended.placement)
+    assert extension.attention == recommended.attention and extension.max_scale == recommended.scales.max_scale
+    info = e2llm.hf.CheckpointInfo.load(e2llm.save(model, None, tmp_path / "out"))
+    assert info.attention_config() == recommended.attention
+    e2llm.restore(model)
+    linear = e2llm.extend(model, method="linear", max_scale=4)
+    assert linear.attention == AttentionConfig(), "slopes belong to the recommended method"
+    assert (linear.sampler.scales.distribution, linear.max_scale) == ("uniform_integers", 4)
+    e2llm.restore(model)
+    own = AttentionConfig(training_slope=0.2)
+    assert e2llm.extend(model, attention=own).attention == own
 
 
 def test_training_sees_the_draws(model: nn.Module) -> None:

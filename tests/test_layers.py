@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "version": set(),
     "positions": set(),
-    "config": {"positions.scales", "positions.placement"},
+    "config": {"positions.scales", "positions.placement", "positions.attention"},
     "records": set(),
     "hf": {"positions"},
     "data": {"config"},
@@ -35,7 +35,7 @@ PUBLIC_SUBMODULES = {("train", "trainer_utils")}
 TORCH_FREE = [
     *("e2llm", "e2llm.cli", "e2llm.config", "e2llm.records", "e2llm.report", "e2llm.version"),
     *("e2llm.positions.scales", "e2llm.positions.placement", "e2llm.positions.choose", "e2llm.positions.coverage"),
-    *("e2llm.positions.rope", "e2llm.positions.oracle"),
+    *("e2llm.positions.rope", "e2llm.positions.oracle", "e2llm.positions.attention"),
 ]
 
 

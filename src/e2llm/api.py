@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from e2llm.config import Method, to_plain
+from e2llm.config import Method, load_recipe, to_plain
 from e2llm.hf import CheckpointInfo, Extension, current_versions, get_extension, install, load_model, save_model
 from e2llm.hf.rotary import unwrap
 from e2llm.infer import RequestPlan, ScaleWarning, plan_request
+from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.choose import choose_scale
 from e2llm.positions.placement import Kind, PlacementConfig, PositionSampler
 from e2llm.positions.scales import Distribution, ScalesConfig
@@ -23,25 +24,37 @@ def extend(
     model: nn.Module,
     *,
     method: Method = "yarn",
-    placement: Kind | PlacementConfig = "jumps",
-    scales: Distribution | ScalesConfig = "uniform_integers",
-    max_scale: float = 20,
+    placement: Kind | PlacementConfig | None = None,
+    scales: Distribution | ScalesConfig | None = None,
+    max_scale: float | None = None,
     training_window: int = 4096,
     native_window: int | None = None,
+    attention: AttentionConfig | None = None,
     seed: int = 0,
 ) -> Extension:
     """Make a transformers causal LM draw a scale and positions for every row while it is in training mode.
 
+    What is left out is as in the recipe `recommended`: its placement, its scales, and with its method its slopes of the
+    attention scale. `max_scale` with no distribution named draws integers 1…max_scale.
     Works with any trainer: nothing has to pass through its collator. Evaluation mode is untouched until
     `serve_window`. `training_window` (tokens) is the longest window that will be trained; shorter batches draw for
     their own length. Row b of the n-th batch is drawn as sample n*B + b of `seed` (per rank under torch.distributed);
     `Extension.expect` names the samples instead. Returns the handle; `restore(model)` takes everything back.
     Raises ValueError for models without rotary embeddings and for methods the base cannot compose with.
     """
-    placement = placement if isinstance(placement, PlacementConfig) else PlacementConfig(kind=placement)
-    if not isinstance(scales, ScalesConfig):
-        scales = ScalesConfig(distribution=scales, max_scale=max_scale)
-    extension = install(model, method=method, native_window=native_window)
+    recommended = load_recipe("recommended")
+    if placement is None:
+        placement = recommended.placement
+    elif not isinstance(placement, PlacementConfig):
+        placement = PlacementConfig(kind=placement)
+    if scales is None and max_scale is None:
+        scales = recommended.scales
+    elif not isinstance(scales, ScalesConfig):
+        largest = recommended.scales.max_scale if max_scale is None else max_scale
+        scales = ScalesConfig(distribution=scales or "uniform_integers", max_scale=largest)
+    if attention is None and method == recommended.method:
+        attention = recommended.attention
+    extension = install(model, method=method, native_window=native_window, attention=attention)
     try:
         extension.sampler = PositionSampler(
             native_window=extension.native_window,
@@ -151,6 +164,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: st
         max_scale=sampler.scales.max_scale,
         placement=to_plain(sampler.placement),
         scales=to_plain(sampler.scales),
+        attention=to_plain(extension.attention),
         base_model=base_model or str(getattr(model.config, "_name_or_path", "")).rsplit("/", 1)[-1],
         checkpoint=checkpoint,
         seed=sampler.seed,

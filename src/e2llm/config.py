@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.placement import PlacementConfig
 from e2llm.positions.scales import ScalesConfig
 
@@ -189,6 +190,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     scales: ScalesConfig = field(default_factory=ScalesConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     lora: LoraSection = field(default_factory=LoraSection)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -17,6 +17,7 @@ INFO = CheckpointInfo(
     max_scale=16.0,
     placement={"kind": "jumps", "leading_tokens": 4},
     scales={"distribution": "log_uniform", "max_scale": 16.0},
+    attention={"training_slope": 0.0, "slope": 0.04},
     base_model="some/base",
     checkpoint="recommended",
     seed=3,
@@ -50,6 +51,16 @@ def test_no_file_is_none(tmp_path: Path) -> None:
         (
             '{"schema": 1, "method": "yarn", "native_window": 1, "training_window": 1, "max_scale": 1, "g": 2}',
             r"unknown \['g'\]",
+        ),
+        (
+            '{"schema": 1, "method": "yarn", "native_window": 1, "training_window": 1, "max_scale": 1,'
+            ' "attention": {"slope": 7}}',
+            r"attention = .*attention\.slope = 7: use a number between 0 and 1",
+        ),
+        (
+            '{"schema": 1, "method": "yarn", "native_window": 1, "training_window": 1, "max_scale": 1,'
+            ' "attention": {"tilt": 1}}',
+            "attention = .*tilt",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from e2llm.hf import CheckpointInfo, get_extension, install, load_model, load_tokenizer, save_model
 from e2llm.hf.rotary import unwrap
+from e2llm.positions.attention import AttentionConfig
 
 IDS = token_ids(2, 40)
 INFO = CheckpointInfo(
@@ -290,3 +292,14 @@ def test_unwrap() -> None:
     assert unwrap(torch.compile(model)) is model
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     assert unwrap(adapted) is model and unwrap(torch.compile(adapted)) is model
+
+
+def test_slopes_travel_with_their_method(tmp_path: Path) -> None:
+    info = dataclasses.replace(INFO, attention={"training_slope": 0.0, "slope": 0.04})
+    folder = save_model(tiny_model("llama"), None, tmp_path / "model", info)
+    character_tokenizer().save_pretrained(folder)
+    own = load_model(str(folder), device="cpu")[0]
+    assert get_extension(own).attention == AttentionConfig(training_slope=0.0, slope=0.04)
+    assert get_extension(load_model(str(folder), device="cpu", method="linear")[0]).attention == AttentionConfig()
+    given = AttentionConfig(slope=0.5)
+    assert get_extension(load_model(str(folder), device="cpu", attention=given)[0]).attention == given

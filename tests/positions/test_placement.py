@@ -135,7 +135,7 @@ def test_jumps_reach_every_distance_between_ordinary_tokens() -> None:
     assert reached == set(range(1, W - 4)), "1 ... g*L - 1 - leading"
 
 
-@pytest.mark.parametrize(("fewest", "most"), [(1, 3), (0, 2), (2, 2), (0, 0)])
+@pytest.mark.parametrize(("fewest", "most"), [(1, 3), (0, 2), (2, 2), (0, 0), (1, 7)])
 def test_jumps_segments(fewest: int, most: int) -> None:
     """n + 1 segments; the first holds a token after the leading ones and is unshifted; offsets never fall."""
     window = 24
@@ -215,7 +215,7 @@ def test_a_sample_of_another_length(kind: str) -> None:
         assert kind == "none" or max(p[-1] for p in placed) > 200, "offsets reach g*L - window"
 
 
-@pytest.mark.parametrize(("kind", "window"), [("jumps", 5), ("jumps", 2), ("pose", 2), ("end_anchor", 3)])
+@pytest.mark.parametrize(("kind", "window"), [("jumps", 5), ("jumps", 4), ("pose", 2), ("end_anchor", 3)])
 def test_a_sample_too_short_for_the_placement(kind: str, window: int) -> None:
     sampler = make_sampler(kind, window=32, scale=16)
     with pytest.raises(ValueError, match=f"window = {window}: .*{kind}"):
@@ -239,7 +239,7 @@ def test_config_errors_name_the_field(settings: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "shortest"), [("none", 1), ("paper", 5), ("jumps", 8), ("pose", 3), ("randpos", 1), ("end_anchor", 4)]
+    ("kind", "shortest"), [("none", 1), ("paper", 5), ("jumps", 6), ("pose", 3), ("randpos", 1), ("end_anchor", 4)]
 )
 def test_windows_too_short_are_refused(kind: str, shortest: int) -> None:
     for index in range(30):
@@ -262,3 +262,10 @@ def test_seeds_and_indices_are_not_negative() -> None:
         make_sampler("none", seed=-1)
     with pytest.raises(ValueError, match="sample_index = -2"):
         make_sampler("none").draw(-2)
+
+
+def test_a_short_window_has_as_many_jumps_as_it_holds() -> None:
+    sampler = make_sampler("jumps", window=8, scale=16, min_jumps=1, max_jumps=31)
+    steps = [np.diff(sampler.draw(index).positions) for index in range(500)]
+    most = max(int((step > 1).sum()) for step in steps)
+    assert most == 3, "8 tokens, 4 of them leading, one in the first segment"

@@ -102,7 +102,7 @@ def unbroken(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_folder_holds_what_is_promised(base: Path, unbroken: Path) -> None:
     info = CheckpointInfo.load(unbroken / "model")
     assert info is not None
-    assert (info.method, info.native_window, info.training_window, info.max_scale) == ("yarn", 64, WINDOW, 20)
+    assert (info.method, info.native_window, info.training_window, info.max_scale) == ("yarn", 64, WINDOW, 32)
     assert (info.steps, info.tokens, info.base_model) == (6, 6 * 2 * WINDOW, "model")
     assert info.placement["kind"] == "jumps"
     assert len(info.data) == 1 and info.data[0]["num_held_out_documents"] >= 1

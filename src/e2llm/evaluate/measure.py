@@ -131,6 +131,7 @@ class Measurement:
             "protocols": list(self.config.protocols),
             "prompt": prompt_template(self.config.chat) if "pass_key" in self.config.protocols else None,
             "method": self.engine.extension.method,
+            "attention": dataclasses.asdict(self.engine.extension.attention),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
             "attn_implementation": getattr(model.config, "_attn_implementation", None),
@@ -156,6 +157,7 @@ def fingerprint(engine: Engine) -> str:
     model = engine.model
     digest = hashlib.sha256()
     digest.update(f"{engine.extension.method} {engine.native_window} {model.dtype} {model.device.type}".encode())
+    digest.update(str(engine.extension.attention).encode())
     digest.update(str(getattr(model.config, "_attn_implementation", None)).encode())
     for name, weights in model.named_parameters():
         flat = weights.detach().flatten()

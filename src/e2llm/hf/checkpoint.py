@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.frequencies import METHODS
 from e2llm.version import __version__
 
@@ -40,6 +41,8 @@ class CheckpointInfo:
     """The placement section of the recipe."""
     scales: dict[str, Any] = field(default_factory=dict)
     """The scales section of the recipe."""
+    attention: dict[str, Any] = field(default_factory=dict)
+    """The attention section of the recipe: slopes of the attention scale. Empty: the method's own."""
     base_model: str = ""
     """Name of the model that was extended."""
     checkpoint: str = ""
@@ -53,6 +56,10 @@ class CheckpointInfo:
     """Provenance of each source."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of what trained it."""
+
+    def attention_config(self) -> AttentionConfig:
+        """The attention section, parsed."""
+        return AttentionConfig(**self.attention)
 
     def save(self, folder: str | Path) -> Path:
         """Write e2llm.json into `folder`, atomically."""
@@ -96,6 +103,10 @@ def _check_values(raw: dict[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: {name} = {value!r}: expected {expected.__name__}, got {type(value).__name__}")
     if raw["method"] not in METHODS:
         raise ValueError(f"{path}: method = {raw['method']!r}: this version knows {', '.join(METHODS)}")
+    try:
+        AttentionConfig(**raw.get("attention", {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: attention = {raw['attention']!r}: {error}") from error
     for name in ("native_window", "training_window"):
         if raw[name] < 1:
             raise ValueError(f"{path}: {name} = {raw[name]}: must be at least 1 token")

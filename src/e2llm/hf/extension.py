@@ -28,6 +28,7 @@ from e2llm.hf.rotary import (
     read_rope,
     unwrap,
 )
+from e2llm.positions.attention import AttentionConfig, check_attention
 from e2llm.positions.frequencies import Frequencies, frequencies
 from e2llm.positions.placement import Placement, PositionSampler
 from e2llm.positions.rope import Rope
@@ -103,9 +104,13 @@ class ScaledRotary(nn.Module):
 class Extension:
     """Handle on one wrapped model: what it is, which scale it has, how training draws."""
 
-    def __init__(self, owner: nn.Module, wrapper: ScaledRotary, method: str, native_window: int) -> None:
+    def __init__(
+        self, owner: nn.Module, wrapper: ScaledRotary, method: str, native_window: int, attention: AttentionConfig
+    ) -> None:
         self.method = method
         """Frequency method, a key of `positions.frequencies.METHODS`."""
+        self.attention = attention
+        """Attention scale while training and when serving."""
         self.native_window = native_window
         """L in tokens."""
         self.sampler: PositionSampler | None = None
@@ -117,7 +122,7 @@ class Extension:
         self._drawn = False
         self._pending: list[int] | None = None
         self._next_sample = 0
-        self._cache: dict[tuple[LayerType, float], Frequencies] = {}
+        self._cache: dict[tuple[LayerType, float, float | None], Frequencies] = {}
         self._owner = weakref.ref(owner)
         self._wrapper = wrapper
         wrapper.extension = self
@@ -158,7 +163,7 @@ class Extension:
             self._frequencies(next(iter(self._wrapper.ropes)), value)
         self._scale = found
         null = self.method == "none" or (self.method != "longrope" and all(value == 1.0 for value in values))
-        self._inference_rows = None if found is None or null else self._rows(values, None)
+        self._inference_rows = None if found is None or null else self._rows(values, self.attention.serving())
         self._wrapper.rows = self._inference_rows
         self._drawn = False
 
@@ -172,7 +177,7 @@ class Extension:
         if len(lengths) != 1:
             raise ValueError(f"placements of one batch need one length, got {sorted(lengths)}")
         positions = torch.from_numpy(np.stack([p.positions for p in placements]))
-        self._wrapper.rows = self._rows(tuple(p.scale for p in placements), positions)
+        self._wrapper.rows = self._rows(tuple(p.scale for p in placements), self.attention.training_slope, positions)
         self._drawn = False
 
     def remove(self) -> None:
@@ -182,18 +187,18 @@ class Extension:
         if owner is not None and owner.rotary_emb is self._wrapper:
             owner.rotary_emb = self._wrapper.inner
 
-    def _frequencies(self, layer_type: LayerType, scale: float) -> Frequencies:
-        key = (layer_type, scale)
+    def _frequencies(self, layer_type: LayerType, scale: float, slope: float | None = None) -> Frequencies:
+        key = (layer_type, scale, slope)
         if key not in self._cache:
             if len(self._cache) > 4096:  # log-uniform draws never repeat
                 self._cache.clear()
-            self._cache[key] = frequencies(self._wrapper.ropes[layer_type], self.method, scale)
+            self._cache[key] = frequencies(self._wrapper.ropes[layer_type], self.method, scale, slope)
         return self._cache[key]
 
-    def _rows(self, scales: tuple[float, ...], positions: torch.Tensor | None) -> _Rows:
+    def _rows(self, scales: tuple[float, ...], slope: float | None, positions: torch.Tensor | None = None) -> _Rows:
         inv_freq, attention = {}, {}
         for layer_type in self._wrapper.ropes:
-            found = [self._frequencies(layer_type, scale) for scale in scales]
+            found = [self._frequencies(layer_type, scale, slope) for scale in scales]
             device = _device(self._wrapper.inner)
             inv_freq[layer_type] = torch.stack([f.inv_freq for f in found]).to(device)
             attention_scales = torch.tensor([f.attention_scale for f in found], dtype=torch.float32)
@@ -257,13 +262,22 @@ def get_extension(model: nn.Module) -> Extension | None:
     return None
 
 
-def install(model: nn.Module, *, method: str = "yarn", native_window: int | None = None) -> Extension:
+def install(
+    model: nn.Module,
+    *,
+    method: str = "yarn",
+    native_window: int | None = None,
+    attention: AttentionConfig | None = None,
+) -> Extension:
     """Wrap the rotary module of this model instance; until a scale or sampler is set, its outputs stay bit for bit.
 
-    native_window: L in tokens where the config's max_position_embeddings is not it. Raises ValueError for models
-    without a rotary module we can scale, for a method that cannot compose with the base's own scaling, and for a
-    model that is wrapped already.
+    native_window: L in tokens where the config's max_position_embeddings is not it. attention: slopes of the attention
+    scale; None: the method's own. Raises ValueError for models without a rotary module we can scale, for a method that
+    cannot compose with the base's own scaling, for slopes with method none (which leaves the model as it was at every
+    scale), and for a model that is wrapped already.
     """
+    attention = attention or AttentionConfig()
+    check_attention(method, attention)
     if get_extension(model) is not None:
         raise ValueError("the model is extended already: call remove() on its extension first")
     owner: Any = find_rotary_owner(model)
@@ -280,4 +294,4 @@ def install(model: nn.Module, *, method: str = "yarn", native_window: int | None
     wrapper = ScaledRotary(inner, ropes, layouts)
     wrapper.train(inner.training)
     owner.rotary_emb = wrapper
-    return Extension(owner, wrapper, method, window)
+    return Extension(owner, wrapper, method, window, attention)

@@ -16,6 +16,7 @@ from torch import nn
 from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.hf.extension import get_extension, install
 from e2llm.hf.rotary import unwrap
+from e2llm.positions.attention import AttentionConfig
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 ADAPTER_CONFIG = "adapter_config.json"
@@ -104,11 +105,13 @@ def load_model(
     trust_remote_code: bool = False,
     method: str | None = None,
     native_window: int | None = None,
+    attention: AttentionConfig | None = None,
 ) -> tuple[nn.Module, Any, CheckpointInfo | None]:
     """Model in evaluation mode, tokenizer, and what e2llm.json says (None for a model that is not ours).
 
     The rotary module is wrapped with `method`, or the checkpoint's own, or for a foreign model `yarn` where it can be
-    and `linear` where the base already scales. dtype None: bfloat16 on a GPU, float32 on a CPU.
+    and `linear` where the base already scales. attention None: the checkpoint's own slopes with its own method, else
+    the method's. dtype None: bfloat16 on a GPU, float32 on a CPU.
     A folder with a PEFT adapter is merged into the base that its config names, e2llm.json read from either. Raises
     ValueError for what is no model, here or on the hub.
     """
@@ -127,11 +130,17 @@ def load_model(
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
     window = native_window or (info.native_window if info else None)
-    if method is None and info is None:
+    if method is None and info is None and attention is None:
         _install_default(model, window)
     else:
-        assert method is not None or info is not None
-        extension = install(model, method=method or (info.method if info else "yarn"), native_window=window)
+        # The slopes belong to the method that was trained with them.
+        own = info is not None and method in (None, info.method)
+        extension = install(
+            model,
+            method=method or (info.method if info else "yarn"),
+            native_window=window,
+            attention=attention or (info.attention_config() if own and info is not None else None),
+        )
         extension.max_scale = info.max_scale if info else 1.0
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from e2llm.positions.attention import YARN_SLOPE, attention_scale
 from e2llm.positions.rope import Rope
 
 # D = rotary_dim
@@ -124,7 +125,7 @@ def yarn(
     ramp = torch.clamp((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
     keep = 1 - ramp
     inv_freq = interpolated * (1 - keep) + extrapolated * keep
-    return Frequencies(inv_freq, 0.1 * math.log(scale) + 1.0)
+    return Frequencies(inv_freq, attention_scale(scale, YARN_SLOPE))
 
 
 def longrope(rope: Rope, scale: float) -> Frequencies:
@@ -152,11 +153,12 @@ METHODS: dict[str, Callable[[Rope, float], Frequencies]] = {
 }
 
 
-def frequencies(rope: Rope, method: str, scale: float) -> Frequencies:
+def frequencies(rope: Rope, method: str, scale: float, slope: float | None = None) -> Frequencies:
     """Frequencies of `method` at `scale` >= 1 (ratio; real). At scale 1 every method gives the model's own, of its
     native window.
 
-    Raises ValueError for an unknown method, a scale below 1, or a base that the method cannot compose with.
+    `slope`: the attention scale is the base's own times 1 + slope * ln(scale); None: the method's own. Raises
+    ValueError for an unknown method, a scale below 1, or a base that the method cannot compose with.
     """
     if method not in METHODS:
         raise ValueError(f"method = {method!r}: choose one of {', '.join(METHODS)}")
@@ -166,4 +168,6 @@ def frequencies(rope: Rope, method: str, scale: float) -> Frequencies:
     result = METHODS[method](rope, max(scale, 1.0))
     if scale == 1:
         return Frequencies(_own(rope), rope.attention_scale)
+    if slope is not None:
+        return Frequencies(result.inv_freq, rope.attention_scale * attention_scale(scale, slope))
     return result

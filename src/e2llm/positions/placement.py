@@ -32,7 +32,8 @@ class PlacementConfig:
     min_jumps: int = 1
     """For jumps: fewest jumps in a window."""
     max_jumps: int = 3
-    """For jumps: most jumps in a window; the number is uniform between the two."""
+    """For jumps: most jumps in a window, or as many as a short one has room for; their number is uniform between the
+    two."""
     chunks: int = 2
     """For pose: contiguous chunks a window is cut in."""
     end_tokens: int = 18
@@ -56,7 +57,7 @@ class PlacementConfig:
         """Raise ValueError when a window of `window` tokens, called `name`, is too short for this placement."""
         needed = {
             "paper": self.leading_tokens + 1,
-            "jumps": self.leading_tokens + self.max_jumps + 1,
+            "jumps": self.leading_tokens + self.min_jumps + 1,
             "pose": self.chunks,
             "end_anchor": self.end_tokens + 1,
         }.get(self.kind, 1)
@@ -91,7 +92,8 @@ def _paper(rng: np.random.Generator, window: int, target: int, config: Placement
 def _jumps(rng: np.random.Generator, window: int, target: int, config: PlacementConfig) -> np.ndarray:
     """Several offsets: n cuts at distinct places after the leading tokens, the first segment unshifted, the others'
     offsets sorted draws from {0..S}, so ordinary tokens meet at every distance below g*L and not only the sinks."""
-    num_jumps = int(rng.integers(config.min_jumps, config.max_jumps + 1))
+    most = min(config.max_jumps, window - config.leading_tokens - 1)
+    num_jumps = int(rng.integers(config.min_jumps, most + 1))
     positions = np.arange(window, dtype=np.int64)
     # A cut at k starts a segment with token k. leading_tokens + 1 is the earliest: the first segment is never empty.
     cuts = np.sort(rng.choice(np.arange(config.leading_tokens + 1, window), size=num_jumps, replace=False))

@@ -72,6 +72,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
         trust_remote_code=recipe.model.trust_remote_code,
         method=recipe.method,
         native_window=recipe.model.native_window,
+        attention=recipe.attention,
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
@@ -272,6 +273,7 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         max_scale=recipe.scales.max_scale,
         placement=to_plain(recipe.placement),
         scales=to_plain(recipe.scales),
+        attention=to_plain(recipe.attention),
         base_model=base_name(recipe.model.name),
         checkpoint=recipe.name,
         seed=recipe.seed,
