@@ -37,6 +37,7 @@ SECTIONS = {
     "data.sources": ("config.py", "SourceConfig"),
     "scales": ("positions/scales.py", "ScalesConfig"),
     "placement": ("positions/placement.py", "PlacementConfig"),
+    "attention": ("positions/attention.py", "AttentionConfig"),
     "lora": ("config.py", "LoraSection"),
     "train": ("config.py", "TrainConfig"),
 }
