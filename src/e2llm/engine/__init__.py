@@ -1,0 +1,1 @@
+"""Serving engines: many requests at once, each at its own scale."""
