@@ -4,7 +4,8 @@
 
 DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and eval/mathematics, eval/novels.
 A run is `base:METHOD` (no training) or the name of a recipe, optionally `recipe:METHOD` to serve it with another
-method. Writes smollm2_<run>.json (perplexity), smollm2_<run>_keys.json (retrieval) and smollm2_<recipe>_train.json
+method. With --calibrate DIR (folders mathematics and novels of documents
+that are not measured on) each trained checkpoint is calibrated first, and evaluated as calibrated. Writes smollm2_<run>.json (perplexity), smollm2_<run>_keys.json (retrieval) and smollm2_<recipe>_train.json
 into --out.
 """
 
@@ -51,6 +52,16 @@ def train(recipe: str, model: str, text: Path, work: Path, steps: int | None, mo
     return work / recipe / "model"
 
 
+def calibrate(folder: Path, recipe: str, args: argparse.Namespace) -> None:
+    """The best scale for each window, on the documents kept for that."""
+    corpora = [f"{name}={args.calibrate / name}" for name in ("mathematics", "novels")]
+    e2llm(
+        "calibrate", str(folder), "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", "2",
+        "--windows", *[window for window in args.windows if window not in ("4k", "8k")],
+        "--ratios", "0.5", "0.625", "0.75", "0.875", "1", "--out", str(args.out / f"smollm2_{recipe}_calibration.json"),
+    )  # fmt: skip
+
+
 def evaluate(model: str, run: str, checkpoint: str, method: str | None, args: argparse.Namespace) -> None:
     """Perplexity of whole windows on both corpora, pass keys in the mathematics."""
     common = ["--checkpoint", checkpoint, "--base-model", BASE, *(["--method", method] if method else [])]
@@ -78,6 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--calibrate", type=Path)
     parser.add_argument("--windows", nargs="+", default=list(WINDOWS))
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--max-documents", type=int, default=10)
@@ -95,6 +107,8 @@ def main() -> None:
         if not folder.is_dir():
             folder = train(recipe, args.model, args.text, args.work, args.steps, args.set)
             shutil.copy(args.work / recipe / "train.json", args.out / f"smollm2_{recipe}_train.json")
+            if args.calibrate:
+                calibrate(folder, recipe, args)
         evaluate(str(folder), name, recipe, method or None, args)
 
 

@@ -27,6 +27,10 @@ ALLOWED = {
     "evaluate": {"config", "records", "positions", "hf", "infer"},
     "report": {"records"},
     "api": {"config", "positions", "hf", "infer"},
+    "engine": {"positions", "hf", "infer"},
+    "server": {"engine", "infer"},
+    "chat": {"engine", "infer"},
+    "export": {"positions", "hf", "infer", "records"},
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),
 }

@@ -86,9 +86,10 @@ def restore(model: nn.Module) -> None:
 def serve_window(model: nn.Module, window: int | Literal["auto"]) -> None:
     """Set the scale for a window of `window` tokens (prompt and new tokens), or choose it in every generate() call.
 
-    auto: smallest step of the ladder 1, 2, 4, ..., max_scale that holds the longest prompt of the batch and its new
-    tokens, fixed for the whole call. A call that names no limit gets 1024 new tokens, fewer where the largest trained
-    window ends before. Warns (`ScaleWarning`) where a scale lies outside what training drew. Raises ValueError for a
+    auto: smallest step of the checkpoint's schedule (the ladder 1, 2, 4, ..., max_scale without one) that holds the
+    longest prompt of the batch and its new tokens, fixed for the whole call. A call that names no limit gets 1024 new
+    tokens, fewer where the largest trained window ends before. Warns (`ScaleWarning`) where a scale lies outside what
+    training drew. Raises ValueError for a
     window below 1 or a model that is not extended.
     """
     extension, inner = _extension_of(model), unwrap(model)
@@ -102,7 +103,7 @@ def serve_window(model: nn.Module, window: int | Literal["auto"]) -> None:
         return
     if isinstance(window, str):
         raise ValueError(f"window = {window!r}: give tokens, or 'auto'")
-    choice = choose_scale(window, extension.native_window, max_scale=extension.max_scale)
+    choice = choose_scale(window, extension.native_window, max_scale=extension.max_scale, schedule=extension.schedule)
     if choice.warning:
         warnings.warn(choice.warning, ScaleWarning, stacklevel=2)
     extension.set_scale(choice.scale)
@@ -131,7 +132,11 @@ def _plan(model: Any, extension: Extension, args: tuple[Any, ...], kwargs: dict[
     if new_tokens is None and limit:  # transformers writes one token at least, however long the prompt
         new_tokens = max(limit["max_length"] - length, 1)
     return plan_request(
-        length, native_window=extension.native_window, max_scale=extension.max_scale, max_new_tokens=new_tokens
+        length,
+        native_window=extension.native_window,
+        max_scale=extension.max_scale,
+        schedule=extension.schedule,
+        max_new_tokens=new_tokens,
     )
 
 
@@ -165,6 +170,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: st
         placement=to_plain(sampler.placement),
         scales=to_plain(sampler.scales),
         attention=to_plain(extension.attention),
+        schedule=[{"window": step.window, "scale": step.scale} for step in extension.schedule],
         base_model=base_model or str(getattr(model.config, "_name_or_path", "")).rsplit("/", 1)[-1],
         checkpoint=checkpoint,
         seed=sampler.seed,

@@ -63,6 +63,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from e2llm.evaluate.config import EvaluateConfig
+
+    config = EvaluateConfig(
+        model=arguments.model,
+        corpora=dict(arguments.corpus),
+        max_documents=arguments.max_documents,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        out=arguments.out,
+    )
+    from e2llm.evaluate.calibrate import run
+
+    found = run(config, windows=arguments.windows, ratios=arguments.ratios)
+    for step in found.schedule:
+        print(f"up to {step.window:>9,} tokens: scale {step.scale:g}")
+    print(f"{Path(arguments.model) / 'e2llm.json'}\n{arguments.out}")
+    return 0
+
+
 def _print_record(record: object) -> None:
     from e2llm.report import results_markdown
 
@@ -184,7 +204,8 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("model", help="checkpoint folder, hub name or .gguf file")
     add("--corpus", type=_pair, action="append", default=[], metavar="LABEL=PATH", help="text to measure on")
     add("--windows", type=_windows, nargs="+", metavar="TOKENS", help="e.g. 4k 8k 16k 32k (default: 4k 8k)")
-    add("--scales", type=float, nargs="+", metavar="G", help="a full window × scale grid (default: window / native)")
+    grid = "a full window × scale grid (default: the calibrated scale of each window, else window / native)"
+    add("--scales", type=float, nargs="+", metavar="G", help=grid)
     add("--method", choices=["none", "linear", "ntk", "yarn", "longrope"], help="default: the checkpoint's own")
     add("--protocols", nargs="+", choices=["whole", "sliding", "pass_key"], help="default: whole pass_key")
     add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
@@ -200,6 +221,26 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--base-model", help="label of the base model in tables")
     add("--out", help="Record to write (default: evaluation.json)")
     parser.set_defaults(stage=_evaluate)
+
+
+def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure which scale reads each window best, and keep it with the checkpoint",
+        description="Measure perplexity at several scales for each window and write the best ones into the "
+        "checkpoint's e2llm.json, where serving and evaluation find them. Use text that no result is reported on.",
+    )
+    add = parser.add_argument
+    add("model", help="checkpoint folder with an e2llm.json")
+    add("--corpus", type=_pair, action="append", default=[], metavar="LABEL=PATH", help="long texts to measure on")
+    add("--windows", type=_windows, nargs="+", default=(), metavar="TOKENS", help="default: the ladder's")
+    shares = "scales tried, as shares of window / native (default: 0.5 0.625 0.75 0.875 1 1.25)"
+    add("--ratios", type=float, nargs="+", default=(0.5, 0.625, 0.75, 0.875, 1.0, 1.25), metavar="R", help=shares)
+    add("--max-documents", type=int, default=4, help="documents per corpus (4)")
+    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
+    add("--device")
+    add("--out", default="calibration.json", help="Record to write (calibration.json)")
+    parser.set_defaults(stage=_calibrate)
 
 
 def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -257,7 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"e2llm {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_small, _add_train, _add_evaluate, _add_generate, _add_report, _add_coverage):
+    for add in (_add_small, _add_train, _add_evaluate, _add_calibrate, _add_generate, _add_report, _add_coverage):
         add(commands)
     return parser
 

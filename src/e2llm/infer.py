@@ -20,7 +20,7 @@ import torch
 
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
 from e2llm.hf.rotary import unwrap
-from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Policy, choose_scale
+from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Policy, Schedule, choose_scale, window_of
 
 WHOLE_PROMPT_TOKENS = {"cuda": 131_072, "cpu": 16_384}
 """Longest prompt that is prefilled in one pass. A whole pass needs no mask (causal kernels); a chunk after the first
@@ -72,10 +72,11 @@ def plan_request(
     native_window: int,
     max_scale: float,
     policy: Policy = "ladder",
+    schedule: Schedule = (),
     max_new_tokens: int | None = None,
     scale: float | None = None,
 ) -> RequestPlan:
-    """Fix scale and length of a request.
+    """Fix scale and length of a request. `schedule`: the checkpoint's calibrated one; () for the ladder.
 
     Without `max_new_tokens` the request gets 1024 new tokens and stops at its scale's window: it never takes the
     largest window by default. When the prompt fits the largest trained window, the open-ended part is cut there
@@ -93,11 +94,11 @@ def plan_request(
         needed = min(needed, largest)
     notes: list[str] = []
     if scale is None:
-        choice = choose_scale(needed, native_window, max_scale=max_scale, policy=policy)
+        choice = choose_scale(needed, native_window, max_scale=max_scale, policy=policy, schedule=schedule)
         scale, window = choice.scale, choice.window
         notes += [choice.warning] if choice.warning else []
     else:
-        window = int(native_window * scale)
+        window = window_of(scale, native_window, schedule)
         if scale > max_scale:
             notes.append(f"scale {scale:g} lies outside the trained range (1 to {max_scale:g})")
         if max_new_tokens is not None and needed > window:
@@ -223,6 +224,7 @@ class Engine:
             native_window=self.native_window,
             max_scale=self.max_scale,
             policy=self.policy,
+            schedule=self.extension.schedule,
             max_new_tokens=max_new_tokens,
             scale=scale,
         )

@@ -17,6 +17,7 @@ INFO = CheckpointInfo(
     max_scale=16.0,
     placement={"kind": "jumps", "leading_tokens": 4},
     scales={"distribution": "log_uniform", "max_scale": 16.0},
+    schedule=[{"window": 512, "scale": 1.0}, {"window": 4096, "scale": 6.0}],
     attention={"training_slope": 0.0, "slope": 0.04},
     base_model="some/base",
     checkpoint="recommended",
@@ -56,6 +57,11 @@ def test_no_file_is_none(tmp_path: Path) -> None:
             '{"schema": 1, "method": "yarn", "native_window": 1, "training_window": 1, "max_scale": 1,'
             ' "attention": {"slope": 7}}',
             r"attention = .*attention\.slope = 7: use a number between 0 and 1",
+        ),
+        (
+            '{"schema": 1, "method": "yarn", "native_window": 1, "training_window": 1, "max_scale": 1,'
+            ' "schedule": [{"window": 9, "scale": 0}]}',
+            "schedule: scale = 0",
         ),
         (
             '{"schema": 1, "method": "yarn", "native_window": 1, "training_window": 1, "max_scale": 1,'

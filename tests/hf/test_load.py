@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from e2llm.hf import CheckpointInfo, get_extension, install, load_model, load_tokenizer, save_model
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.attention import AttentionConfig
+from e2llm.positions.choose import Step
 
 IDS = token_ids(2, 40)
 INFO = CheckpointInfo(
@@ -294,12 +295,15 @@ def test_unwrap() -> None:
     assert unwrap(adapted) is model and unwrap(torch.compile(adapted)) is model
 
 
-def test_slopes_travel_with_their_method(tmp_path: Path) -> None:
-    info = dataclasses.replace(INFO, attention={"training_slope": 0.0, "slope": 0.04})
+def test_slopes_and_schedule_travel_with_their_method(tmp_path: Path) -> None:
+    schedule = [{"window": WINDOW, "scale": 1.0}, {"window": 4 * WINDOW, "scale": 3.0}]
+    info = dataclasses.replace(INFO, attention={"training_slope": 0.0, "slope": 0.04}, schedule=schedule)
     folder = save_model(tiny_model("llama"), None, tmp_path / "model", info)
     character_tokenizer().save_pretrained(folder)
     own = load_model(str(folder), device="cpu")[0]
     assert get_extension(own).attention == AttentionConfig(training_slope=0.0, slope=0.04)
-    assert get_extension(load_model(str(folder), device="cpu", method="linear")[0]).attention == AttentionConfig()
+    assert get_extension(own).schedule == (Step(WINDOW, 1.0), Step(4 * WINDOW, 3.0))
+    other = get_extension(load_model(str(folder), device="cpu", method="linear")[0])
+    assert (other.attention, other.schedule) == (AttentionConfig(), ())
     given = AttentionConfig(slope=0.5)
     assert get_extension(load_model(str(folder), device="cpu", attention=given)[0]).attention == given

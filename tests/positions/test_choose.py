@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from e2llm.positions.choose import DEFAULT_NEW_TOKENS, choose_scale, ladder
+from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Step, choose_scale, ladder, parse_schedule, window_of
 
 L = 4096
 
@@ -104,3 +104,46 @@ def test_errors(arguments: dict, message: str) -> None:
 def test_default_new_tokens() -> None:
     """A request that names no limit never gets the largest window: 1024 new tokens (the issue's figure)."""
     assert DEFAULT_NEW_TOKENS == 1024
+
+
+SCHEDULE = (Step(L, 1.0), Step(4 * L, 2.5), Step(16 * L, 12.0))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "scale", "window"),
+    [(1, 1, L), (L, 1, L), (L + 1, 2.5, 4 * L), (4 * L, 2.5, 4 * L), (4 * L + 1, 12, 16 * L), (16 * L + 1, 20, 20 * L)],
+)
+def test_a_schedule_comes_before_the_ladder(tokens: int, scale: float, window: int) -> None:
+    choice = choose_scale(tokens, L, max_scale=20, schedule=SCHEDULE)
+    assert (choice.scale, choice.window, choice.warning) == (scale, window, None)
+
+
+def test_a_schedule_beyond_what_training_drew_warns() -> None:
+    choice = choose_scale(16 * L, L, max_scale=8, schedule=SCHEDULE)
+    assert choice.scale == 12 and "above 8" in choice.warning
+    choice = choose_scale(16 * L, L, max_scale=14, schedule=SCHEDULE)
+    assert choice.scale == 12 and f"beyond {14 * L} tokens was never trained" in choice.warning
+    assert choose_scale(8 * L, L, max_scale=20, schedule=SCHEDULE, policy="exact").scale == 8, "asked for, not chosen"
+
+
+def test_the_window_of_a_scale() -> None:
+    assert window_of(12.0, L, SCHEDULE) == 16 * L and window_of(12.0, L) == 12 * L
+    assert window_of(1.0, L, SCHEDULE) == L and window_of(7.0, L, SCHEDULE) == 7 * L
+    assert window_of(2.5, 2 * L, (Step(L, 2.5),)) == 5 * L, "never less than scale * L"
+
+
+def test_schedules_are_read_back_and_checked() -> None:
+    assert parse_schedule([{"window": s.window, "scale": s.scale} for s in SCHEDULE]) == SCHEDULE
+    assert parse_schedule([]) == ()
+    for rows, message in [
+        ([{"window": 5}], ".*a step has a window and a scale"),
+        ([{"window": 0, "scale": 1}], "window = 0"),
+        ([{"window": 1.5, "scale": 1}], r"window = 1\.5"),
+        ([{"window": True, "scale": 1}], "window = True"),
+        ([{"window": 5, "scale": 0.5}], r"scale = 0\.5"),
+        ([{"window": 5, "scale": math.inf}], "scale = inf"),
+        ([{"window": 5, "scale": 1}, {"window": 5, "scale": 2}], "window = 5 after 5: windows rise"),
+        ([3], "3: a step has"),
+    ]:
+        with pytest.raises(ValueError, match=f"schedule: {message}"):
+            parse_schedule(rows)

@@ -21,7 +21,8 @@ class EvaluateConfig:
     """Windows in tokens, each a divisor of the largest and a multiple of the smallest: the same tokens are scored at
     each."""
     scales: tuple[float, ...] = ()
-    """Scales measured at every window (a full grid); empty: one per window, max(1, window / native window)."""
+    """Scales measured at every window (a full grid); empty: one per window, the checkpoint's calibrated one,
+    else max(1, window / native window)."""
     method: str | None = None
     """Frequency method (none, linear, ntk, yarn, longrope); None: the checkpoint's own."""
     protocols: tuple[str, ...] = ("whole", "pass_key")

@@ -139,6 +139,7 @@ class Measurement:
             "base_model": self.labels["base_model"],
             "native_window": self.engine.native_window,
             "max_scale": self.engine.max_scale,
+            "schedule": [dataclasses.asdict(step) for step in self.engine.extension.schedule],
             "first_token": self.first_token,
             "weights_fingerprint": fingerprint(self.engine),
             "corpora": {

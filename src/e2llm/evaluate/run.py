@@ -23,6 +23,7 @@ from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.retrieval import make_prompts
 from e2llm.infer import Engine
+from e2llm.positions.choose import choose_scale
 from e2llm.records import Record
 
 
@@ -125,8 +126,16 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
         for label in corpora
         for protocol in config.protocols
         for window in sorted(config.windows)
-        for scale in ((1.0,) if method == "none" else config.scales or (max(1.0, window / engine.native_window),))
+        for scale in ((1.0,) if method == "none" else config.scales or (scale_of(engine, window),))
     ]
+
+
+def scale_of(engine: Engine, window: int) -> float:
+    """Scale at which a window is measured when none is named: the calibrated one, else max(1, window / L)."""
+    if not engine.extension.schedule:
+        return max(1.0, window / engine.native_window)
+    schedule = engine.extension.schedule
+    return choose_scale(window, engine.native_window, max_scale=engine.max_scale, schedule=schedule).scale
 
 
 def _cost_per_token(window: int) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.positions.attention import AttentionConfig
+from e2llm.positions.choose import parse_schedule
 from e2llm.positions.frequencies import METHODS
 from e2llm.version import __version__
 
@@ -43,6 +44,8 @@ class CheckpointInfo:
     """The scales section of the recipe."""
     attention: dict[str, Any] = field(default_factory=dict)
     """The attention section of the recipe: slopes of the attention scale. Empty: the method's own."""
+    schedule: list[dict[str, Any]] = field(default_factory=list)
+    """Calibrated scale for each window, [{"window": tokens, "scale": g}, …], windows rising. Empty: the ladder."""
     base_model: str = ""
     """Name of the model that was extended."""
     checkpoint: str = ""
@@ -107,6 +110,10 @@ def _check_values(raw: dict[str, Any], path: Path) -> None:
         AttentionConfig(**raw.get("attention", {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: attention = {raw['attention']!r}: {error}") from error
+    try:
+        parse_schedule(raw.get("schedule", []))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for name in ("native_window", "training_window"):
         if raw[name] < 1:
             raise ValueError(f"{path}: {name} = {raw[name]}: must be at least 1 token")

@@ -29,6 +29,7 @@ from e2llm.hf.rotary import (
     unwrap,
 )
 from e2llm.positions.attention import AttentionConfig, check_attention
+from e2llm.positions.choose import Schedule
 from e2llm.positions.frequencies import Frequencies, frequencies
 from e2llm.positions.placement import Placement, PositionSampler
 from e2llm.positions.rope import Rope
@@ -117,6 +118,8 @@ class Extension:
         """Draws placements while the model is in training mode; None: training sees the scale that is set."""
         self.max_scale: float = 1.0
         """Largest scale that training drew (1 where it is not known)."""
+        self.schedule: Schedule = ()
+        """Calibrated scale for each window; () is the ladder."""
         self._scale: float | tuple[float, ...] | None = None
         self._inference_rows: _Rows | None = None
         self._drawn = False

@@ -17,6 +17,7 @@ from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.hf.extension import get_extension, install
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.attention import AttentionConfig
+from e2llm.positions.choose import parse_schedule
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 ADAPTER_CONFIG = "adapter_config.json"
@@ -133,7 +134,7 @@ def load_model(
     if method is None and info is None and attention is None:
         _install_default(model, window)
     else:
-        # The slopes belong to the method that was trained with them.
+        # Slopes and schedule belong to the method that was trained with them.
         own = info is not None and method in (None, info.method)
         extension = install(
             model,
@@ -142,6 +143,7 @@ def load_model(
             attention=attention or (info.attention_config() if own and info is not None else None),
         )
         extension.max_scale = info.max_scale if info else 1.0
+        extension.schedule = parse_schedule(info.schedule) if own and info is not None else ()
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
 
 

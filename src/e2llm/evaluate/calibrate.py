@@ -1,0 +1,148 @@
+"""Which scale reads a window best: measured on text, written into the checkpoint's e2llm.json.
+
+Flows in: a loaded checkpoint, long documents that no result is reported on. Flows out: a Record of perplexity over
+(window, scale) and the schedule made of each window's best. The ladder's g = window / L is the smallest scale at which
+no position lies outside what training drew; a model that was trained at every distance may read better at less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.documents import Document, load_documents
+from e2llm.evaluate.run import evaluate
+from e2llm.infer import Engine
+from e2llm.positions.choose import Schedule, Step, ladder
+from e2llm.records import Record
+
+RATIOS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25)
+"""Scales tried for a window, as shares of window / L."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found."""
+
+    schedule: Schedule
+    record: Record
+    """kind `calibrate`: perplexity by window, scale and corpus."""
+
+
+def calibrate(
+    engine: Engine,
+    corpora: Mapping[str, Sequence[Document]],
+    config: EvaluateConfig,
+    *,
+    windows: Sequence[int] = (),
+    ratios: Sequence[float] = RATIOS,
+    partial: Path | None = None,
+    progress: bool = False,
+) -> Calibration:
+    """Measure every window at every ratio * window / L and keep the best, by nats a token over all corpora together.
+
+    `windows`: longer than the native one, which keeps scale 1 (the model as it was); () for the ladder's up to
+    max_scale * L that the documents reach. `config` carries labels and what is written into the Record. Raises
+    ValueError for windows that are not longer than L, ratios that are not positive, and documents that are too short.
+    """
+    windows = sorted(windows) or _ladder_windows(engine, corpora)
+    _check(engine, corpora, windows, ratios)
+    records = []
+    for window in windows:
+        measured = dataclasses.replace(
+            config,
+            windows=(window,),
+            scales=_candidates(window / engine.native_window, ratios),
+            protocols=("whole",),
+        )
+        cut = {
+            label: [dataclasses.replace(document, tokens=document.tokens[:window]) for document in documents]
+            for label, documents in corpora.items()
+        }
+        records.append(evaluate(engine, cut, measured, partial=partial, progress=progress))
+    rows = [row for record in records for row in record.rows]
+    best = [Step(window, _best(rows, window)) for window in windows]
+    record = Record(
+        kind="calibrate",
+        config={**records[-1].config, "windows": list(windows), "ratios": list(ratios), "scales": []},
+        rows=rows,
+        examples=[example for record in records for example in record.examples],
+    )
+    return Calibration((Step(engine.native_window, 1.0), *best), record)
+
+
+def _ladder_windows(engine: Engine, corpora: Mapping[str, Sequence[Document]]) -> list[int]:
+    shortest = min((len(d.tokens) for documents in corpora.values() for d in documents), default=0)
+    steps = [int(scale * engine.native_window) for scale in ladder(engine.max_scale) if scale > 1]
+    return [window for window in steps if window <= shortest]
+
+
+def _check(
+    engine: Engine, corpora: Mapping[str, Sequence[Document]], windows: Sequence[int], ratios: Sequence[float]
+) -> None:
+    if engine.extension.method == "none":
+        raise ValueError("method = 'none': it has no scale to calibrate; name another method")
+    if not windows:
+        largest = int(engine.native_window * engine.max_scale)
+        raise ValueError(
+            f"windows = []: nothing between the native window ({engine.native_window}) and the largest trained one "
+            f"({largest}) that the documents reach; give longer documents, or windows"
+        )
+    if min(windows) <= engine.native_window:
+        raise ValueError(
+            f"windows = {list(windows)}: calibrate windows longer than the native one ({engine.native_window}); "
+            "that one keeps scale 1"
+        )
+    if not ratios or any(not math.isfinite(ratio) or ratio <= 0 for ratio in ratios):
+        raise ValueError(f"ratios = {list(ratios)}: use positive numbers, such as 0.5 to 1.25")
+    for label, documents in corpora.items():
+        short = [d.name for d in documents if len(d.tokens) < max(windows)]
+        if short or not documents:
+            raise ValueError(f"corpora.{label}: {short or 'no documents'} shorter than the window {max(windows)}")
+
+
+def _candidates(adequate: float, ratios: Sequence[float]) -> tuple[float, ...]:
+    """Scales to try, rounded to three digits so that they print as what they are; never below 1."""
+    return tuple(sorted({max(1.0, float(f"{adequate * ratio:.3g}")) for ratio in ratios}))
+
+
+def _best(rows: Sequence[Mapping[str, Any]], window: int) -> float:
+    """Scale with the fewest nats over all corpora; the smaller one where two are equal."""
+    nats: dict[float, float] = {}
+    for row in rows:
+        if row["window"] == window:
+            nats[row["scale"]] = nats.get(row["scale"], 0.0) + math.log(row["value"]) * row["n"]
+    return min(sorted(nats), key=lambda scale: nats[scale])
+
+
+def run(
+    config: EvaluateConfig, *, windows: Sequence[int] = (), ratios: Sequence[float] = RATIOS, progress: bool = True
+) -> Calibration:
+    """Calibrate the checkpoint folder `config.model`: writes its e2llm.json and the Record `config.out`."""
+    folder = Path(config.model)
+    if not folder.is_dir():
+        raise ValueError(f"model = {config.model!r}: a schedule is written into a checkpoint folder; save one first")
+    if not config.corpora:
+        raise ValueError("corpora = {}: give at least one LABEL=PATH of long texts that no result is reported on")
+    engine = Engine.load(
+        config.model, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation
+    )
+    if engine.info is None:
+        raise ValueError(f"model = {config.model!r}: it has no e2llm.json to write a schedule into; train it first")
+    longest = max(windows) if windows else int(engine.native_window * engine.max_scale)
+    corpora = {
+        label: load_documents(path, engine.tokenizer, num_tokens=longest, max_documents=config.max_documents)
+        for label, path in config.corpora.items()
+    }
+    partial = Path(f"{config.out}.partial.jsonl")
+    found = calibrate(engine, corpora, config, windows=windows, ratios=ratios, partial=partial, progress=progress)
+    schedule = [dataclasses.asdict(step) for step in found.schedule]
+    dataclasses.replace(engine.info, schedule=schedule).save(folder)
+    found.record.save(config.out)
+    partial.unlink(missing_ok=True)
+    return found

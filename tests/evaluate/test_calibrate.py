@@ -1,0 +1,118 @@
+"""Calibration finds the scale with the lowest loss, writes it where serving reads it, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from architectures import WINDOW, tiny_model
+from texts import character_tokenizer, random_documents
+
+from e2llm.cli import main
+from e2llm.evaluate.calibrate import calibrate, run
+from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.documents import load_documents
+from e2llm.evaluate.perplexity import whole_windows
+from e2llm.evaluate.run import scale_of
+from e2llm.hf import CheckpointInfo, save_model
+from e2llm.infer import Engine
+from e2llm.positions.choose import Step
+from e2llm.records import Record
+
+INFO = CheckpointInfo(method="yarn", native_window=WINDOW, training_window=WINDOW, max_scale=4.0, checkpoint="mine")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return save_model(tiny_model("llama"), character_tokenizer(), tmp_path / "model", INFO)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for seed in range(2):
+        (folder / f"{seed}.txt").write_text("".join(random.Random(seed).choices("abcdefgh ", k=5 * WINDOW)))
+    return folder
+
+
+def settings(checkpoint: Path, texts: Path, **options: Any) -> EvaluateConfig:
+    out = str(checkpoint.parent / "calibration.json")
+    return EvaluateConfig(model=str(checkpoint), corpora={"noise": str(texts)}, device="cpu", out=out, **options)
+
+
+def test_the_best_scale_of_each_window_is_served(checkpoint: Path, texts: Path) -> None:
+    found = run(settings(checkpoint, texts), ratios=(0.75, 1.0), progress=False)
+    assert [step.window for step in found.schedule] == [WINDOW, 2 * WINDOW, 4 * WINDOW]
+    assert found.schedule[0].scale == 1.0, "the native window stays the model as it was"
+    engine = Engine.load(str(checkpoint), device="cpu")
+    assert engine.extension.schedule == found.schedule and engine.info.checkpoint == "mine"
+    record = Record.load(checkpoint.parent / "calibration.json")
+    assert record.kind == "calibrate" and not list(checkpoint.parent.glob("*.partial*"))
+    documents = load_documents(texts, engine.tokenizer, num_tokens=4 * WINDOW)
+    for step in found.schedule[1:]:
+        losses = {}
+        for ratio in (0.75, 1.0):
+            scale = ratio * step.window / WINDOW
+            measured = whole_windows(engine, documents, window=step.window, scale=scale, windows=(step.window,))
+            losses[scale] = sum(loss.nats for loss in measured)
+        assert step.scale == min(losses, key=losses.__getitem__)
+        assert engine.plan(step.window - 5, max_new_tokens=5).scale == step.scale
+        assert engine.plan(step.window - 5, max_new_tokens=5).window == step.window
+        assert scale_of(engine, step.window) == step.scale
+        assert {row["scale"] for row in record.rows if row["window"] == step.window} == set(losses)
+
+
+def test_candidates_are_never_below_one(checkpoint: Path) -> None:
+    engine = Engine.load(str(checkpoint), device="cpu")
+    documents = {"noise": random_documents(1, 4 * WINDOW)}
+    config = EvaluateConfig(device="cpu")
+    honest = calibrate(engine, documents, config, windows=[2 * WINDOW], ratios=(0.25, 0.5, 1.0))
+    rows = {row["scale"]: row["value"] for row in honest.record.rows}
+    assert set(rows) == {1.0, 2.0}
+    assert honest.schedule[1] == Step(2 * WINDOW, min(rows, key=rows.__getitem__))
+    assert all(math.isfinite(value) for value in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windows": [WINDOW]}, "calibrate windows longer than the native one"),
+        ({"ratios": ()}, r"ratios = \[\]"),
+        ({"ratios": (0.5, -1)}, r"ratios = \[0\.5, -1\]"),
+        ({"windows": [64 * WINDOW]}, "shorter than the window"),
+    ],
+)
+def test_what_cannot_be_calibrated(checkpoint: Path, options: dict, message: str) -> None:
+    engine = Engine.load(str(checkpoint), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        calibrate(engine, {"noise": random_documents(1, 4 * WINDOW)}, EvaluateConfig(), **options)
+
+
+def test_what_has_nothing_to_calibrate(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    engine = Engine.load(str(checkpoint), device="cpu", method="none")
+    with pytest.raises(ValueError, match="method = 'none': it has no scale"):
+        calibrate(engine, {"noise": random_documents(1, 4 * WINDOW)}, EvaluateConfig())
+    engine = Engine.load(str(checkpoint), device="cpu")
+    with pytest.raises(ValueError, match="nothing between the native window"):
+        calibrate(engine, {"noise": random_documents(1, WINDOW)}, EvaluateConfig())
+    with pytest.raises(ValueError, match=r"model = .*written into a checkpoint folder"):
+        run(settings(tmp_path / "nowhere", texts))
+    (checkpoint / "e2llm.json").unlink()
+    with pytest.raises(ValueError, match=r"no e2llm\.json to write a schedule into"):
+        run(settings(checkpoint, texts))
+
+
+def test_the_command(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "found.json"
+    arguments = ["calibrate", str(checkpoint), "--corpus", f"noise={texts}", "--windows", str(2 * WINDOW)]
+    assert main([*arguments, "--ratios", "0.5", "1", "--device", "cpu", "--out", str(out)]) == 0
+    assert f"up to {2 * WINDOW:>9,} tokens: scale" in capsys.readouterr().out
+    assert len(CheckpointInfo.load(checkpoint).schedule) == 2 and len(Record.load(out).rows) == 2
+    assert np.isfinite([row["value"] for row in Record.load(out).rows]).all()
+    assert main(["calibrate", str(checkpoint), "--device", "cpu"]) == 2
+    assert "corpora = {}" in capsys.readouterr().err
