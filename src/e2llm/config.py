@@ -65,10 +65,15 @@ class SourceConfig:
     """For folders: only files that match, e.g. "**/*.py"."""
     synthetic: str | None = None
     """Name of a built-in generator ("key_values", "copies") instead of a path."""
+    planted: float = 0.0
+    """Share of the windows of plain text in which made-up facts are stated and asked for again."""
 
     def __post_init__(self) -> None:
         one = bool(self.path) != bool(self.synthetic)
         _require(one, "data.sources.path", self.path, "give path or synthetic, not both")
+        _require(0 <= self.planted <= 1, "data.sources.planted", self.planted, "use a share between 0 and 1")
+        plain = not (self.planted and self.synthetic)
+        _require(plain, "data.sources.planted", self.planted, "facts are planted in text of a path; leave it out here")
         _require(self.weight > 0, "data.sources.weight", self.weight, "a weight is above 0")
 
 

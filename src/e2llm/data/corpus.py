@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from e2llm.config import DataConfig, SourceConfig
 from e2llm.data.fingerprint import files_sha256, json_sha256, tokenizer_sha256
 from e2llm.data.parts import Part, SyntheticPart, TextPart, find_generator
+from e2llm.data.planted import PlantedPart
 from e2llm.data.progress import progress_bar
 from e2llm.data.saved import HUB_PREFIX, Rows, is_saved_folder, open_hub, open_saved_folder
 from e2llm.data.sources import Item, find_files, read_files
@@ -71,10 +72,15 @@ def build_corpus(
         kept = TextPart.of(store, ~held_of[number], name=source.path, weight=source.weight)
         held = TextPart.of(store, held_of[number], name=source.path, weight=source.weight)
         check_enough(kept, data.window)
-        train.append(kept)
+        if source.planted and kept.store.loss is not None:
+            raise ValueError(
+                f"data.sources.planted = {source.planted}: {source.path} holds chats; use it with plain text"
+            )
+        train.append(PlantedPart(kept, tokenizer, source.planted) if source.planted else kept)
         if held.num_documents:
             held_out.append(held)
-        provenance.append(_provenance(source, store, content, held))
+        planted = {"planted": source.planted} if source.planted else {}
+        provenance.append(_provenance(source, store, content, held) | planted)
     return Corpus(tuple(train), tuple(held_out), tuple(provenance))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -87,7 +87,27 @@ class SyntheticPart:
         return SyntheticWindows(self, window)
 
 
-Part = TextPart | SyntheticPart
+class Windows(Protocol):
+    """What is drawn from, without end."""
+
+    num_unusable: int
+    """Windows left out because they hold nothing to learn."""
+
+    def draw(self, number: int, seed: int) -> Window:
+        """The number-th window; the same for the same (number, seed)."""
+        ...
+
+
+class Part(Protocol):
+    """One source of training windows: text as it is, text with facts planted in it, or made-up passages."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    def windows(self, window: int) -> Windows: ...
 
 
 class PackedWindows:

@@ -1,0 +1,101 @@
+"""Windows of ordinary text in which facts are stated and asked for again: long-range supervision from short data.
+
+Flows in: windows of a text source. Flows out: the same windows, a share of them with names and values between their
+lines and questions about them later. Under jumps the two stand at any distance. The wording is `synthetic.plant`'s:
+none of an evaluation's. A window is a function of (text, seed, number), as without planting.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from e2llm.data.order import keyed_hash
+from e2llm.data.parts import PackedWindows, TextPart, Window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHORTEST = 256
+"""Tokens of text below which nothing is planted."""
+MAX_ROUNDS = 4
+"""Sets of facts in one window, 1…4, each of up to 14 names."""
+_PLANT = 0x706C616E74  # keeps these random numbers apart from others drawn from the same seed
+
+
+@dataclass(frozen=True)
+class PlantedPart:
+    """A text source whose windows hold planted facts, a share of them."""
+
+    part: TextPart
+    tokenizer: PreTrainedTokenizerBase
+    share: float
+
+    @property
+    def name(self) -> str:
+        return self.part.name
+
+    @property
+    def weight(self) -> float:
+        return self.part.weight
+
+    def windows(self, window: int) -> PlantedWindows:
+        return PlantedWindows(self, window)
+
+
+class PlantedWindows:
+    """`PackedWindows` with facts in a share of what is drawn."""
+
+    def __init__(self, planted: PlantedPart, window: int) -> None:
+        self.planted = planted
+        self.inner = PackedWindows(planted.part, window)
+        self.num_unusable = 0
+
+    def draw(self, number: int, seed: int) -> Window:
+        """The same for the same (seed, number)."""
+        window = self.inner.draw(number, seed)
+        key = keyed_hash(_PLANT, seed, number)
+        if (key >> 11) / 2**53 >= self.planted.share:
+            return window
+        return plant_window(window, self.planted.tokenizer, key >> 2)
+
+
+def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int) -> Window:
+    """`window` with facts in its longest document; as it was where that is too short to hold any.
+
+    What no longer fits is taken from the end of that document, so that the window keeps its length and every question
+    its place.
+    """
+    edges = [0, *(int(start) for start in window.document_starts if start), len(window.tokens)]
+    first, stop = max(itertools.pairwise(edges), key=lambda span: span[1] - span[0])
+    if window.loss is not None or stop - first < SHORTEST:
+        return window
+    text = _planted_tokens(window.tokens[first:stop], tokenizer, seed)
+    if text is None:
+        return window
+    return Window(np.concatenate([window.tokens[:first], text, window.tokens[stop:]]), None, window.document_starts)
+
+
+def _planted_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray | None:
+    """As many tokens as came in: text with facts, filled up with what is left of it. None if that cannot be done."""
+    from e2llm.data.synthetic import plant
+
+    rounds, room = 1 + seed % MAX_ROUNDS, len(tokens) * 15 // 16
+    for _ in range(4):
+        text = tokenizer.decode(tokens[:room].tolist())
+        for index in range(rounds):
+            text = plant(seed, index, text)
+        found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(found) <= len(tokens):
+            rest = tokens[room : room + len(tokens) - len(found)]
+            if len(found) + len(rest) == len(tokens):
+                return np.concatenate([np.asarray(found, dtype=np.int64), rest])
+            room = min(len(tokens), room + len(tokens) - len(found) - len(rest))
+        else:
+            room -= len(found) - len(tokens) + 8
+        if room < SHORTEST // 2:
+            return None
+    return None

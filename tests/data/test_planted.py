@@ -1,0 +1,127 @@
+"""Facts in windows of ordinary text: length and text stay, and nothing is asked that was not said."""
+
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer, sentences
+from test_corpus import build, text_source
+from torch.utils.data import DataLoader
+
+from e2llm.config import SourceConfig, load_recipe
+from e2llm.data.parts import TextPart, Window
+from e2llm.data.planted import PlantedPart, plant_window
+from e2llm.data.sources import Piece
+from e2llm.data.tokens import build_store
+from e2llm.data.windows import WindowDataset, collate
+
+R = 2048
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory, tokenizer):
+    pieces = [Piece(sentences(i, 400), True, True, False, 1) for i in range(6)]
+    folder = tmp_path_factory.mktemp("cache") / "text"
+    store = build_store(folder, pieces, tokenizer, name="text", advance=lambda size, tokens: None)
+    return TextPart.of(store, np.ones(6, dtype=bool), name="text", weight=2.0)
+
+
+def window_of(part, number=0):
+    return part.windows(R).draw(number, 5)
+
+
+def test_the_share_of_windows_that_hold_facts(part, tokenizer):
+    plain = part.windows(R)
+    for share in (0.0, 0.3, 1.0):
+        planted = PlantedPart(part, tokenizer, share)
+        windows = planted.windows(R)
+        changed = [not np.array_equal(windows.draw(i, 5).tokens, plain.draw(i, 5).tokens) for i in range(120)]
+        assert np.mean(changed) == pytest.approx(share, abs=0.13 if 0 < share < 1 else 0)
+        assert (planted.name, planted.weight) == ("text", 2.0)
+
+
+def test_length_type_and_document_starts_stay(part, tokenizer):
+    for seed in range(40):
+        window = window_of(part, seed)
+        planted = plant_window(window, tokenizer, seed)
+        assert planted.tokens.shape == (R,) and planted.tokens.dtype == np.int64 and planted.loss is None
+        assert np.array_equal(planted.document_starts, window.document_starts)
+
+
+def test_the_host_stays_in_order_and_what_is_asked_was_said(part, tokenizer):
+    """The window's own lines from its beginning on; each word with a digit in the last new line stands before it."""
+    asked = 0
+    for seed in range(60):
+        window = Window(window_of(part, seed).tokens, None, np.array([0]))
+        host = tokenizer.decode(window.tokens.tolist()).split("\n")
+        planted = tokenizer.decode(plant_window(window, tokenizer, seed).tokens.tolist()).split("\n")
+        assert planted != host
+        new = [line for line in planted if line not in set(host)]
+        kept = [line for line in planted if line in set(host)]
+        # the end of the host gives way, and its last lines may be cut where text was decoded and joined again
+        assert kept[: len(kept) - 3] == host[: len(kept) - 3] and len(kept) > 0.5 * len(host)
+        last = re.findall(r"\w*\d\w*", new[-1])
+        asked += bool(last)
+        assert all("\n".join(new[:-1]).count(word) for word in last), new
+    assert asked > 20
+
+
+def test_the_same_window_everywhere(part, tokenizer):
+    dataset = WindowDataset([PlantedPart(part, tokenizer, 0.5)], window=R, num_samples=12, seed=3)
+    here = collate([dataset[i] for i in range(12)])["input_ids"]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert np.array_equal(collate([again[i] for i in range(12)])["input_ids"], here)
+    workers = DataLoader(dataset, batch_size=12, num_workers=2, collate_fn=collate)
+    assert np.array_equal(next(iter(workers))["input_ids"], here)
+    other = WindowDataset([PlantedPart(part, tokenizer, 0.5)], window=R, num_samples=12, seed=3, start=0)
+    assert np.array_equal(other[7]["input_ids"], here[7])
+
+
+def test_windows_that_can_hold_none_stay_as_they_are(part, tokenizer):
+    window = window_of(part)
+    for unchanged in (
+        Window(window.tokens[:200], None, np.array([0])),
+        Window(window.tokens, None, np.arange(0, R, 100)),
+        Window(window.tokens, np.ones(R, dtype=bool), np.array([0])),
+    ):
+        assert plant_window(unchanged, tokenizer, 1) is unchanged
+
+
+def test_only_the_longest_document_changes(part, tokenizer):
+    window = Window(window_of(part).tokens, None, np.array([0, 500, 1900]))
+    planted = plant_window(window, tokenizer, 4)
+    assert np.array_equal(planted.tokens[:500], window.tokens[:500])
+    assert np.array_equal(planted.tokens[1900:], window.tokens[1900:])
+    assert not np.array_equal(planted.tokens[500:1900], window.tokens[500:1900])
+
+
+def test_the_evaluations_wording_never_occurs(part, tokenizer):
+    for seed in range(100):
+        text = tokenizer.decode(plant_window(window_of(part, seed), tokenizer, seed).tokens.tolist())
+        assert not re.search(r"pass[\s_-]*key|remember it", text, re.IGNORECASE)
+
+
+def test_settings(tmp_path, write, tokenizer):
+    path = write("text.txt", "==\n".join(sentences(i, 200) for i in range(8)))
+    corpus = build(tmp_path, tokenizer, text_source(path, planted=0.4), window=512)
+    assert isinstance(corpus.train[0], PlantedPart) and corpus.provenance[0]["planted"] == 0.4
+    assert all(isinstance(held, TextPart) for held in corpus.held_out), "held-out text stays as it is"
+    assert "planted" not in build(tmp_path, tokenizer, text_source(path)).provenance[0]
+    for options, message in [
+        ({"path": "a", "planted": 1.5}, r"data\.sources\.planted = 1\.5: use a share"),
+        ({"synthetic": "copies", "planted": 0.5}, r"data\.sources\.planted = 0\.5: facts are planted in text"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            SourceConfig(**options)
+    recipe = load_recipe("paper", ['data.sources=[{path="a", planted=0.1}]'])
+    assert recipe.data.sources[0].planted == 0.1
+
+
+def test_chats_are_refused(tmp_path, write):
+    chat = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day " * 40}]}
+
+    path = write("chat.jsonl", "\n".join(json.dumps(chat) for _ in range(20)))
+    with pytest.raises(ValueError, match=r"data\.sources\.planted = 0\.5: .* holds chats"):
+        build(tmp_path, make_tokenizer(), SourceConfig(path=str(path), planted=0.5), window=32)
