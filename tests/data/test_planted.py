@@ -61,7 +61,7 @@ def test_the_host_stays_in_order_and_what_is_asked_was_said(part, tokenizer):
         new = [line for line in planted if line not in set(host)]
         kept = [line for line in planted if line in set(host)]
         # the end of the host gives way, and its last lines may be cut where text was decoded and joined again
-        assert kept[: len(kept) - 3] == host[: len(kept) - 3] and len(kept) > 0.5 * len(host)
+        assert kept[: len(kept) - 3] == host[: len(kept) - 3] and len(kept) > 0.2 * len(host)
         last = re.findall(r"\w*\d\w*", new[-1])
         asked += bool(last)
         assert all("\n".join(new[:-1]).count(word) for word in last), new
