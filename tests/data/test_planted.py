@@ -58,7 +58,7 @@ def test_the_host_stays_in_order_and_what_is_asked_was_said(part, tokenizer):
         host = [line for line in tokenizer.decode(window.tokens.tolist()).split("\n") if line]
         planted = tokenizer.decode(plant_window(window, tokenizer, seed).tokens.tolist()).split("\n")
         assert planted != host
-        new = [line for line in planted if line not in set(host)]
+        new = [line for line in planted if not any(own.startswith(line) for own in host)]  # the last may be torn
         kept = [line for line in planted if line and line in set(host)]
         # the end of the host gives way, and its last lines may be cut where text was decoded and joined again
         assert kept[: len(kept) - 3] == host[: len(kept) - 3] and len(kept) > 0.2 * len(host)
