@@ -4,9 +4,9 @@
 
 DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and eval/mathematics, eval/novels.
 A run is `base:METHOD` (no training) or the name of a recipe, optionally `recipe:METHOD` to serve it with another
-method. With --calibrate DIR (folders mathematics and novels of documents
-that are not measured on) each trained checkpoint is calibrated first, and evaluated as calibrated. Writes smollm2_<run>.json (perplexity), smollm2_<run>_keys.json (retrieval) and smollm2_<recipe>_train.json
-into --out.
+method. With --calibrate DIR (folders mathematics and novels of documents that are not measured on) each trained
+checkpoint is calibrated first, and evaluated as calibrated. Writes smollm2_<run>.json (perplexity),
+smollm2_<run>_keys.json (retrieval), smollm2_<recipe>_train.json and smollm2_<recipe>_calibration.json into --out.
 """
 
 from __future__ import annotations

@@ -76,6 +76,37 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
+    return _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+
+
+def train_loaded(
+    recipe: Recipe, model: nn.Module, tokenizer: Any, corpus: Corpus, *, quiet: bool = False
+) -> TrainResult:
+    """`train` with what is loaded already: a study trains one model after another in one process.
+
+    The model's weights are trained in place, from what they are. Its extension must be of the recipe's method and
+    slopes. Raises ValueError otherwise, and where the run folder holds a run.
+    """
+    extension = get_extension(model)
+    if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
+        raise ValueError(f"model: its extension is {extension!r}; install it with {recipe.method!r} and its slopes")
+    folder = recipe.run_folder
+    _prepare_folder(recipe, folder, resume=False)
+    transformers.set_seed(recipe.seed)
+    return _run(recipe, model, tokenizer, corpus, folder, None, Console(stderr=True), quiet)
+
+
+def _run(
+    recipe: Recipe,
+    model: nn.Module,
+    tokenizer: Any,
+    corpus: Corpus,
+    folder: Path,
+    checkpoint: Path | None,
+    console: Console,
+    quiet: bool,
+) -> TrainResult:
+    """Train, measure the held-out loss, write what a run folder holds."""
     trainer, callbacks = _build_trainer(recipe, model, corpus, folder, console, quiet)
     metrics, bar, stop = callbacks
     try:
@@ -152,7 +183,8 @@ def _build_trainer(
     if config.compile == "layers":
         # By layer, not whole: under tracing transformers builds a T x T mask, which loses the flash path.
         for layer in find_rotary_owner(model).layers:  # type: ignore[union-attr]
-            layer.compile()
+            if layer._compiled_call_impl is None:
+                layer.compile()
     arguments = _arguments(recipe, folder, model)
     windows_per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
     train_set = WindowDataset(

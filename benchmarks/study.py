@@ -1,0 +1,222 @@
+"""Many recipes, one process: which change makes a checkpoint better? One Record a run.
+
+    python benchmarks/study.py --model MODEL --text DIR --plan plan.toml --out DIR [--only NAME ...] [--until SECONDS]
+
+DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and dev/<corpus>/*.txt: long documents
+that no final result is reported on. The plan is a TOML file:
+
+    [[runs]]
+    name = "j63"
+    recipe = "recommended"                 # a shipped recipe or a TOML file
+    set = ["placement.max_jumps=63"]       # as --set of e2llm train
+    planted = 0.1                          # share of windows with facts stated and asked for again (default 0)
+    scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window)
+    predicted = "a little better at 128k"  # written down before it is measured
+
+The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
+study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the
+prediction. A run whose Record exists is skipped; after --until seconds none is begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2llm.config import Recipe, load_recipe, to_plain
+from e2llm.data import build_corpus
+from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.documents import load_documents
+from e2llm.evaluate.run import evaluate
+from e2llm.hf import get_extension, install, load_model
+from e2llm.infer import Engine
+from e2llm.records import Record, portable
+from e2llm.train import train_loaded
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the plan."""
+
+    name: str
+    recipe: Recipe
+    predicted: str
+    scales: dict[int, tuple[float, ...]]
+    """Window -> scales measured; a window that is not named is read at window / L."""
+
+
+def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str]) -> list[Run]:
+    """Every run's resolved recipe, before anything is loaded. Raises ValueError naming the run that cannot be."""
+    rows = tomllib.loads(path.read_text(encoding="utf-8")).get("runs", [])
+    names = [row.get("name") for row in rows]
+    if not rows or len(set(names)) != len(names) or None in names:
+        raise ValueError(f"{path}: [[runs]] with a name each, no name twice; found {names}")
+    unknown = sorted(set(only) - set(names))
+    if unknown:
+        raise ValueError(f"--only {unknown}: the plan has {names}")
+    return [_run(path, row, files, settings) for row in rows if not only or row["name"] in only]
+
+
+def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]) -> Run:
+    extra = sorted(row.keys() - {"name", "recipe", "set", "planted", "predicted", "scales"})
+    if extra:
+        raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
+    more = f', separator="<|endoftext|>", planted={row.get("planted", 0.0)}'
+    sources = ", ".join(f"{{path={json.dumps(str(f))}, weight={f.stat().st_size}{more}}}" for f in files)
+    given = [f"data.sources=[{sources}]", *settings, *row.get("set", []), f"name={row['name']}"]
+    scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
+    return Run(row["name"], load_recipe(row.get("recipe", "recommended"), given), row.get("predicted", ""), scales)
+
+
+class Study:
+    """What all runs share: weights to start from, a model that trains, one that is measured, text."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.model, self.tokenizer, _ = load_model(args.model, dtype="float32")
+        self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        self.measured, _, _ = load_model(args.model, dtype=dtype)
+        self.corpora = {
+            folder.name: load_documents(folder, self.tokenizer, num_tokens=max(args.windows))
+            for folder in sorted((args.text / "dev").iterdir())
+        }
+
+    def train(self, run: Run) -> Record:
+        """Train from the first weights; the measured model then has the new ones."""
+        self.model.load_state_dict(self.start)
+        for model in (self.model, self.measured):
+            extension = get_extension(model)
+            if extension is not None:
+                extension.remove()
+            install(model, method=run.recipe.method, attention=run.recipe.attention)
+        corpus = build_corpus(
+            run.recipe.data, self.tokenizer, cache_dir=Path(run.recipe.data.cache_dir), progress=False
+        )
+        result = train_loaded(run.recipe, self.model, self.tokenizer, corpus, quiet=True)
+        assert result.record is not None, "nothing stops a study's run before its end"
+        with torch.no_grad():
+            for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
+                target.copy_(source)
+        return result.record
+
+    def measure(self, run: Run) -> list[Record]:
+        """Perplexity at every window, pass keys in the first corpus's documents."""
+        self.measured.eval()
+        engine = Engine(self.measured, self.tokenizer, max_scale=run.recipe.scales.max_scale)
+        records = []
+        for window in self.args.windows:
+            config = EvaluateConfig(
+                windows=(window,),
+                scales=run.scales.get(window, ()),
+                protocols=("whole",),
+                checkpoint=run.name,
+                base_model=self.args.base_model,
+            )
+            records.append(evaluate(engine, self._cut(window), config))
+        if self.args.prompts:
+            config = dataclasses.replace(
+                config,
+                windows=tuple(self.args.key_windows),
+                scales=(),
+                protocols=("pass_key",),
+                prompts=self.args.prompts,
+            )
+            records.append(evaluate(engine, self.corpora, config))
+        return records
+
+    def _cut(self, window: int) -> dict[str, list[Any]]:
+        """The first max(windows) tokens in windows of this size: the same tokens for each."""
+        rows = {}
+        for label, documents in self.corpora.items():
+            rows[label] = [
+                dataclasses.replace(d, name=f"{d.name}:{start}", tokens=d.tokens[start : start + window])
+                for d in documents
+                for start in range(0, max(self.args.windows), window)
+            ]
+        return rows
+
+
+def study(run: Run, shared: Study, out: Path) -> Record:
+    """Train, measure, write the Record."""
+    trained = shared.train(run)
+    records = shared.measure(run)
+    kept = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
+    speed = [row for row in trained.rows if row["metric"] in kept]
+    record = Record(
+        kind="study",
+        config=portable(
+            {
+                "predicted": run.predicted,
+                "recipe": to_plain(run.recipe),
+                "documents": {label: [d.name for d in found] for label, found in shared.corpora.items()},
+                "native_window": records[0].config["native_window"],
+                "prompt": records[-1].config["prompt"],
+            }
+        ),
+        rows=[*speed, *(row for record in records for row in record.rows)],
+        examples=[example for record in records for example in record.examples if example["metric"] == "retrieval"],
+    )
+    record.save(out)
+    return record
+
+
+def summary(record: Record) -> str:
+    """One line for the terminal."""
+    found = [
+        f"{row['corpus'][:4]} {row['window'] // 1024}k@{row['scale']:g} {row['value']:.4g}"
+        for row in record.rows
+        if row["metric"] in ("perplexity", "retrieval") and "depth" not in row
+    ]
+    return ", ".join(found)
+
+
+def main() -> None:
+    """Each run in turn."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--base-model", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--work", type=Path, default=Path("runs/study"))
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--until", type=float, default=float("inf"), help="seconds after which no run is begun")
+    parser.add_argument("--windows", type=int, nargs="+", default=[8192, 32768, 65536, 131072])
+    parser.add_argument("--key-windows", type=int, nargs="+", default=[8192, 32768, 131072])
+    parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    files = sorted((args.text / "train").glob("*.txt"))
+    settings = [
+        f"model.name={args.model}",
+        f"data.cache_dir={args.work / 'cache'}",
+        "data.held_out_fraction=0.01",
+        "train.evaluate_windows=0",
+        *args.set,
+    ]
+    runs = read_plan(args.plan, files, settings, args.only)
+    args.out.mkdir(parents=True, exist_ok=True)
+    shared = Study(args)
+    for run in runs:
+        out = args.out / f"study_{run.name}.json"
+        if out.is_file() or time.monotonic() - began > args.until:
+            print(f"{run.name}: {'already measured' if out.is_file() else 'no time left'}", flush=True)
+            continue
+        output = args.work / run.name
+        run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, output=str(output)))
+        record = study(run, shared, out)
+        print(f"[{time.monotonic() - began:.0f} s] {run.name}: {summary(record)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
