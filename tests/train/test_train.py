@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,10 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from e2llm.config import Recipe, load_recipe, to_toml
-from e2llm.hf import CheckpointInfo, get_extension
+from e2llm.data import build_corpus
+from e2llm.hf import CheckpointInfo, get_extension, load_model
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record
-from e2llm.train import train
+from e2llm.train import train, train_loaded
 from e2llm.train.trainer import PlacingTrainer
 
 WINDOW = 48
@@ -155,7 +157,7 @@ def test_the_draws_that_arrive_are_the_samplers(
 _CHILD = """
 import sys
 from e2llm.config import load_recipe
-from e2llm.train import train
+from e2llm.train import train, train_loaded
 from e2llm.train.trainer import PlacingTrainer
 import torch
 torch.set_num_threads(1)
@@ -283,3 +285,22 @@ def test_bad_input_fails_before_training(base: Path, tmp_path: Path, override: s
     with pytest.raises(ValueError, match=message):
         train(small(base, tmp_path / "bad", override), quiet=True)
     assert time.monotonic() - start < 30
+
+
+def test_a_loaded_model_trains_the_same(base: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Twice in one process from the same weights: each ends as `train` does from disk."""
+    recipe = small(base, tmp_path / "first", "train.save_every=2", "train.evaluate_every=3")
+    model, tokenizer, _ = load_model(str(base / "model"), dtype="float32", device="cpu", attention=recipe.attention)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=False)
+    for name in ("first", "second"):
+        model.load_state_dict(start)
+        run = dataclasses.replace(recipe, output=str(tmp_path / name))
+        result = train_loaded(run, model, tokenizer, corpus, quiet=True)
+        assert result.steps == 6 and same_weights(result.model_folder, unbroken / "model")
+    with pytest.raises(ValueError, match="holds a run already"):
+        train_loaded(recipe, model, tokenizer, corpus, quiet=True)
+    other = dataclasses.replace(recipe, method="linear", output=str(tmp_path / "third"))
+    with pytest.raises(ValueError, match=r"its extension is Extension\(method='yarn'.*install it with 'linear'"):
+        train_loaded(other, model, tokenizer, corpus, quiet=True)
+    assert not (tmp_path / "third").exists()
