@@ -197,7 +197,7 @@ checkpoint and exits with 143."""
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="perplexity over windows and scales, pass-key retrieval",
+        help="perplexity over windows and scales, retrieval",
         description="Measure a checkpoint; writes a Record (JSON). A run that was cut off goes on where it stopped.",
     )
     add = parser.add_argument
@@ -207,13 +207,13 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     grid = "a full window × scale grid (default: the calibrated scale of each window, else window / native)"
     add("--scales", type=float, nargs="+", metavar="G", help=grid)
     add("--method", choices=["none", "linear", "ntk", "yarn", "longrope"], help="default: the checkpoint's own")
-    add("--protocols", nargs="+", choices=["whole", "sliding", "pass_key"], help="default: whole pass_key")
+    add("--protocols", nargs="+", choices=["whole", "sliding", "pass_key", "uuid_kv"], help="default: whole pass_key")
     add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
     add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
-    add("--prompts", type=int, help="pass-key prompts per window (default: 20)")
-    add("--chat", action="store_true", default=None, help="ask pass keys through the chat template")
+    add("--prompts", type=int, help="retrieval prompts per window (default: 20)")
+    add("--chat", action="store_true", default=None, help="ask through the chat template")
     add("--max-documents", type=int, help="documents per corpus (default: all that reach the largest window)")
-    add("--seed", type=int, help="of the pass-key prompts (default: 0)")
+    add("--seed", type=int, help="of the retrieval prompts (default: 0)")
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
     add("--device")
     add("--attn-implementation")

@@ -10,8 +10,10 @@ import pytest
 from architectures import tiny_model
 from texts import character_tokenizer, random_documents
 
+from e2llm.data.synthetic import GENERATORS
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import is_correct, make_prompts, prompt_template, retrieval, share_by_depth
+from e2llm.evaluate.retrieval import make_prompts, prompt_template, retrieval, share_by_depth
+from e2llm.evaluate.tasks import PASS_KEY, TASKS, UUID_KV
 from e2llm.infer import Completion, Engine
 
 TOKENIZER = character_tokenizer()
@@ -65,7 +67,7 @@ def test_the_question_is_announced_before_the_text() -> None:
 
 def test_the_template_is_the_prompt_without_text_and_key() -> None:
     prompt = prompts(count=1)[0]
-    before, between, after = prompt_template(chat=False).format(text="\x00", key=prompt.expected).split("\x00")
+    before, between, after = prompt_template(chat=False).format(text="\x00", value=prompt.expected).split("\x00")
     text = TOKENIZER.decode(prompt.token_ids)
     assert text.startswith(before) and text.endswith(after) and text.count(between) == 1
     assert len(prompt.token_ids) == len(before + between + after) + sum(map(len, _filler(text, before, between, after)))
@@ -88,7 +90,7 @@ def _filler(text: str, before: str, between: str, after: str) -> list[str]:
     ],
 )
 def test_answer_is_judged_by_its_first_five_digits(answer: str, right: bool) -> None:
-    assert is_correct(answer, "12345") is right
+    assert PASS_KEY.is_correct(answer, "12345") is right
 
 
 def test_results_follow_what_the_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +158,55 @@ def test_too_small_windows_and_too_short_documents_are_refused() -> None:
         prompts(count=0)
     with pytest.raises(ValueError, match="longest has 0"):
         make_prompts(TOKENIZER, [Document("a", np.zeros(0, np.int32))], window=600, num_prompts=1, seed=0)
+
+
+KV = re.compile(r'\n\n"([0-9a-f-]{36})": "([0-9a-f-]{36})"\n\n')
+
+
+def test_uuid_pairs_are_hidden_and_one_is_asked_for() -> None:
+    sources = {document.name: TOKENIZER.decode(document.tokens) for document in random_documents(3, 900)}
+    orders = set()
+    for prompt in prompts(window=900, task=UUID_KV):
+        text = TOKENIZER.decode(prompt.token_ids)
+        pairs = KV.findall(text)
+        asked = re.search(r'\n\nKey: "([0-9a-f-]{36})"\nCorresponding value:$', text)
+        assert len(dict(pairs)) == 3 and dict(pairs)[asked[1]] == prompt.expected and text.count(prompt.expected) == 1
+        assert len(prompt.token_ids) + prompt.answer_tokens == 900 and prompt.answer_tokens == len(f' "{asked[1]}"') + 2
+        orders.add([name for name, _ in pairs].index(asked[1]))
+        filler = text[len(UUID_KV.introduction) : asked.start()]
+        place = filler.index(f'\n\n"{asked[1]}"')
+        host = KV.sub("", filler)
+        assert text.startswith(UUID_KV.introduction) and host in sources[prompt.document]
+        before = len(KV.sub("", filler[:place]))
+        assert before / len(host) == pytest.approx(prompt.depth, abs=0.51 / len(host))
+    assert orders == {0, 1, 2}, "first, between and last"
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (' "0a-1"', True),
+        (" 0a-1.", True),
+        ('"0a-1", "', True),
+        (" 0a-1b", False),
+        (" 0a-12", False),
+        (" the 0a-1", False),
+        ("", False),
+    ],
+)
+def test_a_uuid_answer_is_the_whole_value(answer: str, right: bool) -> None:
+    assert UUID_KV.is_correct(answer, "0a-1") is right
+
+
+def test_tasks_are_asked_apart() -> None:
+    assert [task.name for task in TASKS.values()] == list(TASKS)
+    assert {p.expected for p in prompts(900)} != {p.expected for p in prompts(900, task=UUID_KV)}
+    assert prompt_template(False, UUID_KV).count("{text}") == 4 and prompt_template(False).count("{text}") == 2
+
+
+def test_the_wording_is_in_no_synthetic_training_text() -> None:
+    made = "\n".join(make(0, i) for make in GENERATORS.values() for i in range(200)).lower()
+    for task in TASKS.values():
+        for part in (task.introduction, task.question, task.answer_start):
+            words = re.sub(r"\{\w+\}", "", part).strip().lower()
+            assert words and words not in made

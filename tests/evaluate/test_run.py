@@ -56,7 +56,7 @@ def test_record_of_a_checkpoint(checkpoint: Path, texts: Path, tmp_path: Path) -
     record = Record.load(out)
     assert not list(out.parent.glob("*.partial*"))
     asked = record.config["prompt"]
-    assert asked == prompt_template(chat=False) and "The pass key is {key}." in asked
+    assert asked == prompt_template(chat=False) and "The pass key is {value}." in asked
     labels = {"base_model": "tiny", "checkpoint": "paper", "method": "yarn", "corpus": "noise", "native_window": WINDOW}
     assert all(row | labels == row for row in record.rows)
     whole = [row for row in record.rows if row.get("protocol") == "whole"]

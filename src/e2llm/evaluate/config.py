@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PROTOCOLS = ("whole", "sliding", "pass_key")
+PROTOCOLS = ("whole", "sliding", "pass_key", "uuid_kv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +26,20 @@ class EvaluateConfig:
     method: str | None = None
     """Frequency method (none, linear, ntk, yarn, longrope); None: the checkpoint's own."""
     protocols: tuple[str, ...] = ("whole", "pass_key")
-    """whole: windows in one pass; sliding: the paper's, stride 256; pass_key: retrieval by depth and length."""
+    """whole: windows in one pass; sliding: the paper's, stride 256; pass_key, uuid_kv: retrieval by depth and length
+    (five digits; one of three UUID pairs)."""
     stride: int = 256
     """Tokens that one step of the sliding window scores."""
     max_strides: int | None = 16
     """Steps a document of the sliding window; None scores the whole document (one forward pass per `stride` tokens)."""
     prompts: int = 20
-    """Pass-key prompts per window and scale."""
+    """Retrieval prompts per window, scale and task."""
     chat: bool = False
-    """Put pass-key prompts in the tokenizer's chat template."""
+    """Put retrieval prompts in the tokenizer's chat template."""
     max_documents: int | None = None
     """Documents used per corpus, the first by name; None uses every document that reaches the largest window."""
     seed: int = 0
-    """Seed of the pass-key prompts (key, depth, place of the filler)."""
+    """Seed of the retrieval prompts (value, depth, place of the filler)."""
     dtype: str | None = None
     """float32, bfloat16 or auto; None: bfloat16 on a GPU, float32 on a CPU."""
     device: str | None = None

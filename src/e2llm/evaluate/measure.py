@@ -18,6 +18,7 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.retrieval import Retrieved, begin_of_text, prompt_template, retrieval, share_by_depth
+from e2llm.evaluate.tasks import TASKS
 from e2llm.infer import Engine
 from e2llm.records import make_row, portable
 from e2llm.version import __version__
@@ -63,13 +64,13 @@ class Measurement:
         c = self.config
         settings = {
             "sliding": (c.stride, c.max_strides),
-            "pass_key": (c.prompts, c.seed, c.chat, prompt_template(c.chat)),
+            **{name: (c.prompts, c.seed, c.chat, prompt_template(c.chat, task)) for name, task in TASKS.items()},
         }.get(part.protocol)
         text = json.dumps([self._shared_key, dataclasses.astuple(part), settings])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, part: Part, progress: Callable[[int], None]) -> Results:
-        if part.protocol == "pass_key":
+        if part.protocol in TASKS:
             return self._retrieval(part, progress)
         return self._perplexity(part, progress)
 
@@ -107,10 +108,11 @@ class Measurement:
             num_prompts=config.prompts,
             seed=config.seed,
             chat=config.chat,
+            task=TASKS[part.protocol],
             progress=progress,
         )
         labels = self.labels | {k: v for k, v in dataclasses.asdict(part).items() if k != "protocol"}
-        labels |= {"task": "pass_key", "seed": config.seed}
+        labels |= {"task": part.protocol, "seed": config.seed}
         share = sum(result.correct for result in results) / len(results)
         rows = [make_row("retrieval", share, "share", len(results), **labels)]
         rows += [
@@ -129,7 +131,7 @@ class Measurement:
             "windows": sorted(self.config.windows),
             "scales": list(self.config.scales),
             "protocols": list(self.config.protocols),
-            "prompt": prompt_template(self.config.chat) if "pass_key" in self.config.protocols else None,
+            "prompt": _asked(self.config),
             "method": self.engine.extension.method,
             "attention": dataclasses.asdict(self.engine.extension.attention),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -150,6 +152,12 @@ class Measurement:
                 for label, documents in self.corpora.items()
             },
         }
+
+
+def _asked(config: EvaluateConfig) -> str | dict[str, str] | None:
+    """Wording of the retrieval prompts: of the one task, or by task."""
+    found = {name: prompt_template(config.chat, TASKS[name]) for name in config.protocols if name in TASKS}
+    return next(iter(found.values())) if len(found) == 1 else found or None
 
 
 def fingerprint(engine: Engine) -> str:
@@ -177,7 +185,7 @@ def _key_example(part: Part, result: Retrieved) -> dict[str, Any]:
     prompt = result.prompt
     return {
         "metric": "retrieval",
-        "task": "pass_key",
+        "task": part.protocol,
         "corpus": part.corpus,
         "window": part.window,
         "scale": part.scale,

@@ -1,16 +1,11 @@
-"""Pass-key retrieval: five digits stated once at some depth of real text, asked for at its end, answered greedily.
+"""Retrieval: facts hidden in real text at some depth, one of them asked for at its end, answered greedily.
 
-The wording is that of Mohtashami & Jaggi 2023 (arXiv 2305.16300, Sect. 4.2): what is asked for is announced before the
-text, as a model that only continues text cannot know otherwise that the statement matters. Deviations: real text as
-filler in place of their repeated sentences, a blank line between the parts, "memorize it" for "memorize them".
-
-A prompt is a function of (seed, window, index) and of the documents alone: every model and scale is asked the same.
-Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may take.
+A prompt is a function of (task, seed, window, index) and of the documents alone: every model and scale is asked the
+same. Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may take.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,22 +14,17 @@ from typing import Any
 import numpy as np
 
 from e2llm.evaluate.documents import Document
+from e2llm.evaluate.tasks import PASS_KEY, Task
 from e2llm.infer import Engine, RequestPlan
 
-INTRODUCTION = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
-    "I will quiz you about the important information there.\n\n"
-)
-STATEMENT = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
-QUESTION = "\n\nWhat is the pass key?"
-ANSWER_START = " The pass key is"
 NUM_DEPTHS = 10
 """Depths are drawn one from each tenth of the filler in turn, and reported by the middle of the tenth."""
 _SLOT = "\x00filler\x00"
+_NAME = "\x00name\x00"
 
 
 @dataclass(frozen=True)
-class PassKeyPrompt:
+class RetrievalPrompt:
     """One question."""
 
     seed: int
@@ -42,7 +32,7 @@ class PassKeyPrompt:
     index: int
     document: str
     depth: float
-    """Where the key stands, as a share of the filler: 0 at its beginning, 1 at its end."""
+    """Where the asked fact stands, as a share of the filler: 0 at its beginning, 1 at its end."""
     depth_bin: float
     """Middle of the tenth that `depth` was drawn from."""
     expected: str
@@ -55,7 +45,7 @@ class PassKeyPrompt:
 class Retrieved:
     """One question and what came back."""
 
-    prompt: PassKeyPrompt
+    prompt: RetrievalPrompt
     scale: float
     answer: str
     correct: bool
@@ -70,16 +60,17 @@ def retrieval(
     num_prompts: int = 20,
     seed: int = 0,
     chat: bool = False,
+    task: Task = PASS_KEY,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> list[Retrieved]:
-    """Ask `num_prompts` pass-key questions of `window` tokens at `scale`; `progress` is told tokens read."""
+    """Ask `num_prompts` questions of `window` tokens at `scale`; `progress` is told tokens read."""
     results = []
     for prompt in make_prompts(
-        engine.tokenizer, documents, window=window, num_prompts=num_prompts, seed=seed, chat=chat
+        engine.tokenizer, documents, window=window, num_prompts=num_prompts, seed=seed, chat=chat, task=task
     ):
         plan = RequestPlan(scale, window, prompt.answer_tokens)
         answer = engine.complete(prompt.token_ids, plan).text
-        results.append(Retrieved(prompt, scale, answer, is_correct(answer, prompt.expected)))
+        results.append(Retrieved(prompt, scale, answer, task.is_correct(answer, prompt.expected)))
         progress(window)
     return results
 
@@ -92,25 +83,29 @@ def share_by_depth(results: Sequence[Retrieved]) -> dict[float, tuple[float, int
     return {depth: (sum(found) / len(found), len(found)) for depth, found in sorted(groups.items())}
 
 
-def is_correct(answer: str, expected: str) -> bool:
-    """Whether the continuation begins with exactly the expected digits (spaces before them aside)."""
-    return re.match(rf"\s*{expected}(?!\d)", answer) is not None
-
-
 def make_prompts(
-    tokenizer: Any, documents: Sequence[Document], *, window: int, num_prompts: int, seed: int, chat: bool = False
-) -> list[PassKeyPrompt]:
-    """The prompts of one window. Documents take turns; the part of one that is used, the key and the depth are drawn.
+    tokenizer: Any,
+    documents: Sequence[Document],
+    *,
+    window: int,
+    num_prompts: int,
+    seed: int,
+    chat: bool = False,
+    task: Task = PASS_KEY,
+) -> list[RetrievalPrompt]:
+    """The prompts of one window. Documents take turns; the part of one that is used, facts and depths are drawn.
 
     Raises ValueError when the window is too small for the question or no document fills it.
     """
     if tokenizer is None:
-        raise ValueError("tokenizer = None: pass keys are text")
+        raise ValueError(f"tokenizer = None: {task.name} is asked in text")
     if num_prompts < 1:
         raise ValueError(f"num_prompts = {num_prompts}: use at least 1")
-    before, after = _frame(tokenizer, chat)
+    frame = _frame(tokenizer, chat, task)
+    first = begin_of_text(tokenizer)
+    opening = [] if first is None or chat else [first]
     return [
-        _prompt(tokenizer, documents, window=window, index=index, seed=seed, before=before, after=after)
+        _prompt(tokenizer, documents, window=window, index=index, seed=seed, opening=opening, frame=frame, task=task)
         for index in range(num_prompts)
     ]
 
@@ -122,60 +117,79 @@ def _prompt(
     window: int,
     index: int,
     seed: int,
-    before: list[int],
-    after: list[int],
-) -> PassKeyPrompt:
+    opening: list[int],
+    frame: tuple[str, str],
+    task: Task,
+) -> RetrievalPrompt:
     random = np.random.default_rng([seed, window, index])
-    key = str(random.integers(10_000, 100_000))
+    facts = [task.draw(random) for _ in range(task.num_facts)]
+    name, value = facts[0]  # the asked one; the others stand anywhere
     step = index % NUM_DEPTHS
     depth = (step + random.random()) / NUM_DEPTHS
-    statement = _ids(tokenizer, STATEMENT.format(key=key))
-    # Two tokens of slack: models may split the digits otherwise than the tokenizer does.
-    answer_tokens = len(_ids(tokenizer, f" {key}")) + 2
-    filler = window - len(before) - len(statement) - len(after) - answer_tokens
-    if filler < 1:
-        raise ValueError(f"window = {window}: a pass-key prompt without filler already takes {window - filler} tokens")
-    long_enough = [document for document in documents if len(document.tokens) >= filler]
-    if not long_enough:
-        longest = max((len(document.tokens) for document in documents), default=0)
-        raise ValueError(f"window = {window}: needs a document of {filler} tokens as filler, the longest has {longest}")
-    document = long_enough[index % len(long_enough)]
+    statements = [_ids(tokenizer, task.statement.format(name=n, value=v)) for n, v in facts]
+    before, after = [*opening, *_ids(tokenizer, frame[0])], _ids(tokenizer, frame[1].replace(_NAME, name))
+    # Two tokens of slack: models may split the value otherwise than the tokenizer does.
+    answer_tokens = len(_ids(tokenizer, task.answer.format(value=value))) + 2
+    filler = window - len(before) - sum(map(len, statements)) - len(after) - answer_tokens
+    document = _long_enough(documents, filler, index, window, task)
     start = int(random.integers(0, len(document.tokens) - filler + 1))
     text = document.tokens[start : start + filler].tolist()
-    place = round(depth * filler)
-    token_ids = (*before, *text[:place], *statement, *text[place:], *after)
+    depths = [depth, *(random.random() for _ in facts[1:])]
+    token_ids = (*before, *_hide(text, statements, depths), *after)
     assert len(token_ids) + answer_tokens == window
-    return PassKeyPrompt(
+    return RetrievalPrompt(
         seed=seed,
         window=window,
         index=index,
         document=document.name,
         depth=depth,
         depth_bin=(step + 0.5) / NUM_DEPTHS,
-        expected=key,
+        expected=value,
         token_ids=token_ids,
         answer_tokens=answer_tokens,
     )
 
 
-def _frame(tokenizer: Any, chat: bool) -> tuple[list[int], list[int]]:
-    """Tokens before and after the filler, with the begin-of-text token or the chat template around them."""
+def _long_enough(documents: Sequence[Document], filler: int, index: int, window: int, task: Task) -> Document:
+    if filler < 1:
+        raise ValueError(
+            f"window = {window}: a {task.name} prompt without filler already takes {window - filler} tokens"
+        )
+    found = [document for document in documents if len(document.tokens) >= filler]
+    if not found:
+        longest = max((len(document.tokens) for document in documents), default=0)
+        raise ValueError(f"window = {window}: needs a document of {filler} tokens as filler, the longest has {longest}")
+    return found[index % len(found)]
+
+
+def _hide(text: list[int], statements: list[list[int]], depths: list[float]) -> list[int]:
+    """`text` with each statement at its depth."""
+    found: list[int] = []
+    end = 0
+    for place, statement in sorted((round(depth * len(text)), i) for i, depth in enumerate(depths)):
+        found += [*text[end:place], *statements[statement]]
+        end = place
+    return found + text[end:]
+
+
+def _frame(tokenizer: Any, chat: bool, task: Task) -> tuple[str, str]:
+    """Text before and after the filler, the chat template around it where asked for, a slot for the asked name."""
+    question = task.question.replace("{name}", _NAME)
+    answer_start = task.answer_start.replace("{name}", _NAME)
     if not chat:
-        first = begin_of_text(tokenizer)
-        opening = [] if first is None else [first]
-        return opening + _ids(tokenizer, INTRODUCTION), _ids(tokenizer, QUESTION + ANSWER_START)
+        return task.introduction, question + answer_start
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError("chat = True: this tokenizer has no chat template; use chat = False")
-    message = {"role": "user", "content": INTRODUCTION + _SLOT + QUESTION}
+    message = {"role": "user", "content": task.introduction + _SLOT + question}
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     before, _, after = text.partition(_SLOT)
-    return _ids(tokenizer, before), _ids(tokenizer, after + ANSWER_START.strip())
+    return before, after + answer_start.strip()
 
 
-def prompt_template(chat: bool) -> str:
-    """What is asked, as written into a Record: {text} is the document up to the key and after it."""
-    asked = INTRODUCTION + "{text}" + STATEMENT + "{text}" + QUESTION
-    return f"[chat template: {asked}]{ANSWER_START.strip()}" if chat else asked + ANSWER_START
+def prompt_template(chat: bool, task: Task = PASS_KEY) -> str:
+    """What is asked, as written into a Record: {text} is the document up to a fact and after it."""
+    asked = task.introduction + "{text}" + (task.statement + "{text}") * task.num_facts + task.question
+    return f"[chat template: {asked}]{task.answer_start.strip()}" if chat else asked + task.answer_start
 
 
 def begin_of_text(tokenizer: Any) -> int | None:

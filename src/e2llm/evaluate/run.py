@@ -22,6 +22,7 @@ from e2llm.evaluate.measure import Measurement, Part
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.retrieval import make_prompts
+from e2llm.evaluate.tasks import TASKS
 from e2llm.infer import Engine
 from e2llm.positions.choose import choose_scale
 from e2llm.records import Record
@@ -116,9 +117,10 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
             raise ValueError(
                 f"corpora.{label}: {short or 'no documents'} shorter than the largest window {max(config.windows)}"
             )
-    if "pass_key" in config.protocols:
+    for name in TASKS.keys() & set(config.protocols):
         documents = next(iter(corpora.values()))
-        make_prompts(engine.tokenizer, documents, window=min(config.windows), num_prompts=1, seed=0, chat=config.chat)
+        asked: dict[str, Any] = {"num_prompts": 1, "seed": 0, "chat": config.chat, "task": TASKS[name]}
+        make_prompts(engine.tokenizer, documents, window=min(config.windows), **asked)
     if "sliding" in config.protocols and config.stride >= min(config.windows):
         raise ValueError(f"stride = {config.stride}: use less than the smallest window ({min(config.windows)})")
     return [
@@ -146,7 +148,7 @@ def _cost_per_token(window: int) -> float:
 def _cost(part: Part, corpora: Mapping[str, Sequence[Document]], config: EvaluateConfig) -> float:
     """Work of a part in the unit of `_cost_per_token` times tokens."""
     documents, length = len(corpora[part.corpus]), max(config.windows)
-    if part.protocol == "pass_key":
+    if part.protocol in TASKS:
         tokens = config.prompts * part.window
     elif part.protocol == "whole":
         tokens = documents * length
