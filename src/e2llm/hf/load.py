@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from e2llm.hf.checkpoint import CheckpointInfo
+from e2llm.hf.exported import exported_window
 from e2llm.hf.extension import get_extension, install
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.attention import AttentionConfig
@@ -31,6 +32,21 @@ def _gguf_arguments(path: Path) -> tuple[str, dict[str, Any]]:
     from transformers import GgufConfig
 
     return str(path.parent), {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def _check_unscaled(path: Path) -> None:
+    """Raise ValueError for a GGUF with rope scaling: transformers reads its weights and drops the scaling silently."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    for name, field in fields.items():
+        if name.endswith(".rope.scaling.type") and field.contents() != "none":
+            factor = fields.get(name.replace(".type", ".factor"))
+            raise ValueError(
+                f"model = {str(path)!r}: its frequencies are scaled ({field.contents()}, factor "
+                f"{factor.contents() if factor else 'unknown'}), which transformers would drop; load the checkpoint "
+                "that it was made from"
+            )
 
 
 def _check_name(name: str) -> Path:
@@ -130,6 +146,14 @@ def load_model(
     info = CheckpointInfo.load(path) if path.is_dir() else None
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
+    scaled_to = exported_window(model.config) if info is None else None
+    if scaled_to is not None:
+        if method not in (None, "none"):
+            raise ValueError(
+                f"method = {method!r}: {name!r} is an export, its config is scaled to {scaled_to} tokens already; "
+                "leave method out, or load the checkpoint that it was made from"
+            )
+        method, native_window = "none", native_window or scaled_to
     window = native_window or (info.native_window if info else None)
     if method is None and info is None and attention is None:
         _install_default(model, window)
@@ -154,6 +178,7 @@ def _read_weights(name: str, arguments: dict[str, Any]) -> Any:
     source = str(path) if path.exists() else name
     if path.suffix == ".gguf":
         source, extra = _gguf_arguments(path)
+        _check_unscaled(path)
         arguments = arguments | extra
     with _reading(name, path):
         return AutoModelForCausalLM.from_pretrained(source, **arguments)

