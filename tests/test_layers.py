@@ -31,6 +31,7 @@ ALLOWED = {
     "chat": {"engine", "infer"},
     "server": {"engine", "infer", "positions"},
     "export": {"positions", "hf", "infer", "records"},
+    "benchmark": {"engine", "hf", "records"},
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),
 }
@@ -40,6 +41,7 @@ TORCH_FREE = [
     *("e2llm", "e2llm.cli", "e2llm.config", "e2llm.records", "e2llm.report", "e2llm.version"),
     *("e2llm.positions.scales", "e2llm.positions.placement", "e2llm.positions.choose", "e2llm.positions.coverage"),
     *("e2llm.positions.rope", "e2llm.positions.oracle", "e2llm.positions.attention"),
+    *("e2llm.server", "e2llm.server.command", "e2llm.chat.command"),
 ]
 
 

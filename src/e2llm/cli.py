@@ -289,6 +289,33 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     quickstart.set_defaults(stage=_quickstart)
 
 
+def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from e2llm.benchmark import command as benchmark
+    from e2llm.chat import command as chat
+    from e2llm.export import command as export
+    from e2llm.server import command as server
+
+    for name, module, text, more in (
+        ("chat", chat, "talk to a checkpoint in the terminal", _chat_text),
+        ("serve", server, "answer over HTTP, as OpenAI's interface, each request at its own scale", _serve_text),
+        ("export", export, "one fixed scale, for transformers, vLLM, llama.cpp or Ollama", _export_text),
+        ("benchmark", benchmark, "speed, as ratios within one run", _benchmark_text),
+    ):
+        parser = commands.add_parser(name, help=text, description=more)
+        module.add_arguments(parser)
+        parser.set_defaults(stage=module.run)
+
+
+_chat_text = """Talk to a checkpoint. Every answer is read at the scale that the conversation's length asks for. Ctrl-C
+stops an answer; /file PATH adds a file, /window N fixes the window, /stats, /reset and /exit do what they say."""
+_serve_text = """Serve a checkpoint over HTTP with OpenAI's interface, and a page to try it on. Many requests run at
+once, each at the scale that its own length asks for; every answer says which. Needs pip install 'e2llm[serve]'."""
+_export_text = """Write a checkpoint at one fixed scale, as other runtimes serve it without us, and compare the result
+with the engine: frequencies, logits, perplexity. Nothing is left behind where they differ."""
+_benchmark_text = """Measure speed. What is compared takes turns on the same requests; the Record holds medians over
+rounds and the ratios between them."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; the CLI reference in docs is made from it."""
     parser = argparse.ArgumentParser(
@@ -298,7 +325,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"e2llm {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_small, _add_train, _add_evaluate, _add_calibrate, _add_generate, _add_report, _add_coverage):
+    for add in (
+        _add_small,
+        _add_train,
+        _add_evaluate,
+        _add_calibrate,
+        _add_generate,
+        _add_serving,
+        _add_report,
+        _add_coverage,
+    ):
         add(commands)
     return parser
 

@@ -166,6 +166,7 @@ def sample_token(
     probabilities, tokens = torch.softmax(logits.float() / temperature, dim=-1).sort(descending=True, stable=True)
     mass_before = probabilities.cumsum(-1) - probabilities
     kept = torch.where(mass_before < top_p, probabilities, torch.zeros_like(probabilities))
+    kept[0] = probabilities[0]  # also where top_p is too small for float32
     return tokens[torch.multinomial(kept, 1, generator=generator)].squeeze(0)
 
 

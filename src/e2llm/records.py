@@ -30,7 +30,7 @@ ROW_FIELDS = ("metric", "value", "unit", "n")
 
 LABELS = (
     "base_model", "checkpoint", "method", "corpus", "protocol", "window", "scale", "native_window", "task", "depth",
-    "split", "step", "seed", "language", "trainer", "gpu", "gpus",
+    "split", "step", "seed", "language", "trainer", "engine", "mix", "gpu", "gpus",
 )  # fmt: skip
 """Labels the project uses: one spelling for one thing. Other labels are allowed; these come first in tables."""
 

@@ -86,7 +86,7 @@ def _planted_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed
     rounds, room = 1 + seed % MAX_ROUNDS, len(tokens) * 15 // 16
     for _ in range(4):
         room = _line_end(tokens, room, tokenizer)
-        text = tokenizer.decode(tokens[:room].tolist()).removesuffix("\n")
+        text = str(tokenizer.decode(tokens[:room].tolist())).removesuffix("\n")
         for index in range(rounds):
             text = plant(seed, index, text)
         found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -105,6 +105,6 @@ def _planted_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed
 def _line_end(tokens: np.ndarray, room: int, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens up to the end of the last line within `room`, so that no line is torn; `room` where lines are too long."""
     for end in range(room, max(room - SHORTEST // 2, 0), -1):
-        if tokenizer.decode(tokens[end - 1 : end].tolist()).endswith("\n"):
+        if str(tokenizer.decode(tokens[end - 1 : end].tolist())).endswith("\n"):
             return end
     return room

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from e2llm.positions.choose import Schedule
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 MAX_TOP_LOGPROBS = 20
 
@@ -141,6 +143,8 @@ class ServingEngine(Protocol):
     tokenizer: Any
     native_window: int
     max_scale: float
+    schedule: Schedule
+    """Calibrated scale for each window; () is the ladder."""
     name: str
     """Label: e2llm, vllm, llamacpp."""
 

@@ -7,8 +7,9 @@ windows and inference sets scales. The positions given to the model stay 0, 1, 2
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -42,9 +43,9 @@ class _Rows:
     """Tables of a batch's rows; plain attributes, never buffers: DDP would overwrite every rank's with rank 0's."""
 
     inv_freq: dict[LayerType, torch.Tensor]
-    """(B or 1, D/2) float32 for each scaled layer type."""
+    """(B or 1, 1, D/2) float32 for each scaled layer type; (1, T, D/2) where every token has its own."""
     attention_scale: dict[LayerType, torch.Tensor]
-    """(B or 1, 1, 1) float32."""
+    """(B or 1, 1, 1) float32; (1, T, 1) where every token has its own."""
     positions: torch.Tensor | None
     """(B, R) int64: where position id m of row b stands; None leaves ids as they are."""
 
@@ -86,7 +87,7 @@ class ScaledRotary(nn.Module):
             )
         if rows.positions is not None:
             position_ids = self._placed(rows.positions.to(x.device), position_ids, x.shape[0])
-        angles = position_ids[..., None].float() * inv_freq[:, None, :]
+        angles = position_ids[..., None].float() * inv_freq
         layout, takes_dtype = self.layouts[layer_type]
         tables = LAYOUTS[layout](angles, scale)
         return tuple(t.to(x.dtype) for t in tables) if takes_dtype else tables
@@ -122,6 +123,7 @@ class Extension:
         """Calibrated scale for each window; () is the ladder."""
         self._scale: float | tuple[float, ...] | None = None
         self._inference_rows: _Rows | None = None
+        self._packed: tuple[tuple[float, ...], _Rows] | None = None
         self._drawn = False
         self._pending: list[int] | None = None
         self._next_sample = 0
@@ -183,6 +185,35 @@ class Extension:
         self._wrapper.rows = self._rows(tuple(p.scale for p in placements), self.attention.training_slope, positions)
         self._drawn = False
 
+    @contextlib.contextmanager
+    def packed(self, scales: Sequence[float], token_scale: torch.Tensor) -> Iterator[None]:
+        """Within it, forwards are of batch 1, one row in which several requests stand: its token t has scale
+        `scales[token_scale[t]]`.
+
+        token_scale: (T,) int64 on the model's device. Every scale gets its table, 1 and method `none` too: a base that
+        switches its frequencies by length would see the longest request of the row (`switches_by_length`).
+        """
+        values = tuple(float(scale) for scale in scales)
+        if self._packed is None or self._packed[0] != values:
+            with torch.inference_mode(False), torch.no_grad():  # these tables outlive the caller's mode
+                self._packed = values, self._rows(values, self.attention.serving())
+        rows, before = self._packed[1], self._wrapper.rows
+        self._wrapper.rows = _Rows(
+            {t: table[token_scale, 0][None] for t, table in rows.inv_freq.items()},
+            {t: table[token_scale, 0][None] for t, table in rows.attention_scale.items()},
+            None,
+        )
+        try:
+            yield
+        finally:
+            self._wrapper.rows = before
+
+    @property
+    def switches_by_length(self) -> bool:
+        """Whether method `none` leaves the base a rotary embedding that depends on the longest position of a batch."""
+        kinds = {rope.rope_type for rope in self._wrapper.ropes.values()}
+        return self.method == "none" and bool(kinds & {"dynamic", "longrope"})
+
     def remove(self) -> None:
         """Put the model's own rotary module back and drop the hook."""
         self._hook.remove()
@@ -203,7 +234,7 @@ class Extension:
         for layer_type in self._wrapper.ropes:
             found = [self._frequencies(layer_type, scale, slope) for scale in scales]
             device = _device(self._wrapper.inner)
-            inv_freq[layer_type] = torch.stack([f.inv_freq for f in found]).to(device)
+            inv_freq[layer_type] = torch.stack([f.inv_freq for f in found]).to(device)[:, None, :]
             attention_scales = torch.tensor([f.attention_scale for f in found], dtype=torch.float32)
             attention[layer_type] = attention_scales.to(device)[:, None, None]
         if positions is not None:

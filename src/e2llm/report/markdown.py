@@ -13,7 +13,8 @@ from e2llm.report.series import Section, all_rows, sections, series_of
 from e2llm.report.tables import scale_table, window_table
 
 _NOTES = {
-    "perplexity": "Lower is better. Each value at the scale that its window is served at: the calibrated one, or the smallest that covers it.",
+    "perplexity": "Lower is better. Each value at the scale that its window is served at: the calibrated one, or the "
+    "smallest that covers it.",
     "retrieval": "Share of prompts answered, over all depths; higher is better.",
 }
 

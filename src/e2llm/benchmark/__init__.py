@@ -1,0 +1,1 @@
+"""Speed, as ratios within one run: what is compared takes turns on the same machine, the same requests each."""

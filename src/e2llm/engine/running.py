@@ -1,0 +1,139 @@
+"""One admitted request inside the engine: its tokens, its pages, how far it has been computed, its text.
+
+Flows in: a request and its plan. Flows out: the state that the scheduler reads and a step moves on. No tensors.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+
+from e2llm.engine.pages import Pages, page_key, root_key
+from e2llm.engine.request import FinishReason, Output, Request, TokenLogprob
+from e2llm.engine.stream import QueueStream
+from e2llm.engine.text import TextStream
+
+
+class Running:
+    """State of one request. Everything but the stream belongs to the engine's thread."""
+
+    def __init__(
+        self, request: Request, stream: QueueStream, tokenizer: Any, ends: frozenset[int], page_tokens: int
+    ) -> None:
+        self.request, self.stream = request, stream
+        self.scale = stream.admission.scale
+        self.max_new_tokens = stream.admission.max_new_tokens
+        self.tokens = list(request.prompt_ids)
+        """Prompt, then new tokens."""
+        self.prompt_tokens = len(self.tokens)
+        self.computed = 0
+        """Tokens whose keys are in the pages; they are the first ones."""
+        self.cached = 0
+        """Of these, taken from the prefix cache."""
+        self.table = np.zeros(0, dtype=np.int64)
+        """(pages,) block table, whole from admission on: a running request never waits for memory."""
+        self.source = random.Random(request.sampling.seed)
+        self._text = TextStream(tokenizer, request.sampling.stop)
+        self._ends = frozenset() if request.sampling.ignore_eos else ends
+        self.page_tokens = page_tokens
+        self._keys: list[bytes] = []
+        self._registered = 0
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be drawn; 1 while decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def pages_needed(self) -> int:
+        """For all keys that will ever be written; the last token's are not."""
+        return pages_needed(self.prompt_tokens, self.max_new_tokens, self.page_tokens)
+
+    def key(self, index: int) -> bytes:
+        """Key of page `index`, which its tokens fill."""
+        while len(self._keys) <= index:
+            done = len(self._keys)
+            parent = self._keys[-1] if self._keys else root_key(self.scale)
+            self._keys.append(page_key(parent, self.tokens[done * self.page_tokens : (done + 1) * self.page_tokens]))
+        return self._keys[index]
+
+    def prompt_keys(self, count: int) -> list[bytes]:
+        """Keys of the prompt's full pages that its next `count` tokens write to."""
+        last = min(-(-(self.computed + count) // self.page_tokens), self.prompt_tokens // self.page_tokens)
+        return [self.key(index) for index in range(self.computed // self.page_tokens, last)]
+
+    def shareable_page(self) -> int | None:
+        """Index of the page that comes next, if it could be found in the prefix cache: nothing of it is computed, it
+        is full of prompt, and after it there is a token left to compute."""
+        index, begun = divmod(self.computed, self.page_tokens)
+        return None if begun or (index + 1) * self.page_tokens >= self.prompt_tokens else index
+
+    def admit(self, pages: Pages, use_cache: bool) -> bool:
+        """Take all pages that the request will need, shared ones from the prefix cache; False, and nothing taken,
+        while there are too few."""
+        shared: list[int] = []
+        for index in range((self.prompt_tokens - 1) // self.page_tokens if use_cache else 0):
+            page = pages.find(self.key(index))
+            if page is None:
+                break
+            shared.append(page)
+        fresh = self.pages_needed - len(shared)
+        if pages.available - sum(map(pages.is_idle, shared)) < fresh:
+            return False
+        for page in shared:
+            pages.hold(page)
+        self.table = np.array(shared + [pages.take() for _ in range(fresh)], dtype=np.int64)
+        self._registered = len(shared)
+        self.computed = self.cached = len(shared) * self.page_tokens
+        return True
+
+    def adopt(self, pages: Pages) -> int:
+        """Take over pages that another request has filled with the same text since admission; their tokens."""
+        before = self.cached
+        while (index := self.shareable_page()) is not None:
+            page, own = pages.find(self.key(index)), int(self.table[index])
+            if page is None:
+                break
+            pages.hold(page)
+            pages.release([own])
+            self.table[index] = page
+            self._registered = index + 1
+            self.computed += self.page_tokens
+            self.cached += self.page_tokens
+        return self.cached - before
+
+    def advance(self, count: int, pages: Pages, use_cache: bool) -> None:
+        """The keys of `count` more tokens are in the pages."""
+        self.computed += count
+        for index in range(self._registered, self.computed // self.page_tokens if use_cache else 0):
+            pages.register(int(self.table[index]), self.key(index))
+            self._registered = index + 1
+
+    def release(self, pages: Pages) -> None:
+        """Give all pages back."""
+        pages.release(reversed(self.table.tolist()))
+        self.table = self.table[:0]
+
+    def extend(self, token: int, logprob: TokenLogprob | None) -> Output:
+        """A new token was drawn; what the caller gets."""
+        self.tokens.append(token)
+        text, stopped = self._text.push(token)
+        reason: FinishReason | None = None
+        if token in self._ends or stopped:
+            reason = "stop"
+        elif self.new_tokens == self.max_new_tokens:
+            reason = "length"
+        if reason is not None and not stopped:
+            text += self._text.rest()
+        return Output(text, (token,), () if logprob is None else (logprob,), reason)
+
+
+def pages_needed(prompt_tokens: int, max_new_tokens: int, page_tokens: int) -> int:
+    """Pages for every key that a request will ever write; the last new token's are not."""
+    return -(-(prompt_tokens + max_new_tokens - 1) // page_tokens)

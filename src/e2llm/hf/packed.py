@@ -1,0 +1,238 @@
+"""Packed rows over paged keys: tokens of several requests stand in one row, each request's keys in pages of its own.
+
+Flows in: `Piece`s, which tokens of which request a step computes and in which pages their keys live. Flows out: a
+`PackedStep`, which answers every layer's attention: it writes the step's keys and values into their pages and lets
+each token attend to its own request. Index tensors are made once a step, not once a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from e2llm.hf.paged import Extras, LayerShape, attention
+
+# T = tokens of a step, H = query heads, G = key-value heads, R = H / G, D = head dim, K = keys, S = tokens of a page
+
+NULL_PAGE = 0
+"""A page of zeros that fills up block tables; belongs to nobody."""
+SMALL_KEYS = 256
+"""Single tokens with up to this many keys share a batch whatever their lengths; with more, only up to twice as many
+as the shortest."""
+LONG_KEYS = 8192
+"""With more keys a token is attended alone and without a mask: kernels then split its keys among all processors."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of one request in a step."""
+
+    pages: np.ndarray
+    """(pages,) int64: the request's block table; page i holds its tokens i·S to (i + 1)·S - 1."""
+    start: int
+    """Position of the first token; the keys before it are in the pages already."""
+    count: int
+
+
+class KeyValuePages:
+    """Keys and values of every layer, side by side in one tensor (pages, S, G, key dim + value dim) a layer."""
+
+    def __init__(self, shapes: dict[int, LayerShape], num_pages: int, page_tokens: int, device: torch.device) -> None:
+        self.shapes, self.page_tokens, self.device = shapes, page_tokens, device
+        # Zeros: a masked key counts nothing only where its value is finite.
+        self.layers = {
+            layer: _zeros((num_pages + 1, page_tokens, s.kv_heads, s.key_dim + s.value_dim), s.dtype, device)
+            for layer, s in shapes.items()
+        }
+
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Zero what `pages` hold, where it may not be finite."""
+        index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)
+        for layer in self.layers.values():
+            layer.index_fill_(0, index, 0)
+
+
+@dataclass(frozen=True)
+class _Singles:
+    """Single-token pieces that are attended in one batch."""
+
+    first: int
+    """Place of the first one's token in the row; the others follow."""
+    count: int
+    table: torch.Tensor
+    """(count · pages,) int64."""
+    mask: torch.Tensor | None
+    """(count, 1, 1, K) additive; None for a piece alone, whose `keys` it sees all."""
+    keys: slice
+    """Of the table's slots, those that are attended to."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A piece of several tokens."""
+
+    first: int
+    count: int
+    table: torch.Tensor | None
+    """(pages,) int64; None where the request begins here: its keys are the step's own."""
+    keys: int
+    """Keys in use, from the table's first page on."""
+    mask: torch.Tensor | None
+    """(count, K) additive; None: causal, aligned at the last token."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the layers of one kind attend."""
+
+    singles: list[_Singles]
+    chunks: list[_Chunk]
+
+
+class PackedStep:
+    """One forward pass over `pieces`, in this order; single tokens of like lengths side by side share a batch."""
+
+    def __init__(self, pages: KeyValuePages, pieces: Sequence[Piece]) -> None:
+        self.pages, self.pieces = pages, pieces
+        size = pages.page_tokens
+        spots = [np.arange(p.start, p.start + p.count) for p in pieces]
+        slots = [p.pages[spot // size] * size + spot % size for p, spot in zip(pieces, spots, strict=True)]
+        self.position_ids = self._device(np.concatenate(spots))[None]
+        """(1, T) int64."""
+        self._slots = self._device(np.concatenate(slots))
+        self._plans: dict[tuple[int | None, bool, torch.dtype], _Plan] = {}
+
+    def attend(
+        self,
+        layer: int,
+        window: int | None,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        extras: Extras,
+    ) -> torch.Tensor:
+        """(H, T, D), (G, T, D), (G, T, D) -> (T, H, D)."""
+        key, value = key.transpose(0, 1), value.transpose(0, 1)
+        self.pages.layers[layer].flatten(0, 1).index_copy_(0, self._slots, torch.cat((key, value), dim=-1))
+        kind = (window, extras.plain, query.dtype)
+        if kind not in self._plans:
+            self._plans[kind] = self._plan(*kind)
+        out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+        for singles in self._plans[kind].singles:
+            rows = slice(singles.first, singles.first + singles.count)
+            out[rows] = self._attend_singles(layer, query[:, rows], singles, extras)
+        for chunk in self._plans[kind].chunks:
+            rows = slice(chunk.first, chunk.first + chunk.count)
+            out[rows] = self._attend_chunk(layer, query[:, rows], key[rows], value[rows], chunk, extras)
+        return out
+
+    def _attend_singles(self, layer: int, query: torch.Tensor, singles: _Singles, extras: Extras) -> torch.Tensor:
+        """(H, N, D) -> (N, H, D). The R query heads of a key head stand where tokens would, so keys are not copied for
+        each."""
+        shape, store, count = self.pages.shapes[layer], self.pages.layers[layer], singles.count
+        kept = store.index_select(0, singles.table).view(count, -1, shape.kv_heads, store.shape[-1])
+        kept = kept[:, singles.keys].transpose(1, 2)
+        key, value = kept.split((shape.key_dim, shape.value_dim), dim=-1)
+        grouped = query.transpose(0, 1).reshape(count, shape.kv_heads, -1, query.shape[-1])
+        sinks = None if extras.sinks is None else extras.sinks.view(1, shape.kv_heads, -1, 1)
+        found = attention(grouped, key, value, extras, mask=singles.mask, sinks=sinks)
+        return found.reshape(count, query.shape[0], -1)
+
+    def _attend_chunk(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        chunk: _Chunk,
+        extras: Extras,
+    ) -> torch.Tensor:
+        """(H, N, D), the chunk's own key and value (N, G, D) -> (N, H, D)."""
+        shape = self.pages.shapes[layer]
+        if chunk.table is not None:
+            kept = self.pages.layers[layer].index_select(0, chunk.table).flatten(0, 1)[: chunk.keys]
+            key, value = kept.split((shape.key_dim, shape.value_dim), dim=-1)
+        shared = query.shape[0] // shape.kv_heads
+        key, value = (t.transpose(0, 1)[:, None].expand(-1, shared, -1, -1) for t in (key, value))
+        grouped = query.reshape(shape.kv_heads, shared, chunk.count, -1)
+        sinks = None if extras.sinks is None else extras.sinks.view(shape.kv_heads, shared, 1, 1)
+        found = attention(grouped, key, value, extras, mask=chunk.mask, causal=chunk.mask is None, sinks=sinks)
+        return found.flatten(0, 1).transpose(0, 1)
+
+    def _device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.pages.device, non_blocking=True)
+
+    def _first_page(self, piece: Piece, window: int | None) -> int:
+        """First page that any token of the piece sees."""
+        return 0 if window is None else max(0, piece.start - window + 1) // self.pages.page_tokens
+
+    def _plan(self, window: int | None, plain: bool, dtype: torch.dtype) -> _Plan:
+        places = np.cumsum([0, *(piece.count for piece in self.pieces)]).tolist()
+        singles, chunks = [], []
+        for run in self._runs(window):
+            piece, place = self.pieces[run.start], places[run.start]
+            if piece.count > 1:
+                chunks.append(self._chunk(piece, place, window, plain, dtype))
+            else:
+                singles.append(self._singles([self.pieces[i] for i in run], place, window, dtype))
+        return _Plan(singles, chunks)
+
+    def _runs(self, window: int | None) -> Iterator[range]:
+        """Neighbouring pieces that are attended together: single tokens of like lengths; a chunk alone."""
+        begin, longest, shortest = 0, 0, 0
+        for index, piece in enumerate(self.pieces):
+            keys = max(piece.start + 1 - self._first_page(piece, window) * self.pages.page_tokens, SMALL_KEYS)
+            alone = piece.count > 1 or self.pieces[begin].count > 1 or max(longest, keys) > LONG_KEYS
+            if index > begin and (alone or max(longest, keys) > 2 * min(shortest, keys)):
+                yield range(begin, index)
+                begin = index
+            longest, shortest = (keys, keys) if index == begin else (max(longest, keys), min(shortest, keys))
+        yield range(begin, len(self.pieces))
+
+    def _singles(self, group: list[Piece], place: int, window: int | None, dtype: torch.dtype) -> _Singles:
+        size = self.pages.page_tokens
+        first_pages = [self._first_page(piece, window) for piece in group]
+        tables = [piece.pages[page : piece.start // size + 1] for piece, page in zip(group, first_pages, strict=True)]
+        if len(group) == 1:
+            offset, end = first_pages[0] * size, group[0].start + 1
+            first = 0 if window is None else max(0, end - window)
+            return _Singles(place, 1, self._device(tables[0].copy()), None, slice(first - offset, end - offset))
+        width = max(len(table) for table in tables)
+        padded = np.full((len(group), width), NULL_PAGE, dtype=np.int64)
+        for row, table in zip(padded, tables, strict=True):
+            row[: len(table)] = table
+        starts = self._device(np.array([piece.start for piece in group]))[:, None]
+        keys = self._device(np.array(first_pages) * size)[:, None] + torch.arange(width * size, device=starts.device)
+        mask = _additive(keys, starts, window, dtype)[:, None, None]
+        return _Singles(place, len(group), self._device(padded.reshape(-1)), mask, slice(None))
+
+    def _chunk(self, piece: Piece, place: int, window: int | None, plain: bool, dtype: torch.dtype) -> _Chunk:
+        size, device = self.pages.page_tokens, self.pages.device
+        first_page, end = self._first_page(piece, window), piece.start + piece.count
+        table = None if piece.start == 0 else self._device(piece.pages[first_page : (end - 1) // size + 1])
+        keys = end - first_page * size
+        binding = window is not None and window < end
+        if plain and not binding and (piece.start == 0 or device.type == "cuda"):
+            return _Chunk(place, piece.count, table, keys, None)  # kernels that are causal by themselves
+        spots = torch.arange(first_page * size, end, device=device)
+        queries = torch.arange(piece.start, end, device=device)[:, None]
+        return _Chunk(place, piece.count, table, keys, _additive(spots, queries, window, dtype))
+
+
+def _additive(keys: torch.Tensor, queries: torch.Tensor, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """0 where the token at position `queries` sees the one at `keys`, else -inf."""
+    seen = keys <= queries
+    if window is not None:
+        seen &= keys > queries - window
+    return torch.zeros(seen.shape, dtype=dtype, device=keys.device).masked_fill_(~seen, float("-inf"))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU the system gives them memory where they are first written, which torch.zeros does everywhere."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)

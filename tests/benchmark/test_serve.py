@@ -1,0 +1,57 @@
+"""The serving benchmark on the embedded base: real engines, every figure from what they made."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+import e2llm
+from e2llm.benchmark.serve import ServeConfig, benchmark_serve
+from e2llm.cli import main
+from e2llm.records import Record
+
+BASE = str(Path(e2llm.__file__).parent / "assets" / "tiny-512")
+
+
+def test_contestants_take_turns_on_the_same_requests() -> None:
+    config = ServeConfig(
+        model=BASE, requests=3, prompt_tokens=20, new_tokens=4, long_tokens=700, rounds=2, device="cpu", dtype="float32"
+    )
+    lines: list[str] = []
+    record = benchmark_serve(config, progress=lines.append)
+    assert lines == ["round 0 of 2 (warm-up)", "round 1 of 2", "round 2 of 2"]
+    found = {(row["engine"], row["mix"], row["metric"]): row for row in record.rows}
+    assert set(found) == {
+        *(
+            ("e2llm", mix, f"{what}_per_second")
+            for mix in ("single", "mixed")
+            for what in ("output_tokens", "prefill_tokens")
+        ),
+        *(("e2llm", mix, "time_to_first_token_seconds") for mix in ("single", "mixed", "behind")),
+        ("e2llm", "behind", "prefill_tokens_per_second"),
+        ("transformers", "single", "output_tokens_per_second"),
+        ("e2llm", "mixed", "ratio_to_single"),
+        ("e2llm", "single", "ratio_to_transformers"),
+    }
+    rounds: dict[tuple[str, str, str], list[float]] = {}
+    for example in record.examples:
+        rounds.setdefault((example["engine"], example["mix"], example["metric"]), []).append(example["value"])
+    for key, row in found.items():
+        assert row["n"] == 2 and row["value"] == statistics.median(rounds[key]) > 0
+    speed = "output_tokens_per_second"
+    ratios = [a / b for a, b in zip(rounds["e2llm", "mixed", speed], rounds["e2llm", "single", speed], strict=True)]
+    assert rounds["e2llm", "mixed", "ratio_to_single"] == ratios
+    assert {row["window"] for row in record.rows if row["mix"] == "behind"} == {700}
+    assert record.config["device"] == "cpu" and "/" not in record.config["model"][:1]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "serve.json"
+    sizes = ["--requests", "2", "--prompt-tokens", "8", "--new-tokens", "3", "--rounds", "1", "--scales", "1", "2"]
+    assert main(["benchmark", "serve", BASE, *sizes, "--no-transformers", "--device", "cpu", "--out", str(out)]) == 0
+    assert "ratio_to_single" in capsys.readouterr().out
+    assert Record.load(out).config["scales"] == [1.0, 2.0]
+    assert main(["benchmark", "serve", BASE, "--rounds", "0", "--out", str(out)]) == 2
+    assert "rounds = 0: use at least 1" in capsys.readouterr().err

@@ -1,0 +1,11 @@
+"""One thread: batches of tiny models gain nothing from more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
