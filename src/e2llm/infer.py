@@ -170,6 +170,15 @@ def sample_token(
     return tokens[torch.multinomial(kept, 1, generator=generator)].squeeze(0)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text tokens of the generation config (one or several), and of the tokenizer where it names none."""
+    configured = getattr(unwrap(model).generation_config, "eos_token_id", None)
+    if configured is None and tokenizer is not None:
+        configured = tokenizer.eos_token_id
+    ends = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(int(token) for token in ends if token is not None)
+
+
 class Engine:
     """Generates from one model, one request at a time, each at its own scale.
 
@@ -310,7 +319,7 @@ class Engine:
         top_p: float,
         generator: torch.Generator | None,
     ) -> tuple[list[int], str, Literal["stop", "length"]]:
-        ends = self._end_tokens()
+        ends = end_tokens(self.model, self.tokenizer)
         logits, cache = self._prefill(prompt_ids)
         tokens: list[int] = []
         while True:
@@ -339,14 +348,6 @@ class Engine:
             out = self.model(input_ids=piece, past_key_values=cache, use_cache=True, **self._last_only)
             cache = out.past_key_values
         return out.logits[0, -1], cache
-
-    def _end_tokens(self) -> set[int]:
-        """End-of-text tokens of the generation config (one or several), and of the tokenizer where it names none."""
-        configured = getattr(unwrap(self.model).generation_config, "eos_token_id", None)
-        if configured is None and self.tokenizer is not None:
-            configured = self.tokenizer.eos_token_id
-        ends = configured if isinstance(configured, (list, tuple)) else [configured]
-        return {int(token) for token in ends if token is not None}
 
     def _text(self, tokens: list[int]) -> str:
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)

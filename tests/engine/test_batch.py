@@ -14,8 +14,8 @@ from texts import character_tokenizer
 
 from e2llm.engine.batch import BatchEngine
 from e2llm.engine.request import Output, RefusedError, Request, Sampling
-from e2llm.engine.text import end_tokens
 from e2llm.hf import get_extension, install
+from e2llm.infer import end_tokens
 from e2llm.positions.choose import Step
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from e2llm.engine.request import Admission, EngineStats, Output, RefusedError, Request, TokenLogprob
-from e2llm.infer import Engine, sample_token
+from e2llm.infer import Engine, end_tokens, sample_token
 
 
 class SequentialStream:
@@ -114,7 +114,7 @@ class SequentialEngine:
         request, engine = stream.request, self.engine
         sampling = request.sampling
         generator = None if sampling.seed is None else torch.Generator().manual_seed(sampling.seed)
-        ends = set() if sampling.ignore_eos else engine._end_tokens()
+        ends = set() if sampling.ignore_eos else end_tokens(engine.model, engine.tokenizer)
         with engine.at_scale(stream.admission.scale):
             if stream.cancelled.is_set():
                 return Output(finish_reason="cancelled")

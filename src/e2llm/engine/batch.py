@@ -24,11 +24,10 @@ from e2llm.engine.running import Running, pages_needed
 from e2llm.engine.sampling import Drawn, draw
 from e2llm.engine.schedule import next_step
 from e2llm.engine.stream import QueueStream
-from e2llm.engine.text import end_tokens
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
 from e2llm.hf.packed import KeyValuePages, PackedStep, Piece
 from e2llm.hf.packed_model import PackedModel
-from e2llm.infer import RequestPlan, plan_request, reads_in_chunks
+from e2llm.infer import RequestPlan, end_tokens, plan_request, reads_in_chunks
 from e2llm.positions.choose import Policy, Schedule
 
 PAGE_TOKENS = 16

@@ -78,12 +78,3 @@ class TextStream:
         self._head, self._sent = head[out:], self._sent - out
         self._window = self._window[-KEPT_TOKENS:]
         self._text = self._head + tail
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-text tokens of the generation config (one or several), and of the tokenizer where it names none."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    if configured is None and tokenizer is not None:
-        configured = tokenizer.eos_token_id
-    ends = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(int(token) for token in ends if token is not None)

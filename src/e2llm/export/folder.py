@@ -188,23 +188,6 @@ def _raise_tokenizer_limit(path: Path, window: int) -> None:
         write_atomic(path, json.dumps({**raw, "model_max_length": window}, indent=2, ensure_ascii=False) + "\n")
 
 
-def replace_folder(staging: Path, target: Path) -> None:
-    """Put `staging` in the place of `target` (an older export, an empty folder, or nothing)."""
-    backup = target.with_name(target.name + ".old")
-    if backup.exists():
-        shutil.rmtree(backup)
-    if not target.exists():
-        staging.rename(target)
-        return
-    target.rename(backup)
-    try:
-        staging.rename(target)
-    except BaseException:
-        backup.rename(target)
-        raise
-    shutil.rmtree(backup)
-
-
 def check_target(target: Path) -> None:
     """Raise ValueError for a place that an export may not replace."""
     if target.is_dir() and any(target.iterdir()) and not (target / PROVENANCE).is_file():

@@ -13,10 +13,11 @@ from typing import Any, get_args
 from e2llm.export import gguf_file
 from e2llm.export.build import Built, Job, Target, build_folder, build_gguf
 from e2llm.export.card import CardFacts, license_of, model_card
-from e2llm.export.folder import PROVENANCE, check_target, find_source, replace_folder
+from e2llm.export.folder import PROVENANCE, check_target, find_source
 from e2llm.export.plan import ExportPlan, make_plan
 from e2llm.export.verify import Check, ask_engine, probe_tokens
 from e2llm.hf import current_versions
+from e2llm.hf.load import replace_folder
 from e2llm.infer import Engine, ScaleWarning
 from e2llm.records import Record, portable, write_atomic
 

@@ -242,12 +242,13 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path, info: Check
     if tokenizer is not None:
         tokenizer.save_pretrained(staging)
     info.save(staging)
-    _replace(staging, target, backup)
+    replace_folder(staging, target)
     return target
 
 
-def _replace(staging: Path, target: Path, backup: Path) -> None:
+def replace_folder(staging: Path, target: Path) -> None:
     """Put folder `staging` in the place of `target`; where that fails, `target` is as it was."""
+    backup = _backup(target)
     if backup.exists():  # of a save that was cut off after the new folder stood
         shutil.rmtree(backup)
     if not target.exists():
