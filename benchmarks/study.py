@@ -10,7 +10,9 @@ that no final result is reported on. The plan is a TOML file:
     recipe = "recommended"                 # a shipped recipe or a TOML file
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0)
-    scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window)
+    scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window); keys at
+                                           # the first
+    slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     predicted = "a little better at 128k"  # written down before it is measured
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
@@ -51,6 +53,8 @@ class Run:
     predicted: str
     scales: dict[int, tuple[float, ...]]
     """Window -> scales measured; a window that is not named is read at window / L."""
+    slopes: tuple[float, ...]
+    """Attention slopes at which the windows of `scales` are measured once more."""
 
 
 def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str]) -> list[Run]:
@@ -66,14 +70,15 @@ def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str
 
 
 def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]) -> Run:
-    extra = sorted(row.keys() - {"name", "recipe", "set", "planted", "predicted", "scales"})
+    extra = sorted(row.keys() - {"name", "recipe", "set", "planted", "predicted", "scales", "slopes"})
     if extra:
         raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
     more = f', separator="<|endoftext|>", planted={row.get("planted", 0.0)}'
     sources = ", ".join(f"{{path={json.dumps(str(f))}, weight={f.stat().st_size}{more}}}" for f in files)
     given = [f"data.sources=[{sources}]", *settings, *row.get("set", []), f"name={row['name']}"]
     scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
-    return Run(row["name"], load_recipe(row.get("recipe", "recommended"), given), row.get("predicted", ""), scales)
+    recipe = load_recipe(row.get("recipe", "recommended"), given)
+    return Run(row["name"], recipe, row.get("predicted", ""), scales, tuple(map(float, row.get("slopes", []))))
 
 
 class Study:
@@ -112,26 +117,38 @@ class Study:
         """Perplexity at every window, pass keys in the first corpus's documents."""
         self.measured.eval()
         engine = Engine(self.measured, self.tokenizer, max_scale=run.recipe.scales.max_scale)
+        trained = engine.extension.attention
         records = []
-        for window in self.args.windows:
+        for slope in (trained.slope, *run.slopes):
+            engine.extension.attention = dataclasses.replace(trained, slope=slope)
+            for window in self.args.windows if slope == trained.slope else sorted(run.scales):
+                found = self._perplexity(engine, run, window)
+                for row in found.rows:
+                    row["slope"] = slope
+                records.append(found)
+        engine.extension.attention = trained
+        for window in self.args.key_windows if self.args.prompts else ():
             config = EvaluateConfig(
                 windows=(window,),
-                scales=run.scales.get(window, ()),
-                protocols=("whole",),
+                scales=run.scales.get(window, ())[:1],
+                protocols=tuple(self.args.tasks),
+                prompts=self.args.prompts,
                 checkpoint=run.name,
                 base_model=self.args.base_model,
             )
-            records.append(evaluate(engine, self._cut(window), config))
-        if self.args.prompts:
-            config = dataclasses.replace(
-                config,
-                windows=tuple(self.args.key_windows),
-                scales=(),
-                protocols=("pass_key",),
-                prompts=self.args.prompts,
-            )
-            records.append(evaluate(engine, self.corpora, config))
+            first = dict(list(self.corpora.items())[:1])
+            records.append(evaluate(engine, first, config))
         return records
+
+    def _perplexity(self, engine: Engine, run: Run, window: int) -> Record:
+        config = EvaluateConfig(
+            windows=(window,),
+            scales=run.scales.get(window, ()),
+            protocols=("whole",),
+            checkpoint=run.name,
+            base_model=self.args.base_model,
+        )
+        return evaluate(engine, self._cut(window), config)
 
     def _cut(self, window: int) -> dict[str, list[Any]]:
         """The first max(windows) tokens in windows of this size: the same tokens for each."""
@@ -172,7 +189,8 @@ def study(run: Run, shared: Study, out: Path) -> Record:
 def summary(record: Record) -> str:
     """One line for the terminal."""
     found = [
-        f"{row['corpus'][:4]} {row['window'] // 1024}k@{row['scale']:g} {row['value']:.4g}"
+        f"{row['corpus'][:4]} {row.get('task', '')}{row['window'] // 1024}k@{row['scale']:g}"
+        f"{'~' + format(row['slope'], 'g') if row.get('slope') is not None else ''} {row['value']:.4g}"
         for row in record.rows
         if row["metric"] in ("perplexity", "retrieval") and "depth" not in row
     ]
@@ -194,6 +212,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=[8192, 32768, 65536, 131072])
     parser.add_argument("--key-windows", type=int, nargs="+", default=[8192, 32768, 131072])
     parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--tasks", nargs="+", default=["pass_key"], choices=["pass_key", "uuid_kv"])
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
     files = sorted((args.text / "train").glob("*.txt"))

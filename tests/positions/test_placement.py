@@ -29,7 +29,7 @@ def make_sampler(
     scale: float = G,
     draw: str = "fixed",
     seed: int = 0,
-    **settings: int,
+    **settings: float,
 ) -> PositionSampler:
     return PositionSampler(
         native_window=native,
@@ -231,6 +231,8 @@ def test_a_sample_too_short_for_the_placement(kind: str, window: int) -> None:
         ({"min_jumps": -1}, r"placement\.min_jumps = -1"),
         ({"chunks": 0}, r"placement\.chunks = 0"),
         ({"end_tokens": 0}, r"placement\.end_tokens = 0"),
+        ({"reach": 0.9}, r"placement\.reach = 0\.9: use 1"),
+        ({"reach": float("nan")}, r"placement\.reach = nan"),
     ],
 )
 def test_config_errors_name_the_field(settings: dict, message: str) -> None:
@@ -269,3 +271,15 @@ def test_a_short_window_has_as_many_jumps_as_it_holds() -> None:
     steps = [np.diff(sampler.draw(index).positions) for index in range(500)]
     most = max(int((step > 1).sum()) for step in steps)
     assert most == 3, "8 tokens, 4 of them leading, one in the first segment"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+def test_reach_lengthens_the_target_window_above_scale_1(kind: str) -> None:
+    furthest = {
+        (scale, reach): max(
+            int(make_sampler(kind, scale=scale, reach=reach).draw(index).positions[-1]) for index in range(2000)
+        )
+        for scale in (1, G)
+        for reach in (1.0, 1.5)
+    }
+    assert furthest == {(1, 1.0): L - 1, (1, 1.5): L - 1, (G, 1.0): W - 1, (G, 1.5): W * 3 // 2 - 1}

@@ -58,8 +58,8 @@ def coverage(
     sampler: PositionSampler, *, num_samples: int = 2000, pairs_per_sample: int = 1024, bins: int = 64
 ) -> Coverage:
     """Histograms of `num_samples` draws; token pairs are a seeded random subset of each window's."""
-    reach = int(max(sampler.scales.max_scale * sampler.native_window, sampler.training_window))
-    distance_edges = np.linspace(0, reach, bins + 1)
+    target = sampler.placement.target_window(sampler.scales.max_scale, sampler.native_window)
+    distance_edges = np.linspace(0, max(target, sampler.training_window), bins + 1)
     scale_edges = _scale_edges(sampler.scales, bins)
     rng = np.random.Generator(np.random.Philox(key=sampler.seed))
     kinds = {"paper", "jumps"}

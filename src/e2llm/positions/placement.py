@@ -1,11 +1,12 @@
 """Where the tokens of a training window stand inside the target window.
 
 Flows in: a seed and a sample index. Flows out: `Placement`, the sample's scale and its tokens' positions, strictly
-increasing integers in [0, g*L). The positions go to the rotary module only; the model itself is given 0, 1, 2, ...
+increasing integers in [0, W). The positions go to the rotary module only; the model itself is given 0, 1, 2, ...
 (other ids would be taken for packed documents). The draw depends on (seed, sample index) alone, so any rank, worker
 count or resume makes the same one. No torch.
 
-R = training window, L = native window, W = floor(g * L) the target window, S = max(0, W - R) the largest offset.
+R = training window, L = native window, W = floor(reach * g * L) the target window (the paper: reach = 1; at g = 1 it is
+L), S = max(0, W - R) the largest offset.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class PlacementConfig:
     """For pose: contiguous chunks a window is cut in."""
     end_tokens: int = 18
     """For end_anchor: tokens that stand at the end of the target window."""
+    reach: float = 1.0
+    """The target window as a multiple of g * L, at scales above 1. Above 1 a window is learned at a smaller scale than
+    window / L, which keeps more resolution between near tokens."""
 
     def __post_init__(self) -> None:
         if self.kind not in PLACEMENTS:
@@ -52,6 +56,12 @@ class PlacementConfig:
             raise ValueError(f"placement.chunks = {self.chunks}: use 1 or more")
         if self.end_tokens < 1:
             raise ValueError(f"placement.end_tokens = {self.end_tokens}: use 1 or more")
+        if not 1 <= self.reach <= 4:
+            raise ValueError(f"placement.reach = {self.reach!r}: use 1 (the target window is g * L) to 4")
+
+    def target_window(self, scale: float, native_window: int) -> int:
+        """W in tokens at scale g, before any training window that is longer."""
+        return int(scale * native_window * (self.reach if scale > 1 else 1.0))
 
     def check_window(self, window: int, name: str = "data.window") -> None:
         """Raise ValueError when a window of `window` tokens, called `name`, is too short for this placement."""
@@ -72,7 +82,7 @@ class Placement:
     scale: float
     """g, ratio >= 1."""
     positions: np.ndarray
-    """(R,) int64, strictly increasing, in [0, max(R, floor(g*L)))."""
+    """(R,) int64, strictly increasing, in [0, max(R, W))."""
 
 
 Rule = Callable[[np.random.Generator, int, int, PlacementConfig], np.ndarray]
@@ -174,5 +184,5 @@ class PositionSampler:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, sample_index])))
         scale = draw_scale(rng, self.scales)
         # g*L below R leaves no room to shift: the paper is silent there and t_max is taken as 0.
-        target = max(int(scale * self.native_window), window)
+        target = max(self.placement.target_window(scale, self.native_window), window)
         return Placement(scale, PLACEMENTS[self.placement.kind](rng, window, target, self.placement))
