@@ -4,9 +4,10 @@
 
 DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and eval/mathematics, eval/novels.
 A run is `base:METHOD` (no training) or the name of a recipe, optionally `recipe:METHOD` to serve it with another
-method. With --calibrate DIR (folders mathematics and novels of documents that are not measured on) each trained
-checkpoint is calibrated first, and evaluated as calibrated. Writes smollm2_<run>.json (perplexity),
-smollm2_<run>_keys.json (retrieval), smollm2_<recipe>_train.json and smollm2_<recipe>_calibration.json into --out.
+method, or `recipe+planted`: facts stated and asked for again in 0.3 of its windows (docs/guide.md, "Facts"). With
+--calibrate DIR (folders mathematics and novels of documents that are not measured on) each trained checkpoint is
+calibrated first, and evaluated as calibrated. Writes smollm2_<run>.json (perplexity), smollm2_<run>_keys.json
+(retrieval), smollm2_<run>_train.json and smollm2_<run>_calibration.json into --out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 BASE = "SmolLM2-135M-Instruct"
+PLANTED = 0.3
 WINDOWS = ("4k", "8k", "16k", "32k", "64k", "128k")
 
 
@@ -30,17 +32,18 @@ def e2llm(*arguments: str) -> None:
     print(f"[{time.monotonic() - start:.0f} s] e2llm {' '.join(arguments[:3])}", flush=True)
 
 
-def train(recipe: str, model: str, text: Path, work: Path, steps: int | None, more: list[str]) -> Path:
+def train(checkpoint: str, model: str, text: Path, work: Path, steps: int | None, more: list[str]) -> Path:
     """Train one recipe on every file of train/, weighted by size; the folder of its model."""
+    recipe, _, planted = checkpoint.partition("+")
     files = sorted((text / "train").glob("*.txt"))
-    sources = ", ".join(
-        f'{{path={json.dumps(str(f))}, weight={f.stat().st_size}, separator="<|endoftext|>"}}' for f in files
-    )
+    rest = f', separator="<|endoftext|>", planted={PLANTED if planted else 0.0}'
+    sources = ", ".join(f"{{path={json.dumps(str(f))}, weight={f.stat().st_size}{rest}}}" for f in files)
     settings = [
         f"model.name={model}",
         f"data.sources=[{sources}]",
         f"data.cache_dir={work / 'cache'}",
-        f"output={work / recipe}",
+        f"name={checkpoint}",
+        f"output={work / checkpoint}",
         "data.held_out_fraction=0.01",
         "train.compile=layers",
         "train.workers=4",
@@ -49,16 +52,16 @@ def train(recipe: str, model: str, text: Path, work: Path, steps: int | None, mo
         *more,
     ]
     e2llm("train", recipe, *[part for setting in settings for part in ("--set", setting)])
-    return work / recipe / "model"
+    return work / checkpoint / "model"
 
 
-def calibrate(folder: Path, recipe: str, args: argparse.Namespace) -> None:
+def calibrate(folder: Path, name: str, args: argparse.Namespace) -> None:
     """The best scale for each window, on the documents kept for that."""
-    corpora = [f"{name}={args.calibrate / name}" for name in ("mathematics", "novels")]
+    corpora = [f"{label}={args.calibrate / label}" for label in ("mathematics", "novels")]
     e2llm(
         "calibrate", str(folder), "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", "2",
         "--windows", *[window for window in args.windows if window not in ("4k", "8k")],
-        "--ratios", "0.5", "0.625", "0.75", "0.875", "1", "--out", str(args.out / f"smollm2_{recipe}_calibration.json"),
+        "--ratios", "0.625", "0.75", "0.875", "1", "--out", str(args.out / f"smollm2_{name}_calibration.json"),
     )  # fmt: skip
 
 
@@ -99,16 +102,16 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for run in args.runs:
         recipe, _, method = run.partition(":")
-        name = run.replace(":", "_")
+        name = run.replace(":", "_").replace("+", "_")
         if recipe == "base":
             evaluate(args.model, name, "base", method, args)
             continue
         folder = args.work / recipe / "model"
         if not folder.is_dir():
             folder = train(recipe, args.model, args.text, args.work, args.steps, args.set)
-            shutil.copy(args.work / recipe / "train.json", args.out / f"smollm2_{recipe}_train.json")
+            shutil.copy(args.work / recipe / "train.json", args.out / f"smollm2_{name}_train.json")
             if args.calibrate:
-                calibrate(folder, recipe, args)
+                calibrate(folder, name, args)
         evaluate(str(folder), name, recipe, method or None, args)
 
 

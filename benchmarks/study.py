@@ -14,6 +14,7 @@ that no final result is reported on. The plan is a TOML file:
                                            # the first
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     predicted = "a little better at 128k"  # written down before it is measured
+    concluded = "no difference"            # written down afterwards, for docs/study.md
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
 study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the
@@ -70,7 +71,7 @@ def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str
 
 
 def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]) -> Run:
-    extra = sorted(row.keys() - {"name", "recipe", "set", "planted", "predicted", "scales", "slopes"})
+    extra = sorted(row.keys() - {"name", "recipe", "set", "planted", "predicted", "concluded", "scales", "slopes"})
     if extra:
         raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
     more = f', separator="<|endoftext|>", planted={row.get("planted", 0.0)}'

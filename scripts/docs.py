@@ -1,6 +1,7 @@
 """Make everything in the documentation that is made: python scripts/docs.py [--check]
 
     docs/results.md, docs/images/*.svg, the tables in README.md   from benchmarks/results/*.json
+    docs/study.md                                                 from benchmarks/study.toml and its Records
     docs/cli.md, docs/api.md, docs/recipes.md                     from the code and the shipped recipes
 
 --check writes nothing and exits 1, naming the files, if a page differs from what would be written or a picture is
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import docs_reference
 import docs_results
+import docs_study
 
 from e2llm.records import write_atomic
 
@@ -38,6 +40,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     return {
         root / "README.md": readme,
         root / "docs" / "results.md": docs_results.results_page(records),
+        root / "docs" / "study.md": docs_study.study_page(ROOT, records),
         root / "docs" / "cli.md": docs_reference.cli_page(),
         root / "docs" / "api.md": docs_reference.api_page(),
         root / "docs" / "recipes.md": docs_reference.recipes_page(),

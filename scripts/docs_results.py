@@ -6,6 +6,7 @@ about them (which claim holds) is computed, so that new Records change the sente
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,19 +36,50 @@ def named(records: Sequence[Record], prefix: str) -> list[Record]:
     return [record for record in records if record.path is not None and record.path.name.startswith(prefix)]
 
 
-def results_page(records: Sequence[Record]) -> str:
+def measured(records: Sequence[Record]) -> list[Record]:
+    """Those that results are reported on: neither short runs of the study (docs/study.md) nor calibrations."""
+    return [record for record in records if record.kind not in ("study", "calibrate")]
+
+
+def results_page(found: Sequence[Record]) -> str:
     """docs/results.md: figures, tables, what the tables say, and the training runs."""
+    records = measured(found)
     head, tables = results_markdown(records).split("\n\n## ", 1)
     head = head.replace("`e2llm report --markdown`", "`python scripts/docs.py`")
     images = "\n\n".join(f"![{title}](images/{file})" for file, title, _ in _figures(records))
     checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
     blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
+    blocks += calibration_block([record for record in found if record.kind == "calibrate"])
     return "\n\n".join([*blocks, "## Training runs", training_table(records)]) + "\n"
+
+
+def calibration_block(records: Sequence[Record]) -> list[str]:
+    """The scale that read each window best, one row a checkpoint; documents that no result is reported on."""
+    if not records:
+        return []
+    best = {record.config["checkpoint"]: _calibrated(record) for record in records}
+    windows = sorted({window for scales in best.values() for window in scales})
+    lines = [("checkpoint", *map(format_window, windows)), ("---", *["---:"] * len(windows))]
+    lines += [(name, *(f"{scales[w]:g}" if w in scales else "–" for w in windows)) for name, scales in best.items()]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    names = sorted({d["name"] for r in records for c in r.config["corpora"].values() for d in c["documents"]})
+    note = f"The scale that reads each window best, on {', '.join(f'`{name}`' for name in names)}, which no table holds."
+    return ["## Calibration", note, table]
+
+
+def _calibrated(record: Record) -> dict[int, float]:
+    """Window -> the scale with the fewest nats over all corpora (as `e2llm calibrate` chooses)."""
+    nats: dict[tuple[int, float], float] = {}
+    for row in record.rows:
+        key = (row["window"], row["scale"])
+        nats[key] = nats.get(key, 0.0) + math.log(row["value"]) * row["n"]
+    windows = {window for window, _ in nats}
+    return {w: min((n, scale) for (window, scale), n in nats.items() if window == w)[1] for w in windows}
 
 
 def study_block(records: Sequence[Record]) -> str:
     """The README's tables and plot of the study on a real model."""
-    study = named(records, STUDY)
+    study = measured(named(records, STUDY))
     rows = all_rows(study)
     found = [s for s in sections(rows, "perplexity") if s.labels["protocol"] == "whole"]
     if not found:
@@ -58,7 +90,7 @@ def study_block(records: Sequence[Record]) -> str:
     corpus = main.labels["corpus"]
     parts = [
         f"{main.base_model}, one {' or '.join(devices)}, {' or '.join(budgets)} for each recipe. Perplexity of whole "
-        f"windows, {corpus} (lower is better; each at scale window / native window):",
+        f"windows, {corpus} (lower is better; each trained checkpoint at the scale that reads the window best on other documents, the base at window / native window):",
         window_table(main).markdown().rstrip(),
         f"![Perplexity against window, {main.title}](docs/images/{_image(main)})",
     ]
@@ -149,7 +181,7 @@ def training_table(records: Sequence[Record]) -> str:
 
 def _figures(records: Sequence[Record]) -> Iterator[tuple[str, str, Section | str]]:
     """(file, title, what is drawn) of every picture in docs/images."""
-    for section in sections(all_rows(records), "perplexity"):
+    for section in sections(all_rows(measured(records)), "perplexity"):
         if any(len(one.points) > 1 for one in series_of(section)):
             yield _image(section), f"Perplexity against window, {section.title}", section
     for recipe in COVERED:
