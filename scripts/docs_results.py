@@ -6,11 +6,11 @@ about them (which claim holds) is computed, so that new Records change the sente
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from e2llm.config import load_recipe
+from e2llm.evaluate.calibrate import best_scale
 from e2llm.records import Record
 from e2llm.report import perplexity_figure, results_markdown, write_coverage
 from e2llm.report.formats import format_count, format_quantity, format_value, format_window, slug
@@ -57,24 +57,15 @@ def calibration_block(records: Sequence[Record]) -> list[str]:
     """The scale that read each window best, one row a checkpoint; documents that no result is reported on."""
     if not records:
         return []
-    best = {record.config["checkpoint"]: _calibrated(record) for record in records}
+    best = {r.config["checkpoint"]: {w: best_scale(r.rows, w) for w in r.config["windows"]} for r in records}
     windows = sorted({window for scales in best.values() for window in scales})
     lines = [("checkpoint", *map(format_window, windows)), ("---", *["---:"] * len(windows))]
     lines += [(name, *(f"{scales[w]:g}" if w in scales else "–" for w in windows)) for name, scales in best.items()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     names = sorted({d["name"] for r in records for c in r.config["corpora"].values() for d in c["documents"]})
-    note = f"The scale that reads each window best, on {', '.join(f'`{name}`' for name in names)}, which no table holds."
+    documents = ", ".join(f"`{name}`" for name in names)
+    note = f"The scale that reads each window best, on {documents}, which no table holds."
     return ["## Calibration", note, table]
-
-
-def _calibrated(record: Record) -> dict[int, float]:
-    """Window -> the scale with the fewest nats over all corpora (as `e2llm calibrate` chooses)."""
-    nats: dict[tuple[int, float], float] = {}
-    for row in record.rows:
-        key = (row["window"], row["scale"])
-        nats[key] = nats.get(key, 0.0) + math.log(row["value"]) * row["n"]
-    windows = {window for window, _ in nats}
-    return {w: min((n, scale) for (window, scale), n in nats.items() if window == w)[1] for w in windows}
 
 
 def study_block(records: Sequence[Record]) -> str:
@@ -90,7 +81,8 @@ def study_block(records: Sequence[Record]) -> str:
     corpus = main.labels["corpus"]
     parts = [
         f"{main.base_model}, one {' or '.join(devices)}, {' or '.join(budgets)} for each recipe. Perplexity of whole "
-        f"windows, {corpus} (lower is better; each trained checkpoint at the scale that reads the window best on other documents, the base at window / native window):",
+        f"windows, {corpus} (lower is better; each trained checkpoint at the scale that reads the window best on other "
+        "documents, the base at window / native window):",
         window_table(main).markdown().rstrip(),
         f"![Perplexity against window, {main.title}](docs/images/{_image(main)})",
     ]

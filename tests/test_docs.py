@@ -90,6 +90,25 @@ def test_keys_asked_with_an_earlier_wording_are_named(docs: ModuleType, tmp_path
     assert "`old.json`" in docs.docs_results.wording_note([old, new])[0]
 
 
+def test_the_study_page_holds_to_its_plan(docs: ModuleType, tmp_path: Path) -> None:
+    labels = {"corpus": "c", "window": 8192, "scale": 1.0}
+    rows = [make_row("perplexity", 5.0, "ratio", 10, slope=0.04, **labels)]
+    rows.append(make_row("retrieval", 0.5, "share", 10, task="pass_key", **labels))
+    record = Record("study", {"predicted": "less", "recipe": {"name": "a"}}, rows, environment={})
+    (tmp_path / "benchmarks").mkdir()
+    plan = tmp_path / "benchmarks" / "study.toml"
+    plan.write_text('[[runs]]\nname="a"\nset=["x=1"]\npredicted="less"\n[[runs]]\nname="b"\npredicted="more"\n')
+    page = docs.docs_study.study_page(tmp_path, [record])
+    assert "Set: `x=1`." in page and "| c, perplexity, slope 0.04 | 5.00 |" in page and "| c, pass key | 0.50 |" in page
+    assert page.count("No conclusion yet.") == 1 and page.count("Not run yet.") == 1
+    plan.write_text('[[runs]]\nname="a"\npredicted="5.0"\n')
+    with pytest.raises(ValueError, match="'a' was changed after it was measured"):
+        docs.docs_study.study_page(tmp_path, [record])
+    plan.write_text('[[runs]]\nname="b"\npredicted="less"\n')
+    with pytest.raises(ValueError, match=r"no run named \['a'\]"):
+        docs.docs_study.study_page(tmp_path, [record])
+
+
 def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> None:
     names = ("api", "cli", "recipes")
     api, cli, recipes = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in names)

@@ -22,7 +22,7 @@ TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
 
 SUBSTITUTIONS = {
     '"HuggingFaceTB/SmolLM2-135M-Instruct"': repr(str(TINY)),
-    "max_steps=850": "max_steps=2, use_cpu=True, disable_tqdm=True",
+    "max_steps=1200": "max_steps=2, use_cpu=True, disable_tqdm=True",
     "65536": "4096",
 }
 """The README's model, budget and window -> the embedded model, two steps, the same eight times its native window."""

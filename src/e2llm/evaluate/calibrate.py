@@ -66,7 +66,7 @@ def calibrate(
         }
         records.append(evaluate(engine, cut, measured, partial=partial, progress=progress))
     rows = [row for record in records for row in record.rows]
-    best = [Step(window, _best(rows, window)) for window in windows]
+    best = [Step(window, best_scale(rows, window)) for window in windows]
     record = Record(
         kind="calibrate",
         config={**records[-1].config, "windows": list(windows), "ratios": list(ratios), "scales": []},
@@ -111,7 +111,7 @@ def _candidates(adequate: float, ratios: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted({max(1.0, float(f"{adequate * ratio:.3g}")) for ratio in ratios}))
 
 
-def _best(rows: Sequence[Mapping[str, Any]], window: int) -> float:
+def best_scale(rows: Sequence[Mapping[str, Any]], window: int) -> float:
     """Scale with the fewest nats over all corpora; the smaller one where two are equal."""
     nats: dict[float, float] = {}
     for row in rows:
