@@ -1,7 +1,7 @@
 """Line charts: several named lines over windows or steps.
 
 Flows in: `Line`s. Flows out: a matplotlib figure, 340 pixels wide for a phone or any greater width.
-A wide chart names its lines at their ends, a narrow one in a legend below. Knows no Records and no metric.
+A wide chart names its lines at their ends, a narrow one, or one of very long names, in a legend below. Knows no Records and no metric.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.8)), (0, (6, 2, 1.5
 MARKERS = "osD^vP"
 _NICE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10)
 _LABEL_GAP = 17  # pixels between two names at the ends of lines
+_NARROWEST = 240  # pixels of a plot that is left beside its names; with longer names they go below
 _MOST_MARKED = 24  # points; a longer line is drawn without markers
 _TALLEST = 8.0  # a log axis ends at this multiple of the lowest value: what runs away must not flatten the rest
 
@@ -45,10 +46,11 @@ def draw_lines(
     lines: Sequence[Line], palette: Palette, width: int, *, y_name: str, x_name: str, windows: bool = True
 ) -> Figure:
     """The chart. `windows`: x is a window in tokens, each marked on a log2 axis, and y may be logarithmic."""
-    narrow = width < 500
     cap = _cap(lines) if windows else math.inf
     names = [_named(line, cap) for line in lines]
-    left, right = 44, 14 if narrow else 36 + max(map(_name_width, names, lines))
+    left, beside = 44, 36 + max(map(_name_width, names, lines))
+    narrow = width < max(500, left + _NARROWEST + beside)
+    right = 14 if narrow else beside
     plot_width, plot_height = width - left - right, 230 if narrow else max(300, _LABEL_GAP * (len(lines) + 1))
     figure = new_figure(width, 34 + plot_height + 52 + (22 * len(lines) + 10 if narrow else 0))
     axes = ruled(new_axes(figure, palette, left=left, top=34, width=plot_width, height=plot_height), palette)
@@ -84,7 +86,7 @@ def _named(line: Line, cap: float) -> str:
 
 
 def _name_width(name: str, line: Line) -> float:
-    return len(name) * (7.9 if line.strong else 6.9)  # pixels, in the widest of the fonts it may be shown in
+    return len(name) * (8.6 if line.strong else 7.7)  # pixels, in the widest of the fonts it may be shown in
 
 
 def _end(line: Line, cap: float) -> tuple[float, float]:
