@@ -1,7 +1,8 @@
 """Line charts: several named lines over windows or steps.
 
 Flows in: `Line`s. Flows out: a matplotlib figure, 340 pixels wide for a phone or any greater width.
-A wide chart names its lines at their ends, a narrow one, or one of very long names, in a legend below. Knows no Records and no metric.
+A wide chart names its lines at their ends, a narrow one, or one of very long names, in a legend below. Knows no Records
+and no metric.
 """
 
 from __future__ import annotations
