@@ -150,7 +150,10 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     compile: Literal["none", "layers"] = "none"
-    """torch.compile each decoder layer."""
+    """torch.compile each decoder layer, and the loss."""
+    logits_tokens: int = 8192
+    """Tokens whose logits are held at once: the memory of logits does not grow with batch or window. 0: the model's own
+    loss, which holds the logits of all."""
     evaluate_every: int = 0
     """Steps between evaluations of the held-out loss; 0 evaluates at the end only."""
     evaluate_scales: tuple[float, ...] = (1.0,)
@@ -171,7 +174,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "use at least 1")
-        for name in ("warmup_steps", "evaluate_every", "evaluate_windows", "save_every", "workers", "max_grad_norm"):
+        counts = ("warmup_steps", "evaluate_every", "evaluate_windows", "save_every", "workers", "logits_tokens")
+        for name in (*counts, "max_grad_norm"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "use 0 or more")
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a number above 0")
         _require(len(self.betas) == 2, "train.betas", self.betas, "AdamW has two betas")

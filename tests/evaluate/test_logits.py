@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from architectures import tiny_model, token_ids
 
-from e2llm.evaluate.logits import FullLogitsWarning, TokenScorer, find_head
+from e2llm.evaluate.logits import TokenScorer
+from e2llm.hf.head import FullLogitsWarning, find_head
 from e2llm.infer import Engine
 
 FAMILIES: dict[str, dict[str, Any]] = {

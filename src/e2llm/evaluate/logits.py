@@ -1,70 +1,20 @@
 """From hidden states to the loss of each token, without ever holding logits for all tokens.
 
-A causal LM is a body, an output layer and, in some families, one more step (Gemma caps the logits, Granite divides
-them, Cohere multiplies them). The steps known here are tried on a short sequence, and the one that gives the model's
-own logits is used; when none does, the model's own forward is used with a warning, at the cost of logits for every
-token. B = windows in a batch, T = tokens, C = tokens in a piece, H = hidden size, V = vocabulary.
+Where the step from hidden states to logits is not a known one (`hf.head`), the model's own forward is used with a
+warning, at the cost of logits for every token. B = windows in a batch, T = tokens, C = tokens in a piece, H = hidden
+size, V = vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
-from e2llm.hf.rotary import unwrap
+from e2llm.hf.head import Head, find_head
 from e2llm.infer import Engine, hidden_chunks
 
 ROWS = 2048
 """Tokens whose logits are held at once."""
-
-Head = Callable[[torch.Tensor], torch.Tensor]
-"""Hidden states (N, H) -> logits (N, V)."""
-
-
-class FullLogitsWarning(UserWarning):
-    """The model's output step is unknown: logits of all tokens are held."""
-
-
-def _candidates(model: Any) -> Iterator[Head]:
-    """The output layer alone and followed by each step that the config suggests."""
-    project = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    yield project
-    for setting, steps in _STEPS.items():
-        value = getattr(config, setting, None)
-        if value:
-            yield from (partial(step, project, float(value)) for step in steps)
-
-
-def _capped(project: Head, cap: float, hidden: torch.Tensor) -> torch.Tensor:
-    return cap * torch.tanh(project(hidden) / cap)
-
-
-def _divided(project: Head, ratio: float, hidden: torch.Tensor) -> torch.Tensor:
-    return project(hidden) / ratio
-
-
-def _multiplied(project: Head, ratio: float, hidden: torch.Tensor) -> torch.Tensor:
-    return project(hidden) * ratio
-
-
-def _divided_before(project: Head, ratio: float, hidden: torch.Tensor) -> torch.Tensor:
-    return project(hidden / ratio)
-
-
-_STEPS = {
-    "final_logit_softcapping": (_capped,),  # Gemma 2 and later, nanochat
-    "logits_scaling": (_divided, _multiplied, _divided_before),  # Granite; HyperCLOVA X; MiniCPM3
-    "logit_scale": (_multiplied,),  # Cohere
-    "lm_head_multiplier": (_multiplied,),  # Falcon-H1
-}
-"""Setting of a model's config -> what its families do with it."""
 
 
 class TokenScorer:
@@ -97,34 +47,6 @@ class TokenScorer:
                 pieces.append(_head_nats(self.head, hidden[:, low:high], targets))
             start += hidden.shape[1]
         return torch.cat(pieces, dim=1)
-
-
-@torch.no_grad()
-def find_head(model: Any) -> Head | None:
-    """The output step of `model`, checked on 8 tokens; None (with a warning) when it is none of those known here."""
-    model = unwrap(model)
-    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
-    expected = model(input_ids=ids, use_cache=False).logits.float()
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    # One rounding of the model's own type apart at most: some models cast before and some after the output layer.
-    tolerance = 4 * torch.finfo(hidden.dtype).eps * max(1.0, float(expected.abs().max()))
-    best: tuple[float, Head | None] = (math.inf, None)
-    for head in _candidates(model):
-        logits = head(hidden).float()
-        if logits.shape == expected.shape:
-            error = float((logits - expected).abs().max())
-            best = min(best, (error, head), key=lambda found: found[0])
-    if best[0] <= tolerance:
-        return best[1]
-    vocabulary = expected.shape[-1]
-    mebibytes = vocabulary * 6 / 2**20  # the model's own type and a float32 copy
-    warnings.warn(
-        f"{model.config.model_type}: the step from hidden states to logits is not a known one, so logits of all tokens "
-        f"are held: {mebibytes:.2f} MiB per token of the window ({mebibytes * 32:.0f} GiB at 32768)",
-        FullLogitsWarning,
-        stacklevel=2,
-    )
-    return None
 
 
 def _head_nats(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
-from e2llm.config import Recipe, load_recipe, to_plain, to_toml
+from e2llm.config import Recipe, TrainConfig, load_recipe, to_plain, to_toml
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
 from e2llm.hf import (
     CheckpointInfo,
@@ -39,6 +40,7 @@ from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
 from e2llm.train.adapters import add_adapters, merge_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
+from e2llm.train.chunked_loss import chunked_forward
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
 
 
@@ -109,10 +111,33 @@ def _run(
     """Train, measure the held-out loss, write what a run folder holds."""
     trainer, callbacks = _build_trainer(recipe, model, corpus, folder, console, quiet)
     metrics, bar, stop = callbacks
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        bar.close()
+    assert trainer.model is not None
+    with _loss_in_pieces(recipe.train, trainer.model):
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            bar.close()
+        return _finish(recipe, trainer, tokenizer, corpus, folder, metrics, stop, console)
+
+
+def _loss_in_pieces(config: TrainConfig, model: nn.Module) -> AbstractContextManager[None]:
+    if not config.logits_tokens:
+        return nullcontext()
+    # After adapters: an output layer that they replaced is the one to call.
+    return chunked_forward(model, config.logits_tokens, compiled=config.compile == "layers")
+
+
+def _finish(
+    recipe: Recipe,
+    trainer: PlacingTrainer,
+    tokenizer: Any,
+    corpus: Corpus,
+    folder: Path,
+    metrics: MetricsFile,
+    stop: StopOnSignal,
+    console: Console,
+) -> TrainResult:
+    """Held-out loss, Record, model; or what was reached when a signal came."""
     steps = trainer.state.global_step
     if stop.received and steps < recipe.train.steps:
         console.print(f"stopped by SIGTERM after step {steps}; a checkpoint is in {folder}: go on with --resume")

@@ -1,0 +1,155 @@
+"""Next-token loss that never holds the logits of all tokens, as a causal LM's own forward.
+
+Flows in: a causal LM whose step from hidden states to logits is known (`hf.head`). Flows out: the same model instance,
+whose forward with labels makes logits for a piece of the tokens at a time, takes their gradient at once and keeps only
+the gradient of the hidden states. Nothing is computed twice, and the memory of logits does not grow with batch or
+window. Knows no Trainer. N = tokens of the batch, H = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from e2llm.hf.head import FullLogitsWarning, Head, find_head
+from e2llm.hf.rotary import unwrap
+
+IGNORED = -100
+"""Label of a token without loss, as everywhere in transformers."""
+
+Kernel = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def summed_nats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss (float32 scalar, nats) of logits (N, V) and targets (N,) int64, and its gradient (N, V) in the
+    logits' own type: softmax minus one-hot, zero where the target is `IGNORED`. The arithmetic is float32."""
+    counted = targets != IGNORED
+    index = targets.clamp(min=0)[:, None]
+    scores = logits.float()
+    log_sum = torch.logsumexp(scores, dim=1, keepdim=True)
+    nats = (log_sum - scores.gather(1, index))[:, 0]
+    one_hot = torch.arange(scores.shape[1], device=scores.device) == index
+    gradient = (torch.exp(scores - log_sum) - one_hot.float()) * counted[:, None]
+    return torch.where(counted, nats, 0.0).sum(), gradient.to(logits.dtype)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Summed loss of all tokens. The gradients are made on the way forward, where a piece's logits are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, kernel: Kernel, rows: int, *weights: Any
+    ) -> torch.Tensor:
+        """hidden (N, H), targets (N,) int64; `weights`: the head's trained parameters."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weights = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
+        for start in range(0, len(hidden), rows):
+            piece = hidden[start : start + rows].detach().requires_grad_()
+            with torch.set_grad_enabled(of_hidden is not None or bool(weights)):
+                logits = head(piece)
+            nats, gradient = kernel(logits.detach(), targets[start : start + rows])
+            total += nats
+            if of_hidden is None and not weights:
+                continue
+            found = torch.autograd.grad(logits, [piece, *weights], gradient)
+            if of_hidden is not None:
+                of_hidden[start : start + rows] = found[0]
+            for kept, new in zip(of_weights, found[1:], strict=True):
+                kept += new
+        ctx.save_for_backward(*([] if of_hidden is None else [of_hidden]), *of_weights)
+        ctx.has_hidden, ctx.dtypes = of_hidden is not None, [w.dtype for w in weights]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Everything times the scalar gradient of the sum."""
+        saved = list(ctx.saved_tensors)
+        hidden = saved.pop(0) if ctx.has_hidden else None
+        of_hidden = None if hidden is None else hidden * outer[0].to(hidden.dtype)
+        weights = [(w * outer[0]).to(dtype) for w, dtype in zip(saved, ctx.dtypes, strict=True)]
+        return of_hidden, None, None, None, None, *weights
+
+
+def chunked_loss(
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: Head,
+    weights: list[nn.Parameter],
+    rows: int,
+    kernel: Kernel = summed_nats,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed next-token loss (nats, float32 scalar) and the number of tokens it counts (int64 scalar).
+
+    hidden: (B, T, H) of the body. labels: (B, T) int64, `IGNORED` where a token carries no loss; position p is scored
+    against label p + 1, as transformers does. `weights`: parameters of `head` that are trained. `rows`: tokens whose
+    logits are held at once.
+    """
+    targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].reshape(-1).to(hidden.device)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return _ChunkedLoss.apply(flat, targets, head, kernel, rows, *weights), (targets != IGNORED).sum()
+
+
+@contextmanager
+def chunked_forward(model: nn.Module, rows: int, *, compiled: bool = False) -> Iterator[None]:
+    """Within the block, `model` (or what it wraps) computes the loss `rows` tokens at a time and returns no logits.
+
+    A model whose output step is unknown, or that adds a loss of its own routers, keeps its own forward, with a
+    `FullLogitsWarning`. `compiled`: torch.compile the loss kernel (one pass over a piece's logits instead of many).
+    """
+    inner: Any = unwrap(model)
+    if getattr(inner.config.get_text_config(), "output_router_logits", False):
+        text = "its routers have a loss of their own, so the model's forward is used and logits of all tokens are held"
+        warnings.warn(f"{inner.config.model_type}: {text}", FullLogitsWarning, stacklevel=3)
+        head = None
+    else:
+        training = inner.training
+        head = find_head(inner.eval())
+        inner.train(training)
+    if head is None:
+        yield
+        return
+    kernel = torch.compile(summed_nats, dynamic=False) if compiled else summed_nats
+    inner.forward = types.MethodType(_forward(inner, head, kernel, rows), inner)
+    try:
+        yield
+    finally:
+        inner.__dict__.pop("forward", None)  # also where a trainer has wrapped ours by now
+
+
+def _given(num_items_in_batch: Any) -> dict[str, Any]:
+    return {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+
+
+def _forward(model: Any, head: Head, kernel: Kernel, rows: int) -> Callable[..., Any]:
+    """The model's forward with the loss made in pieces; without labels it is the model's own."""
+    own = type(model).forward
+
+    @functools.wraps(own)  # trainers read the signature
+    def forward(
+        self: Any,
+        input_ids: torch.Tensor | None = None,
+        *args: Any,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **options: Any,
+    ) -> Any:
+        if labels is None or args:
+            return own(self, input_ids, *args, labels=labels, **options, **_given(num_items_in_batch))
+        hidden = self.base_model(input_ids=input_ids, **{"use_cache": False, **options}).last_hidden_state
+        output = self.get_output_embeddings()
+        weights = [p for p in output.parameters() if p.requires_grad and torch.is_grad_enabled()]
+        total, count = chunked_loss(hidden, labels, head, weights, rows, kernel)
+        count = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=total.device)
+        return CausalLMOutputWithPast(loss=total / count)
+
+    return forward

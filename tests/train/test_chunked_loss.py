@@ -1,0 +1,147 @@
+"""The loss made in pieces against transformers' own: value and every gradient, in every family."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import tiny_model, token_ids
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from e2llm.hf.head import FullLogitsWarning
+from e2llm.train.chunked_loss import IGNORED, chunked_forward, summed_nats
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama tied": {"tie_word_embeddings": True},
+    "gemma2": {"attn_implementation": "eager", "final_logit_softcapping": 2.0},
+    "gemma3_text": {},
+    "granite": {"logits_scaling": 3.0},
+    "cohere": {"logit_scale": 0.25},
+    "phi": {},  # an output layer with a bias
+    "qwen3_moe": {},
+    "gpt_neox": {},
+}
+
+
+def labels_of(ids: torch.Tensor) -> torch.Tensor:
+    labels = ids.clone()
+    labels[0, :7] = IGNORED
+    labels[1, -1] = IGNORED
+    return labels
+
+
+def trained(model: nn.Module, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.train().zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("num_items", [None, 1000])
+def test_loss_and_gradients_equal_the_models_own(family: str, num_items: int | None) -> None:
+    model = tiny_model(family.split()[0], **FAMILIES[family])
+    ids = token_ids(2, 40)
+    given = {} if num_items is None else {"num_items_in_batch": num_items}
+    inputs = {"input_ids": ids, "labels": labels_of(ids), "use_cache": False, **given}
+    loss, gradients = trained(model, **inputs)
+    with chunked_forward(model, rows=17):
+        output = model(**inputs)
+        found, pieces = trained(model, **inputs)
+    assert output.logits is None
+    torch.testing.assert_close(found, loss, atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == pieces.keys() and len(gradients) > 10
+    for name, gradient in gradients.items():
+        note = partial("{}: {}".format, name)
+        torch.testing.assert_close(pieces[name], gradient, atol=1e-6, rtol=1e-4, msg=note)
+
+
+def test_the_model_is_its_own_again() -> None:
+    model = tiny_model("llama")
+    ids = token_ids(2, 20)
+    signature = inspect.signature(model.forward)
+    with chunked_forward(model, rows=8):
+        assert inspect.signature(model.forward) == signature, "trainers decide by it what they pass"
+        assert model(input_ids=ids).logits.shape == (2, 20, 128), "without labels nothing changes"
+    assert "forward" not in vars(model)
+    assert model(input_ids=ids, labels=ids).logits is not None
+
+
+def test_an_adapter_on_the_output_layer_is_trained() -> None:
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    ids = token_ids(2, 24)
+    loss, gradients = trained(model, input_ids=ids, labels=labels_of(ids))
+    with chunked_forward(model, rows=10):
+        found, pieces = trained(model, input_ids=ids, labels=labels_of(ids))
+    torch.testing.assert_close(found, loss)
+    assert gradients.keys() == pieces.keys() and any("lm_head" in name for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(pieces[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernel_equals_float64_cross_entropy(dtype: torch.dtype) -> None:
+    logits = (torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * 8).to(dtype)
+    targets = torch.arange(50)
+    targets[::7] = IGNORED
+    exact = logits.double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="sum", ignore_index=IGNORED)
+    expected.backward()
+    nats, gradient = summed_nats(logits, targets)
+    assert gradient.dtype == dtype and nats.dtype == torch.float32
+    torch.testing.assert_close(nats.double(), expected.detach(), rtol=1e-6, atol=1e-4)
+    assert exact.grad is not None
+    error = 1e-6 if dtype is torch.float32 else 2**-8
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=error, atol=1e-6)  # softmax - 1 cancels
+
+
+def test_autocast_stays_close_to_the_models_own() -> None:
+    model = tiny_model("llama")
+    ids = token_ids(2, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients = trained(model, input_ids=ids, labels=ids)
+        with chunked_forward(model, rows=16):
+            found, pieces = trained(model, input_ids=ids, labels=ids)
+    torch.testing.assert_close(found, loss, atol=1e-2, rtol=1e-3)
+    for name, gradient in gradients.items():
+        difference = (pieces[name] - gradient).norm() / gradient.norm()
+        assert difference < 2e-2, f"{name}: {difference}"
+
+
+def test_no_more_logits_than_asked_are_held() -> None:
+    model = tiny_model("llama")
+    ids, seen = token_ids(2, 40), []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    with chunked_forward(model, rows=32):
+        seen.clear()
+        trained(model, input_ids=ids, labels=ids)
+    assert seen == [32, 32, 16]
+
+
+def test_router_losses_keep_the_models_own_forward() -> None:
+    model = tiny_model("qwen3_moe", output_router_logits=True)
+    ids = token_ids(2, 20)
+    loss, _ = trained(model, input_ids=ids, labels=ids)
+    with pytest.warns(FullLogitsWarning, match="qwen3_moe: its routers"), chunked_forward(model, rows=8):
+        found, _ = trained(model, input_ids=ids, labels=ids)
+    assert torch.equal(found, loss)
+
+
+def test_evaluation_makes_no_gradients() -> None:
+    model = tiny_model("llama").eval()
+    ids = token_ids(2, 20)
+    with torch.no_grad(), chunked_forward(model, rows=8):
+        loss = model(input_ids=ids, labels=ids).loss
+    with torch.no_grad():
+        torch.testing.assert_close(loss, model(input_ids=ids, labels=ids).loss)
+    assert not loss.requires_grad
