@@ -118,7 +118,7 @@ class SequentialEngine:
         with engine.at_scale(stream.admission.scale):
             if stream.cancelled.is_set():
                 return Output(finish_reason="cancelled")
-            logits, cache = engine._prefill(list(request.prompt_ids))
+            logits, cache = engine.prefill(request.prompt_ids)
             self._counts["prompt"] += len(request.prompt_ids)
             tokens: list[int] = []
             sent = ""
