@@ -22,7 +22,7 @@ APART = ("base_model", "corpus", "protocol", "task", "language")
 HEROES = ("recommended", "extended")
 """Checkpoints a report is about, first choice first."""
 
-_METHOD_ORDER = ("", "none", "linear", "ntk", "yarn", "longrope")
+_METHOD_ORDER = ("", "none", "self_extend", "linear", "ntk", "dynamic_ntk", "yarn", "longrope")
 _AXES = {"checkpoint", "method", "window", "scale", "depth", "native_window", *APART}
 
 
