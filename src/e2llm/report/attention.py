@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = {
-    "attention_on_span": "on the asked value",
-    "attention_on_others": "on each other value",
-    "attention_if_even": "if spread evenly",
-    "attention_of_best_head": "best head, on the asked value",
+    "attention_on_span": "asked value",
+    "attention_on_others": "on another value",
+    "attention_if_even": "even spread",
+    "attention_of_best_head": "best head",
     "retrieval_heads": "retrieval heads",
 }
 FLOOR = -4.0
@@ -91,20 +91,20 @@ def _drawing(example: dict[str, Any], heading: str, name: str) -> Drawing:
 def _draw(
     example: dict[str, Any], by_stretch: list[list[float]], heads: list[list[float]], palette: Palette, width: int
 ) -> Figure:
-    layers, left, gap, head, foot = len(by_stretch), 36, 34, 46, 44
+    layers, left, gap, head, foot = len(by_stretch), 36, 34, 40, 34
     height = max(120.0, min(300.0, 11.0 * layers))
     side = (width - left - gap) * 0.30
-    main = width - left - gap - side - 6
+    main = width - left - gap - side - 10
     figure = new_figure(width, head + height + foot)
     axes = new_axes(figure, palette, left=left, top=head, width=main, height=height)
     _cells_of(axes, [[_level(value, palette) for value in row] for row in by_stretch], palette)
     for index, (start, end) in enumerate(example["spans"]):
         x = (start + end) / 2 * len(by_stretch[0])
         colour = palette.hues[1] if index == 0 else palette.muted
-        axes.plot([x], [-0.02], marker="v", color=colour, markersize=9 if index == 0 else 6, clip_on=False,
+        axes.plot([x], [1.05], marker="v", color=colour, markersize=9 if index == 0 else 6, clip_on=False,
                   transform=axes.get_xaxis_transform(), linestyle="none")  # fmt: skip
     axes.set_xticks([0, len(by_stretch[0]) / 2, len(by_stretch[0])], ["start", "middle", "end"])
-    words(figure, 0, 10, "Layer ↓ place in the prompt →" + (" (▲ asked value)" if width >= 500 else ""), palette.muted,
+    words(figure, 0, 10, "Layer ↓ place in the prompt →" + (" (▼ asked value)" if width >= 500 else ""), palette.muted,
           size=SMALL)  # fmt: skip
     right = new_axes(figure, palette, left=left + main + gap, top=head, width=side, height=height)
     _cells_of(right, [[palette.heat_level(value) for value in row] for row in heads], palette)

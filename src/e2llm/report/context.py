@@ -76,9 +76,10 @@ def position_figure(section: Section, *, name: str = "position") -> Drawing | No
 
 
 def position_table(section: Section) -> Table:
-    """One row a curve, one column a power of four."""
+    """One row a curve, one column a power of four, and each window's end."""
     curves = _curves(section)
-    bounds = [4**power for power in range(1, 12)]
+    ends = {rows[-1]["position"] + 1 for rows in curves.values()}
+    bounds = sorted({4**power for power in range(1, 12)} | ends)
     shown = [b for b in bounds if any(row["position"] + 1 == b for rows in curves.values() for row in rows)]
     body: list[tuple[str, list[Cell | None]]] = []
     for label, rows in curves.items():

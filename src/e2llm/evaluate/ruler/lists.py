@@ -19,7 +19,8 @@ HOPS = 4
 COMMON = 10
 """Words that are asked for of a list."""
 SHORT_WINDOW = 4096
-"""Below it lists are shorter, as in RULER: common words stand 6 times and others once, instead of 30 and 3."""
+"""Below it (or where the common words alone would take half the window) lists are shorter, as in RULER: common words
+stand 6 times and others once, instead of 30 and 3."""
 FREQUENT = 3
 """Coded words asked for."""
 ALPHA = 2.0
@@ -72,8 +73,9 @@ def _chain(random: np.random.Generator, hops: int):  # type: ignore[no-untyped-d
 
 def common_words(texts: Texts, random: np.random.Generator, window: int, index: int) -> Draft:
     """A numbered list in which ten words stand thirty times and all others three times."""
-    often, seldom = (6, 1) if window < SHORT_WINDOW else (30, 3)
-    sizes = (5, 3, 1) if window < SHORT_WINDOW else (30, 10, 3)  # other words, times of the ten, of the others
+    long = window >= SHORT_WINDOW and window >= 2 * COMMON * 30 * _tokens_a_word(texts)
+    often, seldom = (30, 3) if long else (6, 1)
+    sizes = (30, 10, 3) if long else (5, 3, 1)  # other words, times of the ten, of the others
     shown_words = distinct_words(random, texts.words, COMMON + sizes[0])
     shown = CWE.format(context=_list(random, shown_words, sizes[1], sizes[2])) + CWE_ANSWER
     shown += _numbered(shown_words[:COMMON]) + "\n\n"
@@ -86,6 +88,12 @@ def common_words(texts: Texts, random: np.random.Generator, window: int, index: 
         return shown + CWE.format(context=listed)
 
     return Draft(body=body, answer_start=CWE_ANSWER, expected=tuple(words[:COMMON]), most=most, least=1)
+
+
+def _tokens_a_word(texts: Texts) -> float:
+    """What a word of the list takes; a tokenizer that cuts words small needs a shorter list at the same window."""
+    words = texts.words[:: max(1, len(texts.words) // 100)]
+    return len(texts.tokenizer(_numbered(words), add_special_tokens=False, verbose=False).input_ids) / len(words)
 
 
 def _list(random: np.random.Generator, words: Sequence[str], often: int, seldom: int) -> str:
