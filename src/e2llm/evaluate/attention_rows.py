@@ -38,16 +38,21 @@ def measure(context: Context, part: Part, progress: Callable[[int], None]) -> Re
     labels |= {"scale": part.scale, "seed": config.seed}
     even = [len(p.spans[0]) / len(p.token_ids) for p in prompts]
     heads = np.mean([one.head_score for one in found], axis=0)
+    best = float(np.mean([one.on_span for one in found], axis=0).max())
     n = len(found)
     rows = [
-        make_row("attention_on_span", np.mean([one.on_span.mean() for one in found]), "share", n, **labels),
-        make_row("attention_on_others", np.mean([one.on_others.mean() / 2 for one in found]), "share", n, **labels),
-        make_row("attention_if_even", np.mean(even), "share", n, **labels),
-        make_row("attention_of_best_head", np.mean([o.on_span for o in found], axis=0).max(), "share", n, **labels),
+        make_row("attention_on_span", _mean([one.on_span for one in found]), "share", n, **labels),
+        make_row("attention_on_others", _mean([one.on_others for one in found]) / 2, "share", n, **labels),
+        make_row("attention_if_even", _mean(even), "share", n, **labels),
+        make_row("attention_of_best_head", best, "share", n, **labels),
         make_row("retrieval_heads", int((heads >= RETRIEVAL_HEAD).sum()), "heads", n, **labels),
     ]
     examples = [_example(engine, part, one) for one in found]
     return {"rows": rows, "examples": [*examples, _maps(part, found, heads)]}
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return float(np.mean(values))
 
 
 def _example(engine: Engine, part: Part, one: Looked) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def _example(engine: Engine, part: Part, one: Looked) -> dict[str, Any]:
 
 
 def _maps(part: Part, found: Sequence[Looked], heads: np.ndarray) -> dict[str, Any]:
-    """Means over prompts by layer and head; the map over the prompt of the one whose value stands nearest its middle."""
+    """Means over prompts by layer and head; and the map over one prompt, whose value stands nearest its middle."""
     shown = min(found, key=lambda one: abs(one.prompt.depth - 0.5))
     tokens = len(shown.prompt.token_ids)
     return {

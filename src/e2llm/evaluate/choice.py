@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.evaluate.config import EvaluateConfig
-from e2llm.evaluate.run import load_corpora, load_engine, evaluate, scale_of
+from e2llm.evaluate.run import evaluate, load_corpora, load_engine, scale_of
 from e2llm.records import Record
 
 METHODS = ("linear", "yarn")

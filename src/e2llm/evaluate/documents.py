@@ -108,35 +108,36 @@ def stream_tokens(
 ) -> np.ndarray:
     """First `num_tokens` tokens (T,) int32 of a file, mapped; one block of text and its tokens are held at a time.
 
-    A block ends with a line's last character and the next one begins with the line break: tokenizers begin a new word
-    there, so that the tokens are those of the whole text.
+    A block ends with a line's last character and the next one begins with the line break: most tokenizers begin a new
+    word there, so that the tokens are those of the whole text.
     """
     count, rest = 0, ""
-    store = tempfile.TemporaryFile()
-    with file.open(encoding="utf-8") as text:
+    with tempfile.TemporaryFile() as store, file.open(encoding="utf-8") as text:
         while count < num_tokens:
             try:
                 read = text.read(block_characters)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{file}: no UTF-8 text ({error}): convert the file or leave it out") from error
-            block, rest = _cut(rest + read) if read else (rest, "")
-            if not block and not read:
+            if not read and not rest:
                 break
+            block, rest = _cut(rest + read, 8 * block_characters) if read else (rest, "")
             ids = np.asarray(tokenizer(block, add_special_tokens=False, verbose=False).input_ids, dtype=np.int32)
             ids = ids[: num_tokens - count]
             store.write(ids.tobytes())
             count += len(ids)
-    if not count:
-        return np.zeros(0, dtype=np.int32)
-    store.flush()
-    return np.memmap(store, dtype=np.int32, mode="r", shape=(count,))
+        store.flush()
+        return np.memmap(store, dtype=np.int32, mode="r", shape=(count,)) if count else np.zeros(0, dtype=np.int32)
 
 
-def _cut(text: str) -> tuple[str, str]:
-    """The text up to its last line's end, without the space there, and the rest, which begins with that space."""
-    place = text.rfind("\n")
-    kept = text[:place].rstrip() if place > 0 else ""
-    return (kept, text[len(kept) :]) if kept else (text, "")
+def _cut(text: str, longest: int) -> tuple[str, str]:
+    """The text up to the last line's end, or the last word's where a line is long, without the space there, and the
+    rest, which begins with that space. Text without any space is kept whole until it is `longest`."""
+    for space in ("\n", " "):
+        place = text.rfind(space)
+        kept = text[:place].rstrip() if place > 0 else ""
+        if kept:
+            return kept, text[len(kept) :]
+    return ("", text) if len(text) < longest else (text, "")
 
 
 def _tokenize_prefixes(texts: list[str], tokenizer: Any, num_tokens: int) -> list[np.ndarray]:

@@ -84,9 +84,7 @@ def largest_fit(
     return Fitted(low, tuple(low_ids))
 
 
-def _next(
-    low: int, low_tokens: int, high: int, high_tokens: int | None, limit: int, *, start: tuple[int, int]
-) -> int:
+def _next(low: int, low_tokens: int, high: int, high_tokens: int | None, limit: int, *, start: tuple[int, int]) -> int:
     """The next size to try: on the line through the two nearest measured sizes."""
     if high_tokens is not None:
         return low + int((limit - low_tokens) * (high - low) / max(1, high_tokens - low_tokens))

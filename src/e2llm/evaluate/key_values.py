@@ -17,7 +17,10 @@ import numpy as np
 from e2llm.evaluate.questions import Draft, Kind, Texts
 from e2llm.evaluate.ruler.words import any_uuid
 
-BODY = 'Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n{data}\n\nKey: "{key}"'
+BODY = (
+    "Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n{data}\n\n"
+    'Key: "{key}"'
+)
 ANSWER = "\nCorresponding value:"
 ANSWER_TOKENS = 64
 """A UUID takes 20 to 45 tokens, by tokenizer."""
@@ -38,9 +41,7 @@ def generated(texts: Texts, random: np.random.Generator, window: int, index: int
         place = round(depth * len(others))
         return _body([*others[:place], made[0], *others[place:]], made[0][0])
 
-    return Draft(
-        body=body, answer_start=ANSWER, expected=(made[0][1],), most=_MOST, depths=(depth,), least=1
-    )
+    return Draft(body=body, answer_start=ANSWER, expected=(made[0][1],), most=_MOST, depths=(depth,), least=1)
 
 
 def from_files(paths: Sequence[str]) -> Callable[[Texts, np.random.Generator, int, int], Draft]:
@@ -80,7 +81,9 @@ def read_pairs(path: str | Path) -> list[Pairs]:
             try:
                 pairs = [(str(key), str(value)) for key, value in json.loads(line)["ordered_kv_records"]]
             except (ValueError, KeyError, TypeError, OSError) as error:
-                raise ValueError(f"{path}: line {number}: needs ordered_kv_records, a list of pairs; {error!r}") from error
+                raise ValueError(
+                    f"{path}: line {number}: needs ordered_kv_records, a list of pairs; {error!r}"
+                ) from error
             if len(pairs) < 2:
                 raise ValueError(f"{path}: line {number}: {len(pairs)} pairs; a question needs at least two")
             found.append(pairs)

@@ -125,27 +125,21 @@ def short_context(config: EvaluateConfig) -> int:
 
 
 def measure_key_tokens(context: Context, part: Part, progress: Progress) -> Results:
-    """Perplexity on the tokens that need the context, and how many they are."""
+    """The share of tokens that need the context, and perplexity on them where there are any."""
     documents, config = context.corpora[part.corpus], context.config
     keys = context.memory.get(("keys", part.corpus))
     if keys is None:
         keys = context.memory["keys", part.corpus] = _find_keys(context, part.corpus)
     found = key_losses(_reader(context, progress), documents, keys, window=part.window, scale=part.scale)
     tokens, scored = sum(one.tokens for one in found), sum(one.scored for one in found)
-    if not tokens:
-        raise ValueError(
-            f"{part}: none of {scored} tokens needs more than {short_context(config)} tokens of context as the key "
-            "model sees it; give longer or other documents, or another key_model"
-        )
     labels = _labels(context, part) | {
         "key_model": portable(config.key_model) or "itself",
         "short_context": short_context(config),
     }
-    value = math.exp(sum(one.nats for one in found) / tokens)
-    rows = [
-        make_row("key_perplexity", value, "ratio", tokens, **labels),
-        make_row("key_share", tokens / scored, "share", scored, **labels),
-    ]
+    rows = [make_row("key_share", tokens / scored, "share", scored, **labels)]
+    if tokens:
+        value = math.exp(sum(one.nats for one in found) / tokens)
+        rows.append(make_row("key_perplexity", value, "ratio", tokens, **labels))
     examples = [
         {
             "metric": "key_perplexity",
@@ -183,12 +177,4 @@ def _check_same_tokenizer(own: Any, other: Any, name: str) -> None:
         raise ValueError(
             f"key_model = {name!r}: its tokenizer is another one, so its tokens are not this model's; use a model of "
             "the same family, or leave key_model out"
-        )
-
-
-def check_key_tokens(engine: Engine, documents: Sequence[Document], config: EvaluateConfig) -> None:
-    if max(config.windows) < 2 * short_context(config) or short_context(config) < 4:
-        raise ValueError(
-            f"windows = {list(config.windows)}: key_tokens compares the largest window with a context of half the "
-            "smallest; use larger windows"
         )

@@ -15,8 +15,8 @@ import torch
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.fit import begin_of_text
+from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.protocols import further, wordings
 from e2llm.evaluate.retrieval import Retrieved, prompt_template, retrieval, share_by_depth

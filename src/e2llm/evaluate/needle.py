@@ -64,9 +64,7 @@ def depth_bin(kind: str, depth: float) -> float:
 
 _WORDING = INTRODUCTION + "{context}" + QUESTION + ANSWER + f" [{NEEDLE}]"
 NEEDLE_MAPS = {
-    "needle": Kind(
-        name="needle", make=single, answer_tokens=24, suite="needle", metric="retrieval", wording=_WORDING
-    ),
+    "needle": Kind(name="needle", make=single, answer_tokens=24, suite="needle", metric="retrieval", wording=_WORDING),
     "multi_needle": Kind(
         name="multi_needle",
         make=several,

@@ -129,7 +129,7 @@ def make_question(kind: Kind, texts: Texts, frame: Frame, *, window: int, index:
         most=draft.most,
         what=f"{kind.name} at window {window}",
     )
-    if fitted.size == draft.most and limit - len(fitted.token_ids) > max(64, window // 50):
+    if draft.least < draft.most == fitted.size and limit - len(fitted.token_ids) > max(64, window // 50):
         raise ValueError(
             f"{kind.name} at window {window}: the text given ends after {len(fitted.token_ids)} of {limit} tokens; "
             "give longer documents or lower the window"

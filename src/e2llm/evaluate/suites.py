@@ -39,7 +39,7 @@ def with_suite(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a suite where the user gave none. Questions over documents are asked only where a file is named."""
     if name not in SUITES:
         raise ValueError(f"suite = {name!r}: choose one of {', '.join(NAMES)}")
-    found = SUITES[name] | given
+    found = SUITES[name] | dict(given)
     if "protocols" not in given:
         left_out = {"qa_1", "qa_2"} - set(given.get("qa", {}))
         found["protocols"] = tuple(p for p in found["protocols"] if p not in left_out)

@@ -17,6 +17,7 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import batch_rows, sliding_groups, sliding_steps, token_rows
 from e2llm.infer import Engine
+import itertools
 
 BUCKETS_AN_OCTAVE = 2
 """Positions are put together in steps of a half octave: 1, 2, 3, 4, 6, 8, 11, 16 …"""
@@ -89,7 +90,7 @@ def by_position(losses: np.ndarray) -> list[PositionLoss]:
     """(windows, W) nats, NaN not counted -> one sum a bucket."""
     found = []
     edges = position_edges(losses.shape[1])
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         values = losses[:, low:high]
         scored = values[~np.isnan(values)]
         found.append(PositionLoss(high - 1, float(scored.sum(dtype=np.float64)), len(scored)))
@@ -117,9 +118,7 @@ def compare(
     max_strides: int | None,
 ) -> Compared:
     """Both protocols over the tokens that both score (those of the sliding window that begin no smallest window)."""
-    sliding = sliding_losses(
-        reader, document, length=length, window=window, stride=stride, max_strides=max_strides
-    )
+    sliding = sliding_losses(reader, document, length=length, window=window, stride=stride, max_strides=max_strides)
     first = (int(np.flatnonzero(~np.isnan(sliding))[0]) // window) * window
     tail = Document(document.name, document.tokens[first:length])
     whole = whole_losses(reader, tail, length=length - first, window=window).reshape(-1)

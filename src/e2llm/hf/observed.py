@@ -44,7 +44,9 @@ def observing(model: Any, onlooker: Onlooker) -> Iterator[None]:
     try:
         inner.set_attn_implementation(ATTENTION)
         if inner.config._attn_implementation != ATTENTION:
-            raise ValueError(f"model type {inner.config.model_type!r}: its attention cannot be exchanged for one that is watched")
+            raise ValueError(
+                f"model type {inner.config.model_type!r}: its attention cannot be exchanged for one that is watched"
+            )
         yield
     finally:
         inner.set_attn_implementation(own)
@@ -71,7 +73,9 @@ def observed_attention(
     onlooker = _CURRENT.get()
     if onlooker is None:
         raise RuntimeError(f"attention {ATTENTION!r} runs inside `observing` only")
-    unknown = sorted(name for name, given in others.items() if given is not None and name not in {*HARMLESS, "is_causal"})
+    unknown = sorted(
+        name for name, given in others.items() if given is not None and name not in {*HARMLESS, "is_causal"}
+    )
     if unknown or attention_mask is not None or dropout or query.shape[0] != 1 or query.shape[2] != 1:
         what = ", ".join(unknown) or "a mask, dropout, several rows or several tokens at once"
         raise ValueError(f"{type(module).__name__} asks its watched attention for {what}")

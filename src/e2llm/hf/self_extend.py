@@ -1,7 +1,7 @@
 """SelfExtend: a longer window without training, by an attention that counts far tokens in groups.
 
-Jin et al. 2024 (arXiv 2401.01325, Sect. 3): a key nearer than `neighbours` is seen at its own distance, a farther one at
-the distance of groups of `group` tokens, shifted so that the two meet. Flows in: a transformers model. Flows out: the
+Jin et al. 2024 (arXiv 2401.01325, Sect. 3): a key nearer than `neighbours` is seen at its own distance, others at the
+distance of groups of `group` tokens, shifted so that the two meet. Flows in: a transformers model. Flows out: the
 same model with another attention, registered with transformers' AttentionInterface, and a handle that sets the group
 and puts the model's own attention back. Keys arrive rotated to their own positions; they are turned on from there to
 their group's. Scores are made for a block of queries at a time.
@@ -95,7 +95,9 @@ class SelfExtend:
         far_key = self._turned(key, torch.arange(keys, device=key.device), self._grouped, 0)
         out = []
         for start in range(0, queries, block):
-            places = torch.arange(keys - queries + start, keys - queries + min(start + block, queries), device=key.device)
+            places = torch.arange(
+                keys - queries + start, keys - queries + min(start + block, queries), device=key.device
+            )
             part = query[..., start : start + len(places), :]
             scores = self._scores(part, key, far_key, places, scale, softcap)
             out.append(scores.softmax(-1).to(value.dtype) @ value[:, :, None])
@@ -144,11 +146,15 @@ class SelfExtend:
             try:
                 self._inner(input_ids=ids, position_ids=places + shift, use_cache=False)
             except (ValueError, TypeError, RuntimeError) as error:
-                raise ValueError(f"model type {kind!r}: SelfExtend cannot stand in for its attention ({error})") from error
+                raise ValueError(
+                    f"model type {kind!r}: SelfExtend cannot stand in for its attention ({error})"
+                ) from error
             finally:
                 seen, self._seen = self._seen, None
             if len(seen) != self._inner.config.get_text_config().num_hidden_layers:
-                raise ValueError(f"model type {kind!r}: not every layer takes its attention from transformers' interface")
+                raise ValueError(
+                    f"model type {kind!r}: not every layer takes its attention from transformers' interface"
+                )
             found.append(seen[0].float())
         for pairs in PAIRS:
             turned = rotate(found[0], torch.full((_PROBE_TOKENS,), _PROBE_SHIFT), self._inv_freq.to(ids.device), pairs)

@@ -75,11 +75,11 @@ def attention_figures(records: Sequence[Record], sources: Sequence[str]) -> list
 def _drawing(example: dict[str, Any], heading: str, name: str) -> Drawing:
     by_stretch, heads = example["by_stretch"], example["head_score"]
     best = max((score, layer, head) for layer, row in enumerate(heads) for head, score in enumerate(row))
-    start, end = example["spans"][0]
+    start, _end = example["spans"][0]
     description = (
         f"Left: share of the answer's attention on each of {example['stretches']} stretches of the prompt, one row a "
         f"layer, darker is more, on a log scale from 0.01 %; the asked value stands {start:.0%} into it. Right: share "
-        f"of the value that each head copied, one row a layer; most by head {best[2]} of layer {best[1]}, {best[0]:.2f}."
+        f"of the value that each head copied, a row a layer; most by head {best[2]} of layer {best[1]}, {best[0]:.2f}."
     )
 
     def draw(palette: Palette, width: int) -> Figure:

@@ -1,6 +1,6 @@
 """Is the context used? Loss against position, perplexity on the tokens that need it, whole windows against sliding.
 
-Flows in: rows of `loss` with a `position`, of `key_perplexity` and `whole_over_sliding`. Flows out: a figure and tables.
+Flows in: rows of `loss` with a `position`, `key_perplexity`, `whole_over_sliding`. Flows out: a figure and tables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OTHERS = {
     "key_perplexity": "Perplexity on the tokens that need the context; lower is better.",
-    "whole_over_sliding": "Perplexity in whole windows over that of the sliding window, on the same tokens; 1 is equal.",
+    "whole_over_sliding": "Perplexity in whole windows over that of the sliding window, same tokens; 1 is equal.",
 }
 """Metrics with a table of their own and what they say."""
 
@@ -84,7 +84,9 @@ def position_table(section: Section) -> Table:
     body: list[tuple[str, list[Cell | None]]] = []
     for label, rows in curves.items():
         at = {row["position"] + 1: row for row in rows}
-        body.append((label, [Cell(f"{at[b]['value']:.2f}", note=f"n = {at[b]['n']}") if b in at else None for b in shown]))
+        body.append(
+            (label, [Cell(f"{at[b]['value']:.2f}", note=f"n = {at[b]['n']}") if b in at else None for b in shown])
+        )
     return Table(f"Loss by position, {section.title}", ["up to position", *map(format_window, shown)], body)
 
 

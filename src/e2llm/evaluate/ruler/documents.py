@@ -18,12 +18,7 @@ import numpy as np
 from e2llm.evaluate.questions import Draft, Texts
 
 _ASKED = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
-BODY = (
-    _ASKED
-    + "\n\nThe following are given documents.\n\n{context}\n\n"
-    + _ASKED
-    + "\n\nQuestion: {question}"
-)
+BODY = _ASKED + "\n\nThe following are given documents.\n\n{context}\n\n" + _ASKED + "\n\nQuestion: {question}"
 ANSWER = " Answer:"
 
 
@@ -64,7 +59,11 @@ def _plain(row: Any, where: str) -> Asked:
         asked = Asked(row["question"], tuple(row["answers"]), tuple(row["documents"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{where}: needs question, answers and documents; {error!r}") from error
-    if not asked.answers or not asked.documents or not all(isinstance(t, str) for t in (*asked.answers, *asked.documents)):
+    if (
+        not asked.answers
+        or not asked.documents
+        or not all(isinstance(t, str) for t in (*asked.answers, *asked.documents))
+    ):
         raise ValueError(f"{where}: answers and documents are lists of text with at least one each")
     return asked
 

@@ -14,6 +14,7 @@ import numpy as np
 from e2llm.evaluate.questions import Draft, Texts
 from e2llm.evaluate.ruler.needles import hide, noise
 from e2llm.evaluate.ruler.words import coded_word, distinct, distinct_words, variable
+import itertools
 
 HOPS = 4
 COMMON = 10
@@ -62,7 +63,7 @@ def _chain(random: np.random.Generator, hops: int):  # type: ignore[no-untyped-d
     """(size -> text, beginning of the answer, names) of one chain."""
     names = distinct(random, variable, hops + 1)
     value = str(random.integers(10_000, 100_000))
-    links = [f"VAR {names[0]} = {value}.", *(f"VAR {b} = VAR {a}." for a, b in zip(names, names[1:], strict=False))]
+    links = [f"VAR {names[0]} = {value}.", *(f"VAR {b} = VAR {a}." for a, b in itertools.pairwise(names))]
     depths = sorted(float(random.random()) for _ in links)
 
     def body(size: int) -> str:

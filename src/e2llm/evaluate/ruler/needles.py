@@ -48,7 +48,9 @@ class Needles:
         plural = "uuids" if self.values == "uuids" else "numbers"
         names = distinct(random, draw_name, self.num_names)
         values = distinct(random, draw_value, self.num_names * self.num_values)
-        facts = [(name, values[i * self.num_values + k]) for i, name in enumerate(names) for k in range(self.num_values)]
+        facts = [
+            (name, values[i * self.num_values + k]) for i, name in enumerate(names) for k in range(self.num_values)
+        ]
         asked = [names[int(i)] for i in sorted(random.permutation(len(names))[: self.num_asked])]
         depths = _depths(random, len(facts), index)
         needles = [NEEDLE.format(plural=plural, name=name, value=value) for name, value in facts]
@@ -91,7 +93,7 @@ class Needles:
             while len(made) < size // each:  # drawn in order, so that a longer haystack begins with the shorter one
                 name = next(n for n in iter(lambda: draws[0](random), "") if n not in taken)
                 made.append(NEEDLE.format(plural=plural, name=name, value=draws[1](random)) + "\n")
-            # What is left of the length, less than a needle, is noise: the prompt ends within a few tokens of the window.
+            # What is left of the length, less than a needle, is noise: the prompt ends close to the window.
             return made[: size // each] + noise(size % each)
 
         return others, _MOST_SENTENCES

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
+from ruler_texts import word_texts
 
 from e2llm.evaluate.config import RULER
 from e2llm.evaluate.fit import make_frame
@@ -18,6 +18,11 @@ KINDS = ruler_kinds({})
 WINDOWS = (1024, 8192)
 SLACK = {"cwe": 30, "niah_single_1": 12, "vt": 12, "fwe": 30}
 """Tokens below the window at most: a word of the list three times, a sentence of noise; 12 for all others."""
+
+
+@pytest.fixture(scope="module")
+def texts() -> Texts:
+    return word_texts()
 
 
 def ask(texts: Texts, name: str, window: int, index: int = 0, seed: int = 0) -> tuple[Question, str]:
@@ -109,7 +114,7 @@ def test_a_window_that_is_too_small_and_a_text_that_is_too_short(texts: Texts) -
         ask(texts, "niah_single_2", 131072)
 
 
-def test_poor_text_is_named(tokenizer: Any) -> None:
+def test_poor_text_is_named() -> None:
     from e2llm.evaluate.ruler.words import words_of
 
     with pytest.raises(ValueError, match="2 different words"):

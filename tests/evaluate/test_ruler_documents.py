@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ruler_texts import word_texts
 
 from e2llm.evaluate.fit import make_frame
 from e2llm.evaluate.questions import Texts, make_question
@@ -35,6 +36,11 @@ HOTPOT = [
         "context": [["Albert", ["Born ", "in Ulm."]], ["Other", ["Nothing."]]],
     }
 ]
+
+
+@pytest.fixture(scope="module")
+def texts() -> Texts:
+    return word_texts()
 
 
 def write(folder: Path, name: str, content: object) -> Path:
@@ -73,7 +79,11 @@ def test_malformed_files_are_named(tmp_path: Path, name: str, content: str, name
 
 def test_the_window_is_filled_with_other_questions_documents(tmp_path: Path, texts: Texts) -> None:
     rows = [
-        {"question": f"Question {i}?", "answers": [f"answer{i}"], "documents": [f"Document about answer{i}. " + "x y z " * 40]}
+        {
+            "question": f"Question {i}?",
+            "answers": [f"answer{i}"],
+            "documents": [f"Document about answer{i}. " + "x y z " * 40],
+        }
         for i in range(30)
     ]
     path = write(tmp_path, "own.jsonl", "\n".join(map(json.dumps, rows)))
