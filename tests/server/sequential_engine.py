@@ -149,9 +149,7 @@ class SequentialEngine:
                 if finish is not None:
                     return output
                 stream.outputs.put(output)
-                step = torch.tensor([[token]])
-                out = engine.model(input_ids=step, past_key_values=cache, use_cache=True)
-                logits, cache = out.logits[0, -1], out.past_key_values
+                logits, cache = engine.step(token, cache)
 
     def _logprobs(self, logits: torch.Tensor, token: int, count: int | None) -> tuple[TokenLogprob, ...]:
         if count is None:

@@ -7,6 +7,7 @@ as long as its tokens can be mapped. W = window, T = tokens of a document.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,6 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import batch_rows, sliding_groups, sliding_steps, token_rows
 from e2llm.infer import Engine
-import itertools
 
 BUCKETS_AN_OCTAVE = 2
 """Positions are put together in steps of a half octave: 1, 2, 3, 4, 6, 8, 11, 16 …"""

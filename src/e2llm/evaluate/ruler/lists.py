@@ -6,6 +6,7 @@ tracking and common words show one solved example first. Sizes are sentences or 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,6 @@ import numpy as np
 from e2llm.evaluate.questions import Draft, Texts
 from e2llm.evaluate.ruler.needles import hide, noise
 from e2llm.evaluate.ruler.words import coded_word, distinct, distinct_words, variable
-import itertools
 
 HOPS = 4
 COMMON = 10
