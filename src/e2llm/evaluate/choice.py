@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.evaluate.config import EvaluateConfig
-from e2llm.evaluate.run import evaluate, load_corpora, load_engine, scale_of
+from e2llm.evaluate.run import check_named, evaluate, load_corpora, load_engine, scale_of
 from e2llm.records import Record
 
 METHODS = ("linear", "yarn")
@@ -25,6 +25,7 @@ def choice(config: EvaluateConfig, *, methods: Sequence[str] = METHODS, progress
 
     A fixed scale is measured at every window, also where it is smaller than the window needs.
     """
+    check_named(config)
     fixed = config.scales or FIXED
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []

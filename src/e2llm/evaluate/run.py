@@ -33,10 +33,7 @@ from e2llm.records import Record
 
 def run(config: EvaluateConfig, *, progress: bool = True) -> Record:
     """Load what `config` names, measure, write the Record to `config.out`."""
-    if not config.model:
-        raise ValueError("model = '': name a checkpoint folder, hub name or .gguf file")
-    if not config.corpora:
-        raise ValueError("corpora = {}: give at least one LABEL=PATH")
+    check_named(config)
     engine = load_engine(config)
     corpora = load_corpora(config, engine)
     partial = Path(f"{config.out}.partial.jsonl")
@@ -44,6 +41,14 @@ def run(config: EvaluateConfig, *, progress: bool = True) -> Record:
     record.save(config.out)
     partial.unlink(missing_ok=True)
     return record
+
+
+def check_named(config: EvaluateConfig) -> None:
+    """Raise ValueError unless a model and a corpus are named."""
+    if not config.model:
+        raise ValueError("model = '': name a checkpoint folder, hub name or .gguf file")
+    if not config.corpora:
+        raise ValueError("corpora = {}: give at least one LABEL=PATH")
 
 
 def load_engine(config: EvaluateConfig) -> Engine:
