@@ -42,6 +42,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["train", "paper", "--set", "train.stps=1"], "did you mean train.steps"),
         (["generate", "./nowhere", "--prompt", "a"], "model = './nowhere': no such file or folder"),
         (["generate", "m"], "give either --prompt"),
+        (["evaluate", "m", "--suite", "ruler"], "corpora = {}: give at least one"),
+        (["evaluate", "m", "--suite", "choice"], "corpora = {}: give at least one"),
+        (["evaluate", "m", "--qa", "qa_3=x"], "qa = ['qa_3']: name qa_1 or qa_2"),
+        (["evaluate", "m", "--method", "yarn", "--neighbours", "9"], "with method = 'self_extend' only"),
         (["generate", "m", "--prompt-file", "nowhere.txt"], "prompt-file = 'nowhere.txt': no such file"),
         (["report", "a.json"], "name a page with --out"),
         (["recipes", "--show", "nope"], "recipe = 'nope'"),
@@ -68,3 +72,9 @@ def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "recommended" in capsys.readouterr().out
     assert main(["recipes", "--show", "paper"]) == 0
     assert 'kind = "paper"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("4k", 4096), ("128K", 131072), ("1M", 1048576)])
+def test_windows_are_tokens(text: str, tokens: int) -> None:
+    arguments = build_parser().parse_args(["evaluate", "m", "--windows", text])
+    assert arguments.windows == [tokens]

@@ -15,9 +15,10 @@ from e2llm.version import __version__
 
 
 def _windows(text: str) -> int:
-    """4096, 4k, 128k -> tokens."""
+    """4096, 4k, 128k, 1M -> tokens."""
     lowered = text.strip().lower()
-    number, unit = (lowered[:-1], 1024) if lowered.endswith("k") else (lowered, 1)
+    unit = {"k": 1024, "m": 1024 * 1024}.get(lowered[-1:], 1)
+    number = lowered if unit == 1 else lowered[:-1]
     try:
         return int(number) * unit
     except ValueError as error:
@@ -50,14 +51,30 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from e2llm.evaluate.config import EvaluateConfig
 
     given = {k: v for k, v in vars(arguments).items() if k not in _NOT_CONFIG and v is not None}
+    suite = given.pop("suite", None)
     given["corpora"] = dict(given.pop("corpus", []))
-    for name in ("windows", "scales", "protocols"):
+    for name in ("windows", "scales", "protocols", "kv_files"):
         if name in given:
             given[name] = tuple(given[name])
-    config = EvaluateConfig(**given)
-    from e2llm.evaluate.run import run
+    if "qa" in given:
+        given["qa"] = dict(given["qa"])
+    if suite == "smoke" and not given["corpora"]:  # a text that is on every machine
+        from e2llm.data.stdlib_files import HELD_OUT, stdlib_root
 
-    record = run(config)
+        given["corpora"] = {"python": str(stdlib_root() / HELD_OUT[0])}
+    if suite not in (None, "choice"):
+        from e2llm.evaluate.suites import with_suite
+
+        given = with_suite(suite, given)
+    config = EvaluateConfig(**given)
+    if suite == "choice":
+        from e2llm.evaluate.choice import choice
+
+        record = choice(config)
+    else:
+        from e2llm.evaluate.run import run
+
+        record = run(config)
     _print_record(record)
     print(config.out)
     return 0
@@ -194,10 +211,20 @@ finished model (a plain Hugging Face folder with e2llm.json beside) into the rec
 checkpoint and exits with 143."""
 
 
+_protocols = "whole sliding position difference key_tokens; pass_key uuid_kv needle multi_needle kv_pairs; attention; \
+RULER's niah_single_1 to qa_2"
+_suites = "protocols and sizes by name; what is given beside it counts more. paper: sliding window as in the paper; \
+context: is the context used; needles: retrieval maps; ruler: its thirteen kinds; attention: where the answer looks; \
+choice: the chosen scale against fixed ones, linear and yarn; smoke: everything once, in minutes on two cores"
+
+
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from e2llm.evaluate.config import METHODS, PROTOCOLS
+    from e2llm.evaluate.suites import NAMES as SUITES
+
     parser = commands.add_parser(
         "evaluate",
-        help="perplexity over windows and scales, retrieval",
+        help="perplexity, retrieval, RULER, attention, over windows and scales",
         description="Measure a checkpoint; writes a Record (JSON). A run that was cut off goes on where it stopped.",
     )
     add = parser.add_argument
@@ -206,8 +233,13 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--windows", type=_windows, nargs="+", metavar="TOKENS", help="e.g. 4k 8k 16k 32k (default: 4k 8k)")
     grid = "a full window × scale grid (default: the calibrated scale of each window, else window / native)"
     add("--scales", type=float, nargs="+", metavar="G", help=grid)
-    add("--method", choices=["none", "linear", "ntk", "yarn", "longrope"], help="default: the checkpoint's own")
-    add("--protocols", nargs="+", choices=["whole", "sliding", "pass_key", "uuid_kv"], help="default: whole pass_key")
+    add("--method", choices=METHODS, help="default: the checkpoint's own")
+    add("--protocols", nargs="+", choices=PROTOCOLS, metavar="PROTOCOL", help=f"default: whole pass_key; {_protocols}")
+    add("--suite", choices=SUITES, help=_suites)
+    add("--qa", type=_pair, action="append", metavar="KIND=FILE", help="questions of qa_1 or qa_2 with documents")
+    add("--kv-files", nargs="+", metavar="FILE", help="objects that kv_pairs asks (default: made to fill the window)")
+    add("--key-model", help="says which tokens need the context (default: the model itself)")
+    add("--neighbours", type=int, help="self_extend: tokens read at their own distance (default: native / 4)")
     add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
     add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
     add("--prompts", type=int, help="retrieval prompts per window (default: 20)")

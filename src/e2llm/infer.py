@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
+from e2llm.hf.cache import cache_argument
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Policy, Schedule, choose_scale, window_of
 
@@ -151,7 +152,7 @@ def hidden_chunks(model: Any, input_ids: torch.Tensor, chunk_tokens: int | None 
         return
     cache = None
     for piece in input_ids.split(chunk, dim=1):
-        out = body(input_ids=piece, past_key_values=cache, use_cache=True)
+        out = body(input_ids=piece, **cache_argument(body, cache))
         cache = out.past_key_values
         yield out.last_hidden_state
 
@@ -320,7 +321,7 @@ class Engine:
         generator: torch.Generator | None,
     ) -> tuple[list[int], str, Literal["stop", "length"]]:
         ends = end_tokens(self.model, self.tokenizer)
-        logits, cache = self._prefill(prompt_ids)
+        logits, cache = self.prefill(prompt_ids)
         tokens: list[int] = []
         while True:
             tokens.append(int(sample_token(logits, temperature=temperature, top_p=top_p, generator=generator)))
@@ -333,21 +334,25 @@ class Engine:
                     return tokens, text[: min(found)], "stop"
             if len(tokens) == plan.max_new_tokens:
                 return tokens, self._text(tokens), "length"
-            step = torch.tensor([tokens[-1:]], device=self.model.device)
-            out = self.model(input_ids=step, past_key_values=cache, use_cache=True)
-            logits, cache = out.logits[0, -1], out.past_key_values
+            logits, cache = self.step(tokens[-1], cache)
 
-    def _prefill(self, prompt_ids: list[int]) -> tuple[torch.Tensor, Any]:
-        """Logits (V,) after the prompt, and its cache."""
-        ids = torch.tensor([prompt_ids], device=self.model.device)
+    def prefill(self, prompt_ids: Sequence[int]) -> tuple[torch.Tensor, Any]:
+        """Logits (V,) after the prompt, and its cache, at the scale that is set."""
+        ids = torch.tensor([list(prompt_ids)], device=self.model.device)
         chunk = prefill_chunk_tokens(self.model, len(prompt_ids), self.chunk_tokens)
         if not self._last_only and reads_in_chunks(self.model):
             chunk = min(chunk, 1024)
         cache = None
         for piece in ids.split(chunk, dim=1):
-            out = self.model(input_ids=piece, past_key_values=cache, use_cache=True, **self._last_only)
+            out = self.model(input_ids=piece, **cache_argument(self.model, cache), **self._last_only)
             cache = out.past_key_values
         return out.logits[0, -1], cache
+
+    def step(self, token: int, cache: Any) -> tuple[torch.Tensor, Any]:
+        """Logits (V,) after one more token, and the cache with its keys, at the scale that is set."""
+        ids = torch.tensor([[token]], device=self.model.device)
+        out = self.model(input_ids=ids, **cache_argument(self.model, cache))
+        return out.logits[0, -1], out.past_key_values
 
     def _text(self, tokens: list[int]) -> str:
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -30,11 +30,22 @@ ROW_FIELDS = ("metric", "value", "unit", "n")
 
 LABELS = (
     "base_model", "checkpoint", "method", "corpus", "protocol", "window", "scale", "native_window", "task", "depth",
-    "split", "step", "seed", "language", "trainer", "engine", "mix", "gpu", "gpus",
+    "split", "step", "seed", "language", "trainer", "engine", "mix", "gpu", "gpus", "position", "choice",
 )  # fmt: skip
 """Labels the project uses: one spelling for one thing. Other labels are allowed; these come first in tables."""
 
-METRIC_RANGES = {"perplexity": (1.0, math.inf), "retrieval": (0.0, 1.0), "loss": (0.0, math.inf)}
+METRIC_RANGES = {
+    "perplexity": (1.0, math.inf),
+    "key_perplexity": (1.0, math.inf),
+    "loss": (0.0, math.inf),
+    **{
+        name: (0.0, 1.0)
+        for name in (
+            *("retrieval", "string_match", "key_share", "attention_on_span", "attention_on_others"),
+            *("attention_if_even", "attention_of_best_head"),
+        )
+    },
+}
 """Metric -> lowest and highest value that is possible. perplexity: ratio; retrieval: share; loss: nats a token."""
 
 PACKAGES = ("e2llm", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy")

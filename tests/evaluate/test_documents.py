@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ruler_texts import word_tokenizer
 from texts import character_tokenizer
 
-from e2llm.evaluate.documents import load_documents
+from e2llm.evaluate import documents
+from e2llm.evaluate.documents import load_documents, stream_tokens
 
 TOKENIZER = character_tokenizer()
 
@@ -78,3 +82,33 @@ def test_paths_without_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
     with pytest.raises(ValueError, match=r"bad\.txt: no UTF-8 text at byte 3"):
         load_documents(tmp_path, TOKENIZER, num_tokens=1)
+
+
+@pytest.mark.parametrize("block_characters", [50, 997, 10_000])
+def test_streamed_tokens_are_those_of_the_whole_text(tmp_path: Path, block_characters: int) -> None:
+    tokenizer = word_tokenizer()
+    text = Path(argparse.__file__).read_text()[:20_000] + "\n\n \nno end of line"
+    file = tmp_path / "long.txt"
+    file.write_text(text)
+    expected = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    found = stream_tokens(file, tokenizer, 10**6, block_characters=block_characters)
+    assert isinstance(found, np.memmap) and found.tolist() == expected
+    assert stream_tokens(file, tokenizer, 100, block_characters=block_characters).tolist() == expected[:100]
+
+
+def test_long_documents_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "STREAM_TOKENS", 500)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("one word a line\n" * 100)
+    (tmp_path / "short.txt").write_text("one\n")
+    (tmp_path / "empty.txt").write_text("")
+    found = load_documents(tmp_path, character_tokenizer(), num_tokens=1000)
+    assert [d.name for d in found] == ["a.txt", "b.txt"]
+    assert all(isinstance(d.tokens, np.memmap) and len(d.tokens) == 1000 for d in found)
+    monkeypatch.setattr(documents, "STREAM_TOKENS", 10**6)
+    whole = load_documents(tmp_path, character_tokenizer(), num_tokens=1000)
+    assert [d.sha256 for d in found] == [d.sha256 for d in whole]
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
+    monkeypatch.setattr(documents, "STREAM_TOKENS", 500)
+    with pytest.raises(ValueError, match="no UTF-8 text"):
+        load_documents(tmp_path, character_tokenizer(), num_tokens=1000)

@@ -20,7 +20,7 @@ from e2llm.evaluate.config import EvaluateConfig
         ({"scales": (0.5,)}, "scales"),
         ({"scales": (2.0, 2)}, "scales"),
         ({"scales": (float("inf"),)}, "scales"),
-        ({"protocols": ("hole",)}, "whole, sliding, pass_key"),
+        ({"protocols": ("hole",)}, "whole, sliding, .*pass_key"),
         ({"protocols": ()}, "protocols"),
         ({"prompts": 0}, "prompts"),
         ({"stride": 0}, "stride"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from architectures import statically_scaled, tiny_config, tiny_model, token_ids, with_rope
@@ -9,6 +10,7 @@ from torch import nn
 
 from e2llm.hf import install
 from e2llm.hf.rotary import find_rotary_owner
+from e2llm.positions.placement import Placement
 
 SDPA = (
     "llama mistral qwen2 qwen3 gemma gemma3_text phi phi3 gpt_neox olmo olmo2 olmo3 smollm3 granite starcoder2 "
@@ -126,6 +128,25 @@ def test_ntk_is_transformers_dynamic(tokens: int) -> None:
     ids = token_ids(1, tokens)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     torch.testing.assert_close(logits(model, inputs), logits(dynamic, inputs), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_neox"])
+def test_dynamic_ntk_is_transformers_dynamic_at_every_length_and_while_generating(name: str) -> None:
+    model = tiny_model(name)
+    dynamic = statically_scaled(model, rope_type="dynamic", factor=1.0)
+    extension = install(model, method="dynamic_ntk")
+    extension.set_scale(8.0)  # the most it may come to; the length read decides
+    for tokens in (40, 64, 100, 173):
+        ids = token_ids(1, tokens)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        torch.testing.assert_close(logits(model, inputs), logits(dynamic, inputs), rtol=0, atol=2e-5)
+    ids = token_ids(1, 60)
+    written = [m.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=None) for m in (model, dynamic)]
+    assert written[0].tolist() == written[1].tolist()  # grows across the native window of 64
+    extension.set_scale(1.0)
+    assert extension.switches_by_length
+    with pytest.raises(ValueError, match="train with 'ntk'"):
+        extension.place([Placement(2.0, np.arange(4))])
 
 
 def test_longrope_is_transformers_own() -> None:

@@ -20,7 +20,7 @@ from e2llm.positions.rope import Rope
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "frequencies.json").read_text())["cases"]
 SCALES = [1.0, 1.5, 2.0, 2.7, 3.0, 4.0, 5.0, 16.0, 20.0, 33.3]
 MODELS = [(1e4, 128, 4096), (1e4, 16, 64), (1e5, 64, 8192), (5e5, 128, 8192), (1e6, 64, 32768), (1e4, 80, 2048)]
-UNSCALED = ["none", "linear", "ntk", "yarn"]
+UNSCALED = ["none", "linear", "ntk", "dynamic_ntk", "yarn"]
 
 
 def make_rope(base: float, dim: int, window: int, **changes: object) -> Rope:
@@ -53,6 +53,7 @@ def test_golden(case: dict) -> None:
     exact = {
         "linear": lambda: oracle.linear_inv_freq(base, dim, scale),
         "ntk": lambda: oracle.ntk_inv_freq(base, dim, scale),
+        "dynamic_ntk": lambda: oracle.ntk_inv_freq(base, dim, scale),
         "yarn": lambda: oracle.yarn_inv_freq(base, dim, scale, window),
     }[case["method"]]()
     np.testing.assert_allclose(exact, case["inv_freq"], rtol=1e-12, atol=0)
@@ -180,7 +181,7 @@ def test_a_scale_is_at_least_one(method: str, scale: float) -> None:
 
 
 def test_other_errors() -> None:
-    with pytest.raises(ValueError, match="method = 'pi': choose one of none, linear, ntk, yarn, longrope"):
+    with pytest.raises(ValueError, match="method = 'pi': choose one of none, linear, ntk, dynamic_ntk, yarn, longrope"):
         frequencies(make_rope(1e4, 16, 64), "pi", 2.0)
     with pytest.raises(ValueError, match="no long_factor"):
         frequencies(make_rope(1e4, 16, 64), "longrope", 2.0)

@@ -118,7 +118,7 @@ class SequentialEngine:
         with engine.at_scale(stream.admission.scale):
             if stream.cancelled.is_set():
                 return Output(finish_reason="cancelled")
-            logits, cache = engine._prefill(list(request.prompt_ids))
+            logits, cache = engine.prefill(request.prompt_ids)
             self._counts["prompt"] += len(request.prompt_ids)
             tokens: list[int] = []
             sent = ""
@@ -149,9 +149,7 @@ class SequentialEngine:
                 if finish is not None:
                     return output
                 stream.outputs.put(output)
-                step = torch.tensor([[token]])
-                out = engine.model(input_ids=step, past_key_values=cache, use_cache=True)
-                logits, cache = out.logits[0, -1], out.past_key_values
+                logits, cache = engine.step(token, cache)
 
     def _logprobs(self, logits: torch.Tensor, token: int, count: int | None) -> tuple[TokenLogprob, ...]:
         if count is None:

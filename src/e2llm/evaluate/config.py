@@ -6,7 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PROTOCOLS = ("whole", "sliding", "pass_key", "uuid_kv")
+RULER = (
+    "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
+    "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
+)  # fmt: skip
+"""RULER's thirteen kinds (arXiv 2404.06654)."""
+PROTOCOLS = (
+    "whole", "sliding", "position", "difference", "key_tokens", "pass_key", "uuid_kv", "needle", "multi_needle",
+    "kv_pairs", "attention", *RULER,
+)  # fmt: skip
+
+METHODS = ("none", "linear", "ntk", "dynamic_ntk", "yarn", "longrope", "self_extend")
+"""What a checkpoint may be read with: a frequency method, or the attention of SelfExtend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +35,27 @@ class EvaluateConfig:
     """Scales measured at every window (a full grid); empty: one per window, the checkpoint's calibrated one,
     else max(1, window / native window)."""
     method: str | None = None
-    """Frequency method (none, linear, ntk, yarn, longrope); None: the checkpoint's own."""
+    """Frequency method (none, linear, ntk, dynamic_ntk, yarn, longrope) or self_extend; None: the checkpoint's own."""
     protocols: tuple[str, ...] = ("whole", "pass_key")
-    """whole: windows in one pass; sliding: the paper's, stride 256; pass_key, uuid_kv: retrieval by depth and length
-    (five digits; one of three UUID pairs)."""
+    """whole: windows in one pass; sliding: the paper's, stride 256; position: loss by position in the window;
+    difference: whole over sliding on the same tokens; key_tokens: perplexity on tokens that need the context; pass_key,
+    uuid_kv: retrieval by depth and length (five digits; one of three UUID pairs); needle, multi_needle: maps of length
+    × depth; kv_pairs: a JSON object of UUIDs; attention: where the answer looks; niah_… to qa_2: RULER."""
     stride: int = 256
     """Tokens that one step of the sliding window scores."""
     max_strides: int | None = 16
-    """Steps a document of the sliding window; None scores the whole document (one forward pass per `stride` tokens)."""
+    """Steps a document of the sliding window; None scores the whole document (one forward pass per `stride` tokens).
+    64 is the paper's protocol at stride 256: all of a document of 16k tokens, 16,384 tokens of a longer one."""
     prompts: int = 20
     """Retrieval prompts per window, scale and task."""
+    qa: Mapping[str, str] = field(default_factory=dict)
+    """qa_1, qa_2 -> file of questions with their documents (SQuAD's or HotpotQA's JSON, or JSONL)."""
+    kv_files: tuple[str, ...] = ()
+    """Lost-in-the-Middle files for kv_pairs; empty: objects are made that fill the window."""
+    key_model: str = ""
+    """Model that says which tokens need the context (key_tokens); empty: the measured one itself."""
+    neighbours: int | None = None
+    """method self_extend: tokens read at their own distance; None: a quarter of the native window."""
     chat: bool = False
     """Put retrieval prompts in the tokenizer's chat template."""
     max_documents: int | None = None
@@ -63,6 +85,11 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} = {value}: use at least {least}")
+        strange = sorted(set(self.qa) - {"qa_1", "qa_2"})
+        if strange:
+            raise ValueError(f"qa = {strange}: name qa_1 or qa_2, e.g. qa_1=squad.json")
+        if self.neighbours is not None and (self.neighbours < 1 or self.method != "self_extend"):
+            raise ValueError(f"neighbours = {self.neighbours}: at least 1, and with method = 'self_extend' only")
         if not self.out:
             raise ValueError("out = '': name the Record file to write")
 

@@ -1,11 +1,14 @@
 """Evaluation documents: text files become token arrays, no longer than needed.
 
-One file is one document. Files are read and tokenized only as far as the largest window asks for.
+One file is one document. Files are read and tokenized only as far as the largest window asks for. Long ones are read
+a block at a time and their tokens lie in a file that is mapped into memory, so that a document of millions of tokens
+takes no more than a short one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,10 @@ SAMPLE_CHARACTERS = 16_384
 """Text tokenized first, to learn how many characters a token of this document takes."""
 FILES_TOGETHER = 16
 """Files tokenized in one call: tokenizers then use several cores."""
+STREAM_TOKENS = 262_144
+"""Documents wanted longer than this are tokenized a block at a time, one after the other."""
+BLOCK_CHARACTERS = 1 << 20
+"""Text held at once of such a document."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Document:
     name: str
     """Path inside the corpus folder."""
     tokens: np.ndarray
-    """Token ids (T,) int32, without special tokens, cut at the length asked for."""
+    """Token ids (T,) int32, without special tokens, cut at the length asked for; of a long document mapped from a
+    temporary file that goes with the array."""
 
     @property
     def sha256(self) -> str:
@@ -55,9 +63,13 @@ def load_documents(
     named = [(file, name) for file, name in named if keep(name)]
     found: list[Document] = []
     longest, longest_name = 0, ""
-    for start in range(0, len(named), FILES_TOGETHER):
-        group = named[start : start + FILES_TOGETHER]
-        arrays = _tokenize_prefixes([_read(file) for file, _ in group], tokenizer, num_tokens)
+    together = FILES_TOGETHER if num_tokens <= STREAM_TOKENS else 1
+    for start in range(0, len(named), together):
+        group = named[start : start + together]
+        if num_tokens > STREAM_TOKENS:
+            arrays = [stream_tokens(file, tokenizer, num_tokens) for file, _ in group]
+        else:
+            arrays = _tokenize_prefixes([_read(file) for file, _ in group], tokenizer, num_tokens)
         for (_, name), tokens in zip(group, arrays, strict=True):
             if len(tokens) > longest:
                 longest, longest_name = len(tokens), name
@@ -89,6 +101,43 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: no UTF-8 text at byte {error.start}: convert the file or leave it out") from error
+
+
+def stream_tokens(
+    file: Path, tokenizer: Any, num_tokens: int, *, block_characters: int = BLOCK_CHARACTERS
+) -> np.ndarray:
+    """First `num_tokens` tokens (T,) int32 of a file, mapped; one block of text and its tokens are held at a time.
+
+    A block ends with a line's last character and the next one begins with the line break: most tokenizers begin a new
+    word there, so that the tokens are those of the whole text.
+    """
+    count, rest = 0, ""
+    with tempfile.TemporaryFile() as store, file.open(encoding="utf-8") as text:
+        while count < num_tokens:
+            try:
+                read = text.read(block_characters)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file}: no UTF-8 text ({error}): convert the file or leave it out") from error
+            if not read and not rest:
+                break
+            block, rest = _cut(rest + read, 8 * block_characters) if read else (rest, "")
+            ids = np.asarray(tokenizer(block, add_special_tokens=False, verbose=False).input_ids, dtype=np.int32)
+            ids = ids[: num_tokens - count]
+            store.write(ids.tobytes())
+            count += len(ids)
+        store.flush()
+        return np.memmap(store, dtype=np.int32, mode="r", shape=(count,)) if count else np.zeros(0, dtype=np.int32)
+
+
+def _cut(text: str, longest: int) -> tuple[str, str]:
+    """The text up to the last line's end, or the last word's where a line is long, without the space there, and the
+    rest, which begins with that space. Text without any space is kept whole until it is `longest`."""
+    for space in ("\n", " "):
+        place = text.rfind(space)
+        kept = text[:place].rstrip() if place > 0 else ""
+        if kept:
+            return kept, text[len(kept) :]
+    return ("", text) if len(text) < longest else (text, "")
 
 
 def _tokenize_prefixes(texts: list[str], tokenizer: Any, num_tokens: int) -> list[np.ndarray]:

@@ -7,37 +7,24 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
+from e2llm.evaluate.fit import begin_of_text
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
-from e2llm.evaluate.retrieval import Retrieved, begin_of_text, prompt_template, retrieval, share_by_depth
+from e2llm.evaluate.protocols import further, wordings
+from e2llm.evaluate.retrieval import Retrieved, prompt_template, retrieval, share_by_depth
 from e2llm.evaluate.tasks import TASKS
+from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.records import make_row, portable
 from e2llm.version import __version__
-
-Results = dict[str, list[dict[str, Any]]]
-"""`rows` and `examples` of a part."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One combination that is measured and kept as a whole."""
-
-    corpus: str
-    protocol: str
-    window: int
-    scale: float
-
-    def __str__(self) -> str:
-        return f"{self.corpus} {self.protocol} window {self.window} scale {self.scale:g}"
 
 
 class Measurement:
@@ -46,7 +33,9 @@ class Measurement:
     def __init__(self, engine: Engine, corpora: Mapping[str, Sequence[Document]], config: EvaluateConfig) -> None:
         self.engine, self.corpora, self.config = engine, corpora, config
         self.first_token = None if engine.tokenizer is None else begin_of_text(engine.tokenizer)
-        self.scorer = TokenScorer(engine) if {"whole", "sliding"} & set(config.protocols) else None
+        self.scorer: TokenScorer | None = TokenScorer(engine) if {"whole", "sliding"} & set(config.protocols) else None
+        self.further = further(config)
+        self.memory: dict[Any, Any] = {}
         info = engine.info
         name = Path(config.model).stem if config.model.endswith(".gguf") else Path(config.model).name
         self.labels = {
@@ -55,6 +44,9 @@ class Measurement:
             "method": engine.extension.method,
             "native_window": engine.native_window,
         }
+        self.self_extend = get_self_extend(engine.model)
+        if self.self_extend is not None:
+            self.labels |= {"method": "self_extend", "neighbours": self.self_extend.neighbours}
         shared = [__version__, fingerprint(engine), self.first_token, sorted(config.windows), self.labels]
         documents = {label: [d.sha256 for d in found] for label, found in corpora.items()}
         self._shared_key = json.dumps([shared, documents])
@@ -66,12 +58,18 @@ class Measurement:
             "sliding": (c.stride, c.max_strides),
             **{name: (c.prompts, c.seed, c.chat, prompt_template(c.chat, task)) for name, task in TASKS.items()},
         }.get(part.protocol)
+        if part.protocol in self.further:
+            settings = self.further[part.protocol].settings(c)
         text = json.dumps([self._shared_key, dataclasses.astuple(part), settings])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, part: Part, progress: Callable[[int], None]) -> Results:
+        if self.self_extend is not None:
+            self.labels["group"] = self.self_extend.fit(part.window)
         if part.protocol in TASKS:
             return self._retrieval(part, progress)
+        if part.protocol in self.further:
+            return self.further[part.protocol].measure(self, part, progress)
         return self._perplexity(part, progress)
 
     def _perplexity(self, part: Part, progress: Callable[[int], None]) -> Results:
@@ -132,7 +130,7 @@ class Measurement:
             "scales": list(self.config.scales),
             "protocols": list(self.config.protocols),
             "prompt": _asked(self.config),
-            "method": self.engine.extension.method,
+            "method": self.labels["method"],
             "attention": dataclasses.asdict(self.engine.extension.attention),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
@@ -157,6 +155,7 @@ class Measurement:
 def _asked(config: EvaluateConfig) -> str | dict[str, str] | None:
     """Wording of the retrieval prompts: of the one task, or by task."""
     found = {name: prompt_template(config.chat, TASKS[name]) for name in config.protocols if name in TASKS}
+    found |= wordings(config)
     return next(iter(found.values())) if len(found) == 1 else found or None
 
 

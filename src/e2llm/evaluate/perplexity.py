@@ -65,11 +65,11 @@ def whole_windows(
     _need_tokens(documents, length)
     scorer = scorer or TokenScorer(engine)
     scored = (torch.arange(1, length + 1, device=engine.model.device) % smallest != 0).view(-1, window)[:, : window - 1]
-    batch = max(1, _budget(engine, tokens_per_forward) // window)
+    batch = batch_rows(engine, window, tokens_per_forward)
     sums: list[torch.Tensor] = []
     with engine.at_scale(scale):
         for document in documents:
-            ids = _windows(engine, document.tokens[:length].reshape(-1, window), first_token)
+            ids = token_rows(engine, document.tokens[:length].reshape(-1, window), first_token)
             total = torch.zeros((), dtype=torch.float64, device=ids.device)
             for rows, keep in zip(ids.split(batch), scored.split(batch), strict=True):
                 nats = scorer.nats(rows)
@@ -106,13 +106,13 @@ def sliding_windows(
         raise ValueError(f"stride = {stride}: use at least 1 and less than the smallest window ({min(windows)})")
     scorer = scorer or TokenScorer(engine)
     steps = sliding_steps(window, max(windows), stride, max_strides)
-    groups = _groups(steps, max(1, _budget(engine, tokens_per_forward) // window))
+    groups = sliding_groups(steps, batch_rows(engine, window, tokens_per_forward))
     sums: list[torch.Tensor] = []
     with engine.at_scale(scale):
         for document in documents:
             total = torch.zeros((), dtype=torch.float64, device=engine.model.device)
             for group in groups:
-                ids = _windows(engine, np.stack([document.tokens[s.start : s.end] for s in group]), first_token)
+                ids = token_rows(engine, np.stack([document.tokens[s.start : s.end] for s in group]), first_token)
                 total += scorer.nats(ids, first=group[0].first).sum(dtype=torch.float64)
                 progress(ids.numel())
             sums.append(total)
@@ -120,7 +120,7 @@ def sliding_windows(
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One window of a document, tokens start…end-1, which scores those from index `first` of the window on."""
 
     start: int
@@ -128,26 +128,26 @@ class _Step:
     first: int
 
 
-def sliding_steps(window: int, length: int, stride: int, max_strides: int | None) -> list[_Step]:
+def sliding_steps(window: int, length: int, stride: int, max_strides: int | None) -> list[Step]:
     """Windows that together score each token of a document (of its end, when limited) once, last window first.
 
     Counted back from the document's end, so that all windows of a comparison take the same steps; a window that
     reaches the document's beginning scores everything that is left.
     """
     from_token = 1 if max_strides is None else max(1, length - max_strides * stride)
-    steps: list[_Step] = []
+    steps: list[Step] = []
     end = length
     while end > from_token:
         start = max(0, end - window)
         low = from_token if start == 0 else max(from_token, end - stride)
-        steps.append(_Step(start, end, low - start))
+        steps.append(Step(start, end, low - start))
         end = low
     return steps
 
 
-def _groups(steps: list[_Step], batch: int) -> list[list[_Step]]:
+def sliding_groups(steps: list[Step], batch: int) -> list[list[Step]]:
     """Steps of one shape, at most `batch` together."""
-    groups: list[list[_Step]] = []
+    groups: list[list[Step]] = []
     for step in steps:
         last = groups[-1][-1] if groups else None
         same = last is not None and (last.end - last.start, last.first) == (step.end - step.start, step.first)
@@ -158,7 +158,7 @@ def _groups(steps: list[_Step], batch: int) -> list[list[_Step]]:
     return groups
 
 
-def _windows(engine: Engine, rows: np.ndarray, first_token: int | None) -> torch.Tensor:
+def token_rows(engine: Engine, rows: np.ndarray, first_token: int | None) -> torch.Tensor:
     """Token ids (B, window) on the model's device."""
     ids = torch.from_numpy(rows.astype(np.int64)).to(engine.model.device)
     if first_token is not None:
@@ -166,8 +166,9 @@ def _windows(engine: Engine, rows: np.ndarray, first_token: int | None) -> torch
     return ids
 
 
-def _budget(engine: Engine, tokens_per_forward: int | None) -> int:
-    return tokens_per_forward or TOKENS_PER_FORWARD.get(engine.model.device.type, 4096)
+def batch_rows(engine: Engine, window: int, tokens_per_forward: int | None = None) -> int:
+    """Windows that are read in one forward pass."""
+    return max(1, (tokens_per_forward or TOKENS_PER_FORWARD.get(engine.model.device.type, 4096)) // window)
 
 
 def _need_tokens(documents: Sequence[Document], length: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from e2llm.evaluate.documents import Document
+from e2llm.evaluate.fit import begin_of_text
 from e2llm.evaluate.tasks import PASS_KEY, Task
 from e2llm.infer import Engine, RequestPlan
 
@@ -39,6 +40,8 @@ class RetrievalPrompt:
     token_ids: tuple[int, ...]
     answer_tokens: int
     """Tokens that the answer may take; len(token_ids) + answer_tokens = window."""
+    spans: tuple[range, ...] = ()
+    """Places of the values in `token_ids`, the asked one's first."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def _prompt(
     step = index % NUM_DEPTHS
     depth = (step + random.random()) / NUM_DEPTHS
     statements = [_ids(tokenizer, task.statement.format(name=n, value=v)) for n, v in facts]
+    values = [_value_places(tokenizer, task, fact, len(ids)) for fact, ids in zip(facts, statements, strict=True)]
     before, after = [*opening, *_ids(tokenizer, frame[0])], _ids(tokenizer, frame[1].replace(_NAME, name))
     # Two tokens of slack: models may split the value otherwise than the tokenizer does.
     answer_tokens = len(_ids(tokenizer, task.answer.format(value=value))) + 2
@@ -135,7 +139,8 @@ def _prompt(
     start = int(random.integers(0, len(document.tokens) - filler + 1))
     text = document.tokens[start : start + filler].tolist()
     depths = [depth, *(random.random() for _ in facts[1:])]
-    token_ids = (*before, *_hide(text, statements, depths), *after)
+    hidden, places = _hide(text, statements, depths)
+    token_ids = (*before, *hidden, *after)
     assert len(token_ids) + answer_tokens == window
     return RetrievalPrompt(
         seed=seed,
@@ -147,7 +152,22 @@ def _prompt(
         expected=value,
         token_ids=token_ids,
         answer_tokens=answer_tokens,
+        spans=tuple(
+            range(len(before) + place + value.start, len(before) + place + value.stop)
+            for place, value in zip(places, values, strict=True)
+        ),
     )
+
+
+def _value_places(tokenizer: Any, task: Task, fact: tuple[str, str], count: int) -> range:
+    """Which of the `count` tokens of a fact's statement hold its value; all where the tokenizer cannot say."""
+    if not getattr(tokenizer, "is_fast", False):
+        return range(count)
+    text = task.statement.format(name=fact[0], value=fact[1])
+    start = text.index(fact[1])
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    inside = [i for i, (low, high) in enumerate(offsets) if low < start + len(fact[1]) and high > start]
+    return range(inside[0], inside[-1] + 1)
 
 
 def _long_enough(documents: Sequence[Document], filler: int, index: int, window: int, task: Task) -> Document:
@@ -162,14 +182,17 @@ def _long_enough(documents: Sequence[Document], filler: int, index: int, window:
     return found[index % len(found)]
 
 
-def _hide(text: list[int], statements: list[list[int]], depths: list[float]) -> list[int]:
-    """`text` with each statement at its depth."""
+def _hide(text: list[int], statements: list[list[int]], depths: list[float]) -> tuple[list[int], list[int]]:
+    """`text` with each statement at its depth, and the place of each statement's first token in it."""
     found: list[int] = []
+    places = [0] * len(statements)
     end = 0
     for place, statement in sorted((round(depth * len(text)), i) for i, depth in enumerate(depths)):
-        found += [*text[end:place], *statements[statement]]
+        found += text[end:place]
+        places[statement] = len(found)
+        found += statements[statement]
         end = place
-    return found + text[end:]
+    return found + text[end:], places
 
 
 def _frame(tokenizer: Any, chat: bool, task: Task) -> tuple[str, str]:
@@ -190,13 +213,6 @@ def prompt_template(chat: bool, task: Task = PASS_KEY) -> str:
     """What is asked, as written into a Record: {text} is the document up to a fact and after it."""
     asked = task.introduction + "{text}" + (task.statement + "{text}") * task.num_facts + task.question
     return f"[chat template: {asked}]{task.answer_start.strip()}" if chat else asked + task.answer_start
-
-
-def begin_of_text(tokenizer: Any) -> int | None:
-    """The token that the tokenizer puts before a text by itself, None where it puts none."""
-    first = getattr(tokenizer, "bos_token_id", None)
-    ids = tokenizer("a").input_ids
-    return first if first is not None and ids and ids[0] == first else None
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

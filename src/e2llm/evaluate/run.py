@@ -17,12 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.context import Part
 from e2llm.evaluate.documents import Document, load_documents
-from e2llm.evaluate.measure import Measurement, Part
+from e2llm.evaluate.measure import Measurement
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.perplexity import sliding_steps
+from e2llm.evaluate.protocols import further
 from e2llm.evaluate.retrieval import make_prompts
 from e2llm.evaluate.tasks import TASKS
+from e2llm.hf.self_extend import self_extend
 from e2llm.infer import Engine
 from e2llm.positions.choose import choose_scale
 from e2llm.records import Record
@@ -30,23 +33,9 @@ from e2llm.records import Record
 
 def run(config: EvaluateConfig, *, progress: bool = True) -> Record:
     """Load what `config` names, measure, write the Record to `config.out`."""
-    if not config.model:
-        raise ValueError("model = '': name a checkpoint folder, hub name or .gguf file")
-    if not config.corpora:
-        raise ValueError("corpora = {}: give at least one LABEL=PATH")
-    engine = Engine.load(
-        config.model,
-        method=config.method,
-        dtype=config.dtype,
-        device=config.device,
-        attn_implementation=config.attn_implementation,
-    )
-    corpora = {
-        label: load_documents(
-            path, engine.tokenizer, num_tokens=max(config.windows), max_documents=config.max_documents
-        )
-        for label, path in config.corpora.items()
-    }
+    check_named(config)
+    engine = load_engine(config)
+    corpora = load_corpora(config, engine)
     partial = Path(f"{config.out}.partial.jsonl")
     record = evaluate(engine, corpora, config, partial=partial, progress=progress)
     record.save(config.out)
@@ -54,21 +43,56 @@ def run(config: EvaluateConfig, *, progress: bool = True) -> Record:
     return record
 
 
+def check_named(config: EvaluateConfig) -> None:
+    """Raise ValueError unless a model and a corpus are named."""
+    if not config.model:
+        raise ValueError("model = '': name a checkpoint folder, hub name or .gguf file")
+    if not config.corpora:
+        raise ValueError("corpora = {}: give at least one LABEL=PATH")
+
+
+def load_engine(config: EvaluateConfig) -> Engine:
+    """The model that `config` names, with its method; `self_extend` reads it with another attention instead."""
+    extended = config.method == "self_extend"
+    engine = Engine.load(
+        config.model,
+        method="none" if extended else config.method,
+        dtype=config.dtype,
+        device=config.device,
+        attn_implementation=config.attn_implementation,
+    )
+    if extended:
+        self_extend(engine.model, native_window=engine.native_window, neighbours=config.neighbours)
+    return engine
+
+
+def load_corpora(config: EvaluateConfig, engine: Engine) -> dict[str, list[Document]]:
+    """Label -> documents, as long as the largest window."""
+    return {
+        label: load_documents(
+            path, engine.tokenizer, num_tokens=max(config.windows), max_documents=config.max_documents
+        )
+        for label, path in config.corpora.items()
+    }
+
+
 def evaluate(
     engine: Engine,
     corpora: Mapping[str, Sequence[Document]],
     config: EvaluateConfig,
     *,
+    windows: Sequence[int] = (),
     partial: Path | None = None,
     progress: bool = False,
 ) -> Record:
     """Measure a loaded model on loaded documents. Of `config`, what names files or loads the model is only reported.
+    `windows`: those of `config.windows` that are measured now; () is all.
 
     Documents must reach max(config.windows) tokens. Rows: perplexity (n = tokens scored) and retrieval (n = prompts;
     over all depths, and by depth). Examples: nats and tokens of every document, every pass-key prompt with its
     answer.
     """
-    parts = plan_parts(engine, corpora, config)
+    parts = [part for part in plan_parts(engine, corpora, config) if not windows or part.window in windows]
     measure = Measurement(engine, corpora, config)
     done = Finished(partial)
     bar = Progress(
@@ -121,6 +145,10 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
         documents = next(iter(corpora.values()))
         asked: dict[str, Any] = {"num_prompts": 1, "seed": 0, "chat": config.chat, "task": TASKS[name]}
         make_prompts(engine.tokenizer, documents, window=min(config.windows), **asked)
+    known = further(config)
+    for name in [name for name in config.protocols if name in known]:
+        for documents in corpora.values():
+            known[name].check(engine, documents, config)
     if "sliding" in config.protocols and config.stride >= min(config.windows):
         raise ValueError(f"stride = {config.stride}: use less than the smallest window ({min(config.windows)})")
     return [
@@ -150,6 +178,8 @@ def _cost(part: Part, corpora: Mapping[str, Sequence[Document]], config: Evaluat
     documents, length = len(corpora[part.corpus]), max(config.windows)
     if part.protocol in TASKS:
         tokens = config.prompts * part.window
+    elif part.protocol in (known := further(config)):
+        tokens = known[part.protocol].tokens(config, documents, part.window)
     elif part.protocol == "whole":
         tokens = documents * length
     else:

@@ -78,6 +78,8 @@ class ScaledRotary(nn.Module):
     def _tables(self, rows: _Rows, x: torch.Tensor, position_ids: torch.Tensor, layer_type: LayerType) -> Any:
         if position_ids.dim() == 3:  # multimodal sections (time, height, width): text has the same id in each
             position_ids = position_ids[0]
+        if self.extension.method == "dynamic_ntk":
+            rows = self.extension.rows_of_length(int(position_ids.max()) + 1)
         inv_freq = rows.inv_freq[layer_type].to(x.device)
         scale = rows.attention_scale[layer_type].to(x.device)
         batch = inv_freq.shape[0]
@@ -178,6 +180,8 @@ class Extension:
 
     def place(self, placements: Sequence[Placement]) -> None:
         """Positions and scale of each row of the forwards to come, until `set_scale`. One length for all placements."""
+        if self.method == "dynamic_ntk":
+            raise ValueError("method = 'dynamic_ntk': its scale follows the length read; train with 'ntk' or another")
         lengths = {len(p.positions) for p in placements}
         if len(lengths) != 1:
             raise ValueError(f"placements of one batch need one length, got {sorted(lengths)}")
@@ -208,9 +212,18 @@ class Extension:
         finally:
             self._wrapper.rows = before
 
+    def rows_of_length(self, length: int) -> _Rows:
+        """Tables of `dynamic_ntk` once `length` tokens are read: at length / L, and no more than the scale that is
+        set."""
+        most = max(self._scale) if isinstance(self._scale, tuple) else (self._scale or 1.0)
+        return self._rows((min(max(1.0, length / self.native_window), most),), self.attention.serving())
+
     @property
     def switches_by_length(self) -> bool:
-        """Whether method `none` leaves the base a rotary embedding that depends on the longest position of a batch."""
+        """Whether the rotary embedding depends on the longest position of a batch: `dynamic_ntk`, and a base that does
+        so itself under method `none`."""
+        if self.method == "dynamic_ntk":
+            return True
         kinds = {rope.rope_type for rope in self._wrapper.ropes.values()}
         return self.method == "none" and bool(kinds & {"dynamic", "longrope"})
 

@@ -42,7 +42,7 @@ class PackedModel:
         self.kind: str = self._inner.config.model_type
         self.vocabulary: int = self._inner.get_input_embeddings().num_embeddings
         if extension.switches_by_length:
-            raise self._refusal("method 'none' on a base that switches its frequencies by length reads one length")
+            raise self._refusal(f"method {extension.method!r} switches its frequencies by length and reads one length")
         self._own_attention: str = self._inner.config._attn_implementation
         self._takes_places = "logits_to_keep" in inspect.signature(self._inner.forward).parameters
         self._own_scale = extension.scale

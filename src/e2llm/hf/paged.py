@@ -25,7 +25,7 @@ ATTENTION = "e2llm_paged"
 SCORE_ELEMENTS = 2**28
 """Scores (query head, query, key) that are held at once where they are written out."""
 
-_HARMLESS = {
+HARMLESS = {
     *("position_ids", "cache_position", "use_cache", "past_key_values", "return_dict", "logits_to_keep"),
     *("output_attentions", "output_hidden_states", "output_router_logits"),
 }
@@ -111,7 +111,7 @@ def paged_attention(
     current = _CURRENT.get()
     if current is None:
         raise RuntimeError(f"attention {ATTENTION!r} runs inside a batch engine's step only")
-    unknown = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
+    unknown = sorted(name for name, given in others.items() if given is not None and name not in HARMLESS)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if unknown or attention_mask is not None or dropout or not causal or query.shape[0] != 1:
         what = ", ".join(unknown) or "a mask, dropout, bidirectional attention or several rows"

@@ -95,6 +95,16 @@ def ntk(rope: Rope, scale: float) -> Frequencies:
     return Frequencies(1.0 / (base**exponents), rope.attention_scale)
 
 
+def dynamic_ntk(rope: Rope, scale: float) -> Frequencies:
+    """`ntk` at a scale that follows the length read so far: Peng et al. 2023 (arXiv 2309.00071) Sect. 3.3, with
+    s = max(1, length / L).
+
+    At one length it is `ntk`; `hf.extension` asks for it anew in each forward pass, as transformers' `dynamic` does, so
+    keys that are cached keep the rotation of an earlier length. For inference only.
+    """
+    return ntk(rope, scale)
+
+
 YARN_BETA_FAST = 32.0
 YARN_BETA_SLOW = 1.0
 
@@ -148,6 +158,7 @@ METHODS: dict[str, Callable[[Rope, float], Frequencies]] = {
     "none": none,
     "linear": linear,
     "ntk": ntk,
+    "dynamic_ntk": dynamic_ntk,
     "yarn": yarn,
     "longrope": longrope,
 }

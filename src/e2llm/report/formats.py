@@ -10,8 +10,23 @@ import re
 _K = 1024
 
 METRIC_NAMES = {"perplexity": "Perplexity", "retrieval": "Retrieval", "loss": "Loss"}
-TASK_NAMES = {"pass_key": "pass key", "key_values": "key–value", "uuid_kv": "UUID key–value"}
-PROTOCOL_NAMES = {"whole": "whole windows", "sliding": "sliding window"}
+TASK_NAMES = {
+    "pass_key": "pass key",
+    "key_values": "key–value",
+    "uuid_kv": "UUID key–value",
+    "kv_pairs": "JSON key–value",
+    "needle": "one needle",
+    "multi_needle": "several needles",
+}
+PROTOCOL_NAMES = {
+    "whole": "whole windows",
+    "sliding": "sliding window",
+    "position": "whole windows",
+    "difference": "whole against sliding",
+    "key_tokens": "tokens that need the context",
+    "ruler": "RULER",
+    "attention": "",
+}
 
 
 def format_window(tokens: float) -> str:

@@ -44,9 +44,11 @@ class Line:
 
 
 def draw_lines(
-    lines: Sequence[Line], palette: Palette, width: int, *, y_name: str, x_name: str, windows: bool = True
+    lines: Sequence[Line], palette: Palette, width: int, *, y_name: str, x_name: str, windows: bool = True,
+    ticks: Sequence[float] = (),
 ) -> Figure:
-    """The chart. `windows`: x is a window in tokens, each marked on a log2 axis, and y may be logarithmic."""
+    """The chart. `windows`: x is a window in tokens, each (or each of `ticks`) marked on a log2 axis, and y may be
+    logarithmic."""
     cap = _cap(lines) if windows else math.inf
     names = [_named(line, cap) for line in lines]
     left, beside = 44, 36 + max(map(_name_width, names, lines))
@@ -59,7 +61,7 @@ def draw_lines(
         leaves = max(line.y) > cap
         axes.plot(line.x, line.y, **_look(line, palette), zorder=4 if line.strong else 3, clip_on=leaves)
     if windows:
-        _window_axis(axes, sorted({x for line in lines for x in line.x}))
+        _window_axis(axes, sorted({x for line in lines for x in line.x}), ticks)
     else:
         _count_axis(axes, max(max(line.x) for line in lines), most=4 if narrow else 7)
     logarithmic = _value_axis(axes, [min(y, cap) for line in lines for y in line.y], may_be_log=windows)
@@ -106,9 +108,9 @@ def _colour(palette: Palette, line: Line) -> str:
     return getattr(palette, group)[index]
 
 
-def _window_axis(axes: Axes, windows: Sequence[float]) -> None:
+def _window_axis(axes: Axes, windows: Sequence[float], ticks: Sequence[float]) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(windows, [format_window(window) for window in windows])
+    axes.set_xticks(ticks or windows, [format_window(window) for window in ticks or windows])
     axes.minorticks_off()
     margin = (windows[-1] / windows[0]) ** 0.03
     axes.set_xlim(windows[0] / margin, windows[-1] * margin)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from e2llm.records import Record, source_names
 from e2llm.report.formats import METRIC_NAMES, join_words, sentence_case
+from e2llm.report.further import further_markdown
 from e2llm.report.series import Section, all_rows, sections, series_of
 from e2llm.report.tables import scale_table, window_table
 
@@ -38,6 +39,7 @@ def results_markdown(records: Sequence[Record]) -> str:
                 table = scale_table(section, series)
                 if table is not None:
                     blocks += [f"#### Window by scale: {series.label}", table.markdown().rstrip()]
+    blocks += further_markdown(rows)
     blocks += ["## Where it ran", _environments(records)]
     return "\n\n".join(blocks) + "\n"
 

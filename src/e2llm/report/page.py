@@ -11,29 +11,20 @@ import html
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from e2llm.records import LABELS, Record, labels_of, source_names, write_atomic
-from e2llm.report.canvas import NARROW, Drawing
 from e2llm.report.figures import perplexity_figure, retrieval_figure, scale_figure, training_figure
 from e2llm.report.formats import format_count, format_quantity, join_words, sentence_case, slug
+from e2llm.report.further import FURTHER_METRICS, FURTHER_PARTS
 from e2llm.report.headline import Headline, headline
+from e2llm.report.parts import Part, figure_html
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
 from e2llm.report.tables import scale_table, window_table
 
 _MOST_OTHERS = 400  # rows of metrics without a figure; more are counted, not listed
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A section of the page: its anchor, heading and HTML."""
-
-    anchor: str
-    title: str
-    body: str
 
 
 def write_report(record_paths: Sequence[str | os.PathLike[str]], out_path: str | os.PathLike[str]) -> Path:
@@ -47,8 +38,8 @@ def render_page(records: Sequence[Record]) -> str:
     """The page as text."""
     rows = all_rows(records)
     top = headline(rows, len(records))
-    builders = (_perplexity, _scales, _retrieval, _training, _others)
-    parts = [part for build in builders for part in [build(rows)] if part.body]
+    builders = (_perplexity, _scales, _retrieval, *FURTHER_PARTS, _training, _others)
+    parts = [part for build in builders for part in [build(rows, records)] if part.body]
     parts += [_what_was_run(records), _files(records)]
     links = "".join(f'<li><a href="#{part.anchor}">{html.escape(part.title)}</a></li>' for part in parts)
     body = "\n".join(
@@ -80,20 +71,20 @@ def _header(top: Headline, rows: Sequence[Row]) -> str:
     )
 
 
-def _perplexity(rows: Sequence[Row]) -> _Part:
+def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
     for section in sections(rows, "perplexity"):
         drawing = perplexity_figure(section, name=slug("perplexity", *section.labels.values()))
-        blocks.append(_heading(section) + window_table(section).html() + _figure(drawing))
+        blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
     text = (
         '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
         "measured at the smallest scale, of those evaluated, that covers its window: the one that a request of that "
         "length is served with. Best of a column in bold.</p>"
     )
-    return _Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "")
+    return Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "")
 
 
-def _scales(rows: Sequence[Row]) -> _Part:
+def _scales(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
     for section in sections(rows, "perplexity"):
         for series in series_of(section):
@@ -101,25 +92,25 @@ def _scales(rows: Sequence[Row]) -> _Part:
             if table is not None:
                 name = slug("scales", *section.labels.values(), *series.key.values())
                 heading = f"<h3>{html.escape(join_words(series.label, section.title))}</h3>"
-                blocks.append(heading + table.html(kind="heat") + _figure(scale_figure(section, series, name=name)))
+                blocks.append(heading + table.html(kind="heat") + figure_html(scale_figure(section, series, name=name)))
     text = (
         '<p class="quiet">The same weights at every scale. Shading <span class="key cost"></span> shows what a '
         "scale costs over the best one for its window, full at twice the perplexity; "
         '<span class="key served"></span> marks the scale that is served.</p>'
     )
-    return _Part("scales", "Window by scale", text + "".join(blocks) if blocks else "")
+    return Part("scales", "Window by scale", text + "".join(blocks) if blocks else "")
 
 
-def _retrieval(rows: Sequence[Row]) -> _Part:
+def _retrieval(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
     for section in sections(rows, "retrieval"):
         drawing = retrieval_figure(section, name=slug("retrieval", *section.labels.values()))
-        blocks.append(_heading(section) + window_table(section).html() + _figure(drawing))
+        blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
     text = '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better.</p>'
-    return _Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "")
+    return Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "")
 
 
-def _training(rows: Sequence[Row]) -> _Part:
+def _training(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["metric"] == "loss" and row.get("step") is not None:
@@ -128,15 +119,15 @@ def _training(rows: Sequence[Row]) -> _Part:
     for (checkpoint, source), group in runs.items():
         drawing = training_figure(group, name=slug("training", checkpoint, source))
         if drawing is not None:
-            blocks.append(f"<h3>{html.escape(checkpoint or source)}</h3>" + _figure(drawing))
+            blocks.append(f"<h3>{html.escape(checkpoint or source)}</h3>" + figure_html(drawing))
     text = (
         '<p class="quiet">Training loss is at the scales that training draws; '
         "held-out loss has one line for each fixed scale.</p>"
     )
-    return _Part("training", "Training", text + "".join(blocks) if blocks else "")
+    return Part("training", "Training", text + "".join(blocks) if blocks else "")
 
 
-def _others(rows: Sequence[Row]) -> _Part:
+def _others(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     """Rows that no section above shows, as they are."""
     others = [row for row in rows if not _is_shown(row)]
     lines = []
@@ -148,21 +139,21 @@ def _others(rows: Sequence[Row]) -> _Part:
         cells = (text, format_quantity(row["value"], row["unit"]), format_count(row["n"]))
         lines.append([row["metric"], *cells])
     if not lines:
-        return _Part("others", "", "")
+        return Part("others", "", "")
     rest = len(others) - len(lines)
     more = f'<p class="quiet">{_count(rest, "more row")} in the files.</p>' if rest else ""
-    return _Part(
+    return Part(
         "others", "Other measurements", _text_table("Other rows", ["metric", "labels", "value", "n"], lines, 2) + more
     )
 
 
 def _is_shown(row: Row) -> bool:
     if row["metric"] == "loss":
-        return row.get("step") is not None
-    return row["metric"] in ("perplexity", "retrieval") and row.get("window") is not None
+        return row.get("step") is not None or row.get("position") is not None
+    return row["metric"] in ("perplexity", "retrieval", *FURTHER_METRICS) and row.get("window") is not None
 
 
-def _what_was_run(records: Sequence[Record]) -> _Part:
+def _what_was_run(records: Sequence[Record]) -> Part:
     blocks = []
     for name, record in zip(source_names(records), records, strict=True):
         env = record.environment
@@ -175,10 +166,10 @@ def _what_was_run(records: Sequence[Record]) -> _Part:
                 "</summary>", f' <span class="quiet">{html.escape(line)}</span></summary>', 1
             )
         )
-    return _Part("run", "What was run", "".join(blocks))
+    return Part("run", "What was run", "".join(blocks))
 
 
-def _files(records: Sequence[Record]) -> _Part:
+def _files(records: Sequence[Record]) -> Part:
     lines = []
     for name, record in zip(source_names(records), records, strict=True):
         file = f"{name}{record.path.suffix}" if record.path else f"{name} (not saved)"
@@ -186,21 +177,12 @@ def _files(records: Sequence[Record]) -> _Part:
         counts = (format_count(len(record.rows)), format_count(len(record.examples)))
         lines.append([file, record.kind, digest, *counts])
     table = _text_table("Record files", ["file", "kind", "SHA-256 begins", "rows", "examples"], lines, 3)
-    return _Part("files", "Files", table)
+    return Part("files", "Files", table)
 
 
 def _heading(section: Section) -> str:
     title = join_words(section.title, section.base_model)
     return f"<h3>{html.escape(sentence_case(title))}</h3>" if title else ""
-
-
-def _figure(drawing: Drawing | None) -> str:
-    if drawing is None:
-        return ""
-    return (
-        f'<figure><div class="wide">{drawing.svg()}</div><div class="narrow">{drawing.svg(NARROW)}</div>'
-        f"<figcaption>{html.escape(drawing.title)}.</figcaption></figure>"
-    )
 
 
 def _text_table(caption: str, head: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int) -> str:

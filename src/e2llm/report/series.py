@@ -22,7 +22,7 @@ APART = ("base_model", "corpus", "protocol", "task", "language")
 HEROES = ("recommended", "extended")
 """Checkpoints a report is about, first choice first."""
 
-_METHOD_ORDER = ("", "none", "linear", "ntk", "yarn", "longrope")
+_METHOD_ORDER = ("", "none", "self_extend", "linear", "ntk", "dynamic_ntk", "yarn", "longrope")
 _AXES = {"checkpoint", "method", "window", "scale", "depth", "native_window", *APART}
 
 
@@ -99,7 +99,17 @@ def all_rows(records: Sequence[Record]) -> list[Row]:
 
 
 def sections(rows: Iterable[Row], metric: str) -> list[Section]:
-    """The comparable groups of a metric's rows that have a window, in order of first appearance."""
+    """The comparable groups of a metric's rows that have a window, in order of first appearance; rows that compare a
+    chosen scale with fixed ones stand apart (`choice_sections`)."""
+    return _grouped((row for row in rows if row.get("choice") is None), metric)
+
+
+def choice_sections(rows: Iterable[Row], metric: str) -> list[Section]:
+    """As `sections`, of the rows that compare a chosen scale with fixed ones."""
+    return _grouped((row for row in rows if row.get("choice") is not None), metric)
+
+
+def _grouped(rows: Iterable[Row], metric: str) -> list[Section]:
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["metric"] == metric and row.get("window") is not None:

@@ -1,0 +1,111 @@
+"""Rows and examples of where the answer looks (`attention.py`), over several prompts of one window and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from e2llm.evaluate.attention import RETRIEVAL_HEAD, STRETCHES, Looked, look
+from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.context import Context, Part, Results
+from e2llm.evaluate.documents import Document
+from e2llm.evaluate.retrieval import make_prompts
+from e2llm.evaluate.tasks import UUID_KV
+from e2llm.infer import Engine
+from e2llm.records import make_row
+
+
+def measure(context: Context, part: Part, progress: Callable[[int], None]) -> Results:
+    """Rows: shares of attention on the asked value, on the other two, and what an even spread would give; the number
+    of retrieval heads. The last example holds the maps: layers × heads, layers × stretches of one prompt."""
+    config, engine = context.config, context.engine
+    prompts = make_prompts(
+        engine.tokenizer,
+        context.corpora[part.corpus],
+        window=part.window,
+        num_prompts=config.prompts,
+        seed=config.seed,
+        chat=config.chat,
+        task=UUID_KV,
+    )
+    found = []
+    for prompt in prompts:
+        found.append(look(engine, prompt, scale=part.scale))
+        progress(part.window)
+    labels = context.labels | {"corpus": part.corpus, "protocol": part.protocol, "window": part.window}
+    labels |= {"scale": part.scale, "seed": config.seed}
+    even = [len(p.spans[0]) / len(p.token_ids) for p in prompts]
+    heads = np.mean([one.head_score for one in found], axis=0)
+    best = float(np.mean([one.on_span for one in found], axis=0).max())
+    n = len(found)
+    rows = [
+        make_row("attention_on_span", _mean([one.on_span for one in found]), "share", n, **labels),
+        make_row("attention_on_others", _mean([one.on_others for one in found]) / 2, "share", n, **labels),
+        make_row("attention_if_even", _mean(even), "share", n, **labels),
+        make_row("attention_of_best_head", best, "share", n, **labels),
+        make_row("retrieval_heads", int((heads >= RETRIEVAL_HEAD).sum()), "heads", n, **labels),
+    ]
+    examples = [_example(engine, part, one) for one in found]
+    return {"rows": rows, "examples": [*examples, _maps(part, found, heads)]}
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return float(np.mean(values))
+
+
+def _example(engine: Engine, part: Part, one: Looked) -> dict[str, Any]:
+    prompt = one.prompt
+    answer = engine.tokenizer.decode(list(one.token_ids), skip_special_tokens=True)
+    return {
+        "metric": "attention_on_span",
+        "corpus": part.corpus,
+        "window": part.window,
+        "scale": part.scale,
+        "document": prompt.document,
+        "seed": prompt.seed,
+        "index": prompt.index,
+        "depth": round(prompt.depth, 6),
+        "span": [prompt.spans[0].start, prompt.spans[0].stop],
+        "prompt_tokens": len(prompt.token_ids),
+        "on_span": round(float(one.on_span.mean()), 6),
+        "expected": prompt.expected,
+        "answer": answer,
+        "correct": UUID_KV.is_correct(answer, prompt.expected),
+    }
+
+
+def _maps(part: Part, found: Sequence[Looked], heads: np.ndarray) -> dict[str, Any]:
+    """Means over prompts by layer and head; and the map over one prompt, whose value stands nearest its middle."""
+    shown = min(found, key=lambda one: abs(one.prompt.depth - 0.5))
+    tokens = len(shown.prompt.token_ids)
+    return {
+        "metric": "attention_map",
+        "corpus": part.corpus,
+        "window": part.window,
+        "scale": part.scale,
+        "prompts": len(found),
+        "on_span": _rounded(np.mean([one.on_span for one in found], axis=0)),
+        "head_score": _rounded(heads),
+        "index": shown.prompt.index,
+        "by_stretch": _rounded(shown.by_stretch),
+        "spans": [[round(s.start / tokens, 5), round(s.stop / tokens, 5)] for s in shown.prompt.spans],
+        "stretches": STRETCHES,
+    }
+
+
+def _rounded(values: np.ndarray) -> list[list[float]]:
+    return [[round(float(value), 6) for value in row] for row in values]
+
+
+def check(engine: Engine, documents: Sequence[Document], config: EvaluateConfig) -> None:
+    make_prompts(
+        engine.tokenizer,
+        documents,
+        window=min(config.windows),
+        num_prompts=1,
+        seed=config.seed,
+        chat=config.chat,
+        task=UUID_KV,
+    )

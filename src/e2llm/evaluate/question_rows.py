@@ -1,0 +1,65 @@
+"""Rows and examples of one kind of question at one window and scale."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from e2llm.evaluate.context import Context, Part, Results
+from e2llm.evaluate.fit import make_frame
+from e2llm.evaluate.needle import depth_bin
+from e2llm.evaluate.questions import Answered, Kind, Texts, ask, make_question
+from e2llm.records import make_row
+
+
+def measure(kind: Kind, context: Context, part: Part, progress: Callable[[int], None]) -> Results:
+    """Ask `config.prompts` questions. Rows: the mean score, and by depth where each expected string has a place."""
+    config, engine = context.config, context.engine
+    frame = make_frame(engine.tokenizer, config.chat)
+    texts = context.memory.get(("texts", part.corpus))
+    if texts is None:
+        texts = context.memory["texts", part.corpus] = Texts(context.corpora[part.corpus], engine.tokenizer)
+    questions = [
+        make_question(kind, texts, frame, window=part.window, index=index, seed=config.seed)
+        for index in range(config.prompts)
+    ]
+    answered = ask(engine, kind, questions, part.scale, progress)
+    labels = context.labels | {"corpus": part.corpus, "window": part.window, "scale": part.scale}
+    labels |= {"task": kind.name, "seed": config.seed}
+    if kind.suite == "ruler":
+        labels |= {"protocol": "ruler"}
+    mean = sum(one.score for one in answered) / len(answered)
+    rows = [make_row(kind.metric, mean, "share", len(answered), **labels)]
+    if kind.metric == "retrieval":
+        rows += [
+            make_row(kind.metric, sum(found) / len(found), "share", len(found), **labels, depth=depth)
+            for depth, found in sorted(_by_depth(kind, answered).items())
+        ]
+    return {"rows": rows, "examples": [_example(kind, part, one) for one in answered]}
+
+
+def _by_depth(kind: Kind, answered: Sequence[Answered]) -> dict[float, list[bool]]:
+    groups: dict[float, list[bool]] = defaultdict(list)
+    for one in answered:
+        for depth, found in zip(one.question.depths, one.found, strict=True):
+            place = depth_bin(kind.name, depth) if kind.suite == "needle" else (min(int(depth * 10), 9) + 0.5) / 10
+            groups[round(place, 3)].append(found)
+    return groups
+
+
+def _example(kind: Kind, part: Part, one: Answered) -> dict[str, Any]:
+    question = dataclasses.asdict(one.question)
+    del question["token_ids"], question["kind"]
+    return {
+        "metric": kind.metric,
+        "task": kind.name,
+        "corpus": part.corpus,
+        "scale": part.scale,
+        **question,
+        "depths": [round(depth, 6) for depth in one.question.depths],
+        "prompt_tokens": len(one.question.token_ids),
+        "answer": one.answer,
+        "score": one.score,
+    }

@@ -1,0 +1,170 @@
+"""Generated questions: what one is, how it is cut to a window, how it is asked and what is written down.
+
+Flows in: a `Kind` (how a question of some size reads) and texts. Flows out: questions of the wanted length, answers
+with scores, rows and examples. A question is a function of (kind, seed, window, index) and of the texts alone: every
+model and scale is asked the same. Prompt and answer together never exceed the window.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from e2llm.evaluate.documents import Document
+from e2llm.evaluate.fit import Frame, largest_fit
+from e2llm.evaluate.ruler.score import match_all, match_part
+from e2llm.evaluate.ruler.words import words_of
+from e2llm.infer import Engine, RequestPlan
+
+SCORES: dict[str, Callable[[str, Sequence[str]], float]] = {"all": match_all, "part": match_part}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A question that can still be made longer or shorter; everything random in it is drawn already."""
+
+    body: Callable[[int], str]
+    """Size (words, sentences, pairs …) -> what is asked, context included."""
+    answer_start: str
+    """What the answer begins with."""
+    expected: tuple[str, ...]
+    most: int
+    """Largest size that there is material for."""
+    depths: tuple[float, ...] = ()
+    """Where each expected string stands, as a share of the context; () where it has no one place."""
+    source: str = ""
+    """Document that the context is from."""
+    least: int = 0
+    """Smallest size that can be asked."""
+
+
+Maker = Callable[["Texts", np.random.Generator, int, int], Draft]
+"""(texts, generator, window, index) -> a question."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of question."""
+
+    name: str
+    make: Maker
+    answer_tokens: int
+    """Tokens that the answer may take."""
+    score: str = "all"
+    """`all`: share of the expected strings found; `part`: any of them."""
+    suite: str = ""
+    """Label `protocol` of its rows: ruler, needle, …"""
+    metric: str = "string_match"
+    wording: str = ""
+    """What is asked, as written into a Record."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt."""
+
+    kind: str
+    seed: int
+    window: int
+    index: int
+    document: str
+    expected: tuple[str, ...]
+    depths: tuple[float, ...]
+    token_ids: tuple[int, ...]
+    answer_tokens: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question and what came back."""
+
+    question: Question
+    answer: str
+    score: float
+    found: tuple[bool, ...] = field(default=())
+    """Which of the expected strings the answer holds."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A corpus as running text: contexts and words are taken from it."""
+
+    documents: Sequence[Document]
+    tokenizer: Any
+
+    @cached_property
+    def pieces(self) -> list[list[str]]:
+        """Words of each document with the space after them."""
+        import re
+
+        return [re.findall(r"\S+\s*", self.tokenizer.decode(d.tokens.tolist())) for d in self.documents]
+
+    @cached_property
+    def words(self) -> list[str]:
+        return words_of(["".join(pieces[:200_000]) for pieces in self.pieces])
+
+    def context(self, random: np.random.Generator, index: int) -> Callable[[int], list[str]]:
+        """Size -> so many running words of the index-th document, from a place that is drawn once."""
+        pieces = self.pieces[index % len(self.pieces)]
+        place = random.random()
+        return lambda size: pieces[(start := int(place * max(0, len(pieces) - size))) : start + size]
+
+
+def make_question(kind: Kind, texts: Texts, frame: Frame, *, window: int, index: int, seed: int) -> Question:
+    """Raises ValueError when the window is too small for the kind, or the texts too short for the window."""
+    # crc32 of the name: a hash that is the same in every run
+    random = np.random.default_rng([seed, window, index, zlib.crc32(kind.name.encode())])
+    draft = kind.make(texts, random, window, index)
+    limit = window - kind.answer_tokens
+    fitted = largest_fit(
+        lambda size: frame.encode(draft.body(size), draft.answer_start),
+        limit,
+        least=draft.least,
+        most=draft.most,
+        what=f"{kind.name} at window {window}",
+    )
+    if draft.least < draft.most == fitted.size and limit - len(fitted.token_ids) > max(64, window // 50):
+        raise ValueError(
+            f"{kind.name} at window {window}: the text given ends after {len(fitted.token_ids)} of {limit} tokens; "
+            "give longer documents or lower the window"
+        )
+    return Question(
+        kind=kind.name,
+        seed=seed,
+        window=window,
+        index=index,
+        document=draft.source,
+        expected=draft.expected,
+        depths=draft.depths,
+        token_ids=fitted.token_ids,
+        answer_tokens=kind.answer_tokens,
+        size=fitted.size,
+    )
+
+
+def ask(
+    engine: Engine,
+    kind: Kind,
+    questions: Sequence[Question],
+    scale: float,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> list[Answered]:
+    """Greedy answers to `questions` at `scale`, scored; `progress` is told tokens read."""
+    found = []
+    for question in questions:
+        plan = RequestPlan(scale, question.window, question.answer_tokens)
+        answer = engine.complete(question.token_ids, plan).text
+        found.append(judge(kind, question, answer))
+        progress(question.window)
+    return found
+
+
+def judge(kind: Kind, question: Question, answer: str) -> Answered:
+    each = tuple(bool(match_part(answer, [one])) for one in question.expected)
+    return Answered(question, answer, SCORES[kind.score](answer, question.expected), each)

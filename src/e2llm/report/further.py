@@ -1,0 +1,85 @@
+"""Sections of the page beyond perplexity and retrieval: RULER, use of context, choice of scale, attention.
+
+Flows in: rows and Records. Flows out: `Part`s; one without rows is empty. The same tables go into Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from e2llm.records import Record, source_names
+from e2llm.report.attention import METRICS, attention_figures, attention_tables
+from e2llm.report.choice import choice_tables
+from e2llm.report.context import OTHERS, metric_tables, position_figure, position_sections, position_table
+from e2llm.report.formats import join_words, sentence_case, slug
+from e2llm.report.parts import Part, figure_html, heading_html, quiet_html
+from e2llm.report.ruler import ruler_tables
+from e2llm.report.series import Row
+from e2llm.report.tables import Table
+
+FURTHER_METRICS = ("string_match", "key_perplexity", "key_share", "whole_over_sliding", *METRICS)
+"""Metrics that a section below shows."""
+
+_CHOICE = "The scale that is chosen for a window against scales held fixed, by method; the best of a method in bold."
+_RULER = "RULER's kinds of questions: share of the expected strings that the answer holds; higher is better."
+_POSITION = "Loss of the tokens up to each position in whole windows: a curve that goes on falling uses its context."
+_ATTENTION = "Share of the generated answer's attention, mean over layers, heads and prompts."
+
+
+def _ruler(rows: Sequence[Row], records: Sequence[Record]) -> Part:
+    body = ""
+    for found in ruler_tables(rows):
+        body += heading_html(sentence_case(found.title)) + found.means.html(kind="heat") + quiet_html(found.note)
+        body += "".join(heading_html(label) + table.html(kind="heat") for label, table in found.kinds)
+    return Part("ruler", "RULER", quiet_html(_RULER) + body if body else "")
+
+
+def _context(rows: Sequence[Row], records: Sequence[Record]) -> Part:
+    body = ""
+    for section in position_sections(rows):
+        drawing = position_figure(section, name=slug("position", *section.labels.values()))
+        title = sentence_case(join_words(section.title, section.base_model))
+        body += heading_html(title) + position_table(section).html() + figure_html(drawing)
+    body = quiet_html(_POSITION) + body if body else ""
+    for metric, text in OTHERS.items():
+        tables = metric_tables(rows, metric)
+        body += quiet_html(text) if tables else ""
+        body += "".join(heading_html(sentence_case(title)) + table.html() for title, table in tables)
+    return Part("context", "Is the context used?", body)
+
+
+def _choice(rows: Sequence[Row], records: Sequence[Record]) -> Part:
+    body = "".join(heading_html(sentence_case(title)) + table.html() for title, table in choice_tables(rows))
+    return Part("choice", "Does choosing the scale matter?", quiet_html(_CHOICE) + body if body else "")
+
+
+def _attention(rows: Sequence[Row], records: Sequence[Record]) -> Part:
+    body = "".join(heading_html(sentence_case(title)) + table.html() for title, table in attention_tables(rows))
+    for title, drawing in attention_figures(records, source_names(records)):
+        body += heading_html(sentence_case(title)) + figure_html(drawing)
+    return Part("attention", "Where the answer looks", quiet_html(_ATTENTION) + body if body else "")
+
+
+FURTHER_PARTS = (_ruler, _context, _choice, _attention)
+
+
+def further_markdown(rows: Sequence[Row]) -> list[str]:
+    """The same tables as Markdown blocks."""
+    blocks: list[str] = []
+    for found in ruler_tables(rows):
+        blocks += [f"## RULER: {found.title}", _RULER, found.means.markdown().rstrip(), found.note]
+        blocks += _blocks(found.kinds)
+    positions = [(section.title, position_table(section)) for section in position_sections(rows)]
+    tables: list[tuple[str, str, list[tuple[str, Table]]]] = [
+        ("Loss by position", _POSITION, positions),
+        *((metric, text, metric_tables(rows, metric)) for metric, text in OTHERS.items()),
+        ("Does choosing the scale matter?", _CHOICE, choice_tables(rows)),
+        ("Where the answer looks", _ATTENTION, attention_tables(rows)),
+    ]
+    for title, text, some in tables:
+        blocks += [f"## {sentence_case(title.replace('_', ' '))}", text, *_blocks(some)] if some else []
+    return blocks
+
+
+def _blocks(tables: Sequence[tuple[str, Table]]) -> list[str]:
+    return [block for title, table in tables for block in (f"### {sentence_case(title)}", table.markdown().rstrip())]

@@ -1,0 +1,47 @@
+"""Watched attention equals transformers' eager weights, and answers as the model's own attention does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import tiny_model, token_ids
+
+from e2llm.hf.observed import ATTENTION, observed_attention, observing
+from e2llm.infer import Engine
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gemma3_text", "gpt_oss", "gpt_neox"])
+@torch.no_grad()
+def test_weights_are_those_of_eager_attention(model_type: str) -> None:
+    local = {"sliding_window": 16} if model_type in {"gemma2", "gemma3_text", "gpt_oss"} else {}
+    model = tiny_model(model_type, attn_implementation="eager", **local)
+    ids = token_ids(1, 50)
+    expected = model(input_ids=ids, output_attentions=True)
+    engine = Engine(model, None)
+    seen: dict[int, torch.Tensor] = {}
+    with engine.at_scale(1.0):
+        _, cache = engine.prefill(ids[0, :-1].tolist())
+        with observing(model, lambda layer, weights: seen.update({layer: weights})):
+            logits, _ = engine.step(int(ids[0, -1]), cache)
+    torch.testing.assert_close(logits, expected.logits[0, -1], rtol=1e-4, atol=1e-4)
+    assert sorted(seen) == [0, 1] and model.config._attn_implementation == "eager"
+    for layer, weights in seen.items():
+        own = expected.attentions[layer][0, :, -1]
+        torch.testing.assert_close(weights, own[:, -weights.shape[1] :], rtol=1e-4, atol=1e-5)
+        if model_type != "gpt_oss":  # its sinks take the rest
+            torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
+
+
+def test_what_it_does_not_know_is_refused() -> None:
+    module = torch.nn.Module()
+    x = torch.zeros(1, 2, 1, 4)
+    with pytest.raises(RuntimeError, match="inside `observing`"):
+        observed_attention(module, x, x, x, None)
+    model = tiny_model("llama")
+    with observing(model, lambda layer, weights: None):
+        assert model.config._attn_implementation == ATTENTION
+        with pytest.raises(ValueError, match="several tokens at once"):
+            model(input_ids=token_ids(1, 4))
+        with pytest.raises(ValueError, match="asks its watched attention for bias"):
+            observed_attention(module, x, x, x, None, bias=x)
+    assert model.config._attn_implementation == "sdpa"

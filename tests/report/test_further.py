@@ -1,0 +1,165 @@
+"""RULER, use of context, choice of scale, attention: what stands in a table, what is marked, what is drawn."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e2llm.records import Record, make_row
+from e2llm.report import render_page, results_markdown
+from e2llm.report.attention import attention_figures, attention_tables
+from e2llm.report.choice import choice_tables
+from e2llm.report.context import metric_tables, position_figure, position_sections, position_table
+from e2llm.report.ruler import FAILED, ruler_tables
+from e2llm.report.series import all_rows, sections
+
+BASE: dict[str, Any] = {"base_model": "tiny", "method": "yarn", "corpus": "novels", "native_window": 4096}
+
+
+def row(metric: str, value: float, window: int, checkpoint: str = "base", unit: str = "share", **labels: Any) -> Any:
+    scale = labels.pop("scale", max(1.0, window / 4096))
+    return make_row(metric, value, unit, 10, **BASE, checkpoint=checkpoint, window=window, scale=scale, **labels)
+
+
+def record(rows: list[Any], examples: list[Any] | None = None) -> Record:
+    return Record("evaluate", {"checkpoint": "base", "method": "yarn"}, rows, examples or [], {"cpu": "x"})
+
+
+def ruler() -> Record:
+    scores = {
+        ("base", "niah_single_1"): (1.0, 0.5),
+        ("base", "vt"): (0.2, 0.1),
+        ("ours", "niah_single_1"): (1.0, 0.9),
+        ("ours", "vt"): (0.3, 0.3),
+    }
+    rows = [
+        row("string_match", value, window, checkpoint, task=task, protocol="ruler", seed=0)
+        for (checkpoint, task), values in scores.items()
+        for window, value in zip((4096, 16384), values, strict=True)
+    ]
+    return record(rows)
+
+
+def test_ruler_marks_what_the_base_cannot_do_and_gives_both_means() -> None:
+    found = ruler_tables(all_rows([ruler()]))
+    assert len(found) == 1 and "vt" in found[0].note and f"{FAILED:g}" in found[0].note
+    means = {name: [cell.text for cell in cells if cell] for name, cells in found[0].means.body}
+    assert means == {
+        "base · yarn, 2 kinds": ["0.60", "0.30"],
+        "base · yarn, 1 unmarked": ["1.00", "0.50"],
+        "ours · yarn, 2 kinds": ["0.65", "0.60"],
+        "ours · yarn, 1 unmarked": ["1.00", "0.90"],
+    }
+    kinds = dict(found[0].kinds)
+    assert [name for name, _ in kinds["ours · yarn"].body] == ["niah_single_1", "vt †"]
+    page = render_page([ruler()])
+    assert "vt †" in page and "1 unmarked" in page and 'id="others"' not in page
+
+
+def test_without_a_native_window_nothing_is_marked() -> None:
+    rows = [r for r in ruler().rows if r["window"] == 16384]
+    found = ruler_tables(all_rows([record(rows)]))[0]
+    assert "not known" in found.note and not any("†" in name for _, t in found.kinds for name, _ in t.body)
+
+
+def test_loss_by_position() -> None:
+    rows = [
+        row("loss", 5 - np.log2(p + 1) / 4, window, checkpoint, "nats", protocol="position", position=p)
+        for checkpoint in ("base", "ours")
+        for window in (4096, 16384)
+        for p in (1, 3, 15, 63, window - 1)
+    ]
+    section = position_sections(all_rows([record(rows)]))[0]
+    table = position_table(section)
+    assert table.head == ["up to position", "4", "16", "64", "16k"]
+    assert [name for name, _ in table.body] == ["base · yarn, 16k at 4", "ours · yarn, 16k at 4"]
+    drawing = position_figure(section)
+    assert drawing is not None and "4.75 first" in drawing.description
+    assert drawing.svg().count("<svg") == 1
+    alone = position_sections(all_rows([record([r for r in rows if r["checkpoint"] == "base"])]))[0]
+    assert len(position_table(alone).body) == 2  # one checkpoint alone shows every window
+    page = render_page([record(rows)])
+    assert 'id="context"' in page and 'id="training"' not in page and 'id="others"' not in page
+
+
+def test_whole_over_sliding_and_key_tokens() -> None:
+    rows = [
+        row("whole_over_sliding", 1.0213, 4096, unit="ratio", protocol="difference"),
+        row("key_perplexity", 3.21, 4096, unit="ratio", protocol="key_tokens", key_model="itself"),
+        row("key_perplexity", 4.5, 4096, unit="ratio", protocol="key_tokens", key_model="big"),
+    ]
+    found = all_rows([record(rows)])
+    assert "1.0213" in metric_tables(found, "whole_over_sliding")[0][1].markdown()
+    text = metric_tables(found, "key_perplexity")[0][1].markdown()
+    assert "| base · yarn | 3.21 |" in text and "| base · yarn, keys by big | 4.50 |" in text
+
+
+def test_chosen_and_fixed_scales_stand_apart_from_the_other_results() -> None:
+    rows = [
+        row("perplexity", value, window, "ours", "ratio", protocol="whole", scale=scale, choice=which)
+        for window, values in {4096: {1.0: 5.0, 2.0: 5.2, 4.0: 5.6}, 8192: {2.0: 4.5, 4.0: 4.8}}.items()
+        for scale, value in values.items()
+        for which in (("chosen",) if scale == 1.0 else ("chosen", "fixed") if window == 4096 * scale else ("fixed",))
+    ]
+    found = all_rows([record(rows)])
+    assert sections(found, "perplexity") == []
+    title, table = choice_tables(found)[0]
+    assert "novels" in title
+    assert table.markdown().splitlines()[2:] == [
+        "| ours · yarn, chosen | **5.00** | **4.50** |",
+        "| ours · yarn, fixed 2 | 5.20 | **4.50** |",
+        "| ours · yarn, fixed 4 | 5.60 | 4.80 |",
+    ]
+    page = render_page([record(rows)])
+    assert 'id="choice"' in page and 'id="perplexity"' not in page
+
+
+def attention() -> Record:
+    random = np.random.default_rng(0)
+    rows = [
+        row(metric, value, 8192, unit="heads" if metric == "retrieval_heads" else "share", protocol="attention", seed=0)
+        for metric, value in {
+            "attention_on_span": 0.051,
+            "attention_on_others": 0.002,
+            "attention_if_even": 0.004,
+            "attention_of_best_head": 0.8,
+            "retrieval_heads": 3,
+        }.items()
+    ]
+    example = {
+        "metric": "attention_map",
+        "corpus": "novels",
+        "window": 8192,
+        "scale": 2.0,
+        "prompts": 4,
+        "on_span": random.random((3, 2)).tolist(),
+        "head_score": [[0.0, 0.1], [0.9, 0.0], [0.0, 0.0]],
+        "index": 1,
+        "by_stretch": (random.dirichlet(np.ones(64), 3)).tolist(),
+        "spans": [[0.4, 0.41], [0.1, 0.11], [0.8, 0.81]],
+        "stretches": 64,
+    }
+    return record(rows, [example])
+
+
+def test_attention_maps() -> None:
+    title, table = attention_tables(all_rows([attention()]))[0]
+    assert "base" in title
+    assert [cell.text for cell in table.body[0][1] if cell] == ["5.10%", "0.20%", "0.40%", "80.00%", "3"]
+    heading, drawing = attention_figures([attention()], ["x"])[0]
+    assert "8k at scale 2" in heading and "head 0 of layer 1, 0.90" in drawing.description
+    assert "stands 40% into it" in drawing.description
+    svg = drawing.svg()
+    assert len(re.findall(r"<path", svg)) > 50 and "var(--heat-" in svg
+    page = render_page([attention()])
+    assert page.count("<figure>") == 1 and 'id="others"' not in page
+
+
+@pytest.mark.parametrize("made", [ruler, attention])
+def test_markdown_holds_the_same_tables(made: Any) -> None:
+    text = results_markdown([made()])
+    assert ("## RULER: novels, tiny" in text) == (made is ruler)
+    assert ("5.10%" in text) == (made is attention)
