@@ -35,12 +35,12 @@ from e2llm.hf import (
     load_model,
     save_model,
 )
+from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
 from e2llm.train.adapters import add_adapters, merge_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
-from e2llm.train.chunked_loss import chunked_forward
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
 
 

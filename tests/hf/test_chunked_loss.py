@@ -13,8 +13,8 @@ from architectures import tiny_model, token_ids
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from e2llm.hf.chunked_loss import IGNORED, chunked_forward, summed_nats
 from e2llm.hf.head import FullLogitsWarning
-from e2llm.train.chunked_loss import IGNORED, chunked_forward, summed_nats
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
