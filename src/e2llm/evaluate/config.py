@@ -83,7 +83,8 @@ class EvaluateConfig:
         unknown = [name for name in self.protocols if name not in PROTOCOLS]
         if unknown or not self.protocols:
             raise ValueError(f"protocols = {list(self.protocols)}: choose from {', '.join(PROTOCOLS)}")
-        for name, least in (("stride", 1), ("max_strides", 1), ("prompts", 1), ("batch", 1), ("max_documents", 1), ("seed", 0)):
+        least_of = {"stride": 1, "max_strides": 1, "prompts": 1, "batch": 1, "max_documents": 1, "seed": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} = {value}: use at least {least}")
