@@ -24,7 +24,7 @@ ALLOWED = {
     "data": {"config"},
     "train": {"config", "records", "positions", "hf", "data"},
     "infer": {"config", "positions", "hf"},
-    "evaluate": {"config", "records", "positions", "hf", "infer"},
+    "evaluate": {"config", "records", "positions", "hf", "infer", "engine"},
     "report": {"records"},
     "api": {"config", "positions", "hf", "infer"},
     "engine": {"positions", "hf", "infer"},

@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ruler_texts import word_texts
 
 from e2llm.evaluate.config import RULER
 from e2llm.evaluate.fit import make_frame
 from e2llm.evaluate.questions import Question, Texts, make_question
+from e2llm.evaluate.ruler.lists import frequent_words
 from e2llm.evaluate.ruler.tasks import ruler_kinds
 
 KINDS = ruler_kinds({})
@@ -105,6 +107,13 @@ def test_frequent_words_are_the_three_after_the_dots(texts: Texts, window: int) 
         counts = Counter(words).most_common(5)
         assert counts[0][0] == "...." and tuple(word for word, _ in counts[1:4]) == question.expected
         assert counts[3][1] > counts[4][1]
+
+
+def test_frequent_words_are_no_tie_in_the_shortest_text(texts: Texts) -> None:
+    draft = frequent_words(texts, np.random.default_rng(0), 1024, 0)
+    words = draft.body(draft.least).split("coded words. ")[1].split("\nQuestion")[0].split()
+    counts = [n for _, n in Counter(words).most_common(5)]
+    assert counts == sorted(set(counts), reverse=True)
 
 
 def test_a_window_that_is_too_small_and_a_text_that_is_too_short(texts: Texts) -> None:
