@@ -15,6 +15,7 @@ import torch
 
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document
+from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean, interval_of_perplexity
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.retrieval import Retrieved, begin_of_text, prompt_template, retrieval, share_by_depth
@@ -95,7 +96,8 @@ class Measurement:
             if not math.isfinite(loss.nats):
                 raise ValueError(f"{part}: loss of {loss.document} is {loss.nats}; try dtype = bfloat16 or float32")
         value, tokens = perplexity(losses), sum(loss.tokens for loss in losses)
-        row = make_row("perplexity", value, "ratio", tokens, **labels)
+        spread = interval_of_perplexity([loss.nats for loss in losses], [loss.tokens for loss in losses])
+        row = make_row("perplexity", value, "ratio", tokens, **labels, **interval_fields(spread))
         return {"rows": [row], "examples": [_loss_example(part, loss) for loss in losses]}
 
     def _retrieval(self, part: Part, progress: Callable[[int], None]) -> Results:
@@ -114,11 +116,11 @@ class Measurement:
         labels = self.labels | {k: v for k, v in dataclasses.asdict(part).items() if k != "protocol"}
         labels |= {"task": part.protocol, "seed": config.seed}
         share = sum(result.correct for result in results) / len(results)
-        rows = [make_row("retrieval", share, "share", len(results), **labels)]
-        rows += [
-            make_row("retrieval", value, "share", n, **labels, depth=depth)
-            for depth, (value, n) in share_by_depth(results).items()
-        ]
+        spread = interval_fields(interval_of_mean([float(result.correct) for result in results]))
+        rows = [make_row("retrieval", share, "share", len(results), **labels, **spread)]
+        for depth, (value, n) in share_by_depth(results).items():
+            spread = interval_fields(interval_of_mean([1.0] * round(value * n) + [0.0] * (n - round(value * n))))
+            rows.append(make_row("retrieval", value, "share", n, **labels, depth=depth, **spread))
         return {"rows": rows, "examples": [_key_example(part, result) for result in results]}
 
     def described(self) -> dict[str, Any]:
@@ -143,6 +145,7 @@ class Measurement:
             "max_scale": self.engine.max_scale,
             "schedule": [dataclasses.asdict(step) for step in self.engine.extension.schedule],
             "first_token": self.first_token,
+            "interval": DESCRIPTION,
             "weights_fingerprint": fingerprint(self.engine),
             "corpora": {
                 label: {
