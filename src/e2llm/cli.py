@@ -7,9 +7,11 @@ A ValueError is the user's to mend: one line, exit 2; --traceback shows where it
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from e2llm.version import __version__
 
@@ -50,6 +52,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from e2llm.evaluate.config import EvaluateConfig
 
     given = {k: v for k, v in vars(arguments).items() if k not in _NOT_CONFIG and v is not None}
+    if arguments.suite:
+        return _evaluate_suite(given)
+    _refuse_options(given, EvaluateConfig, extra="corpus", hint="it belongs to --suite")
     given["corpora"] = dict(given.pop("corpus", []))
     for name in ("windows", "scales", "protocols"):
         if name in given:
@@ -61,6 +66,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     _print_record(record)
     print(config.out)
     return 0
+
+
+def _evaluate_suite(given: dict[str, Any]) -> int:
+    from e2llm.evaluate.suite_config import SuiteConfig
+
+    given = {name: value for name, value in given.items() if not (name == "corpus" and not value)}
+    _refuse_options(given, SuiteConfig, extra="", hint=f"--suite {given['suite']} has no use for it")
+    given |= {name: tuple(given[name]) for name in ("windows", "scales", "tasks") if name in given}
+    config = SuiteConfig(**given)
+    if config.suite == "short":
+        from e2llm.evaluate.short import run
+    else:
+        from e2llm.evaluate.suite import run
+    _print_record(run(config))
+    print(config.out)
+    return 0
+
+
+def _refuse_options(given: dict[str, Any], config: type, *, extra: str, hint: str) -> None:
+    """An option that a kind of evaluation does not read is a mistake, not to be dropped in silence."""
+    unread = sorted(set(given) - {field.name for field in dataclasses.fields(config)} - {extra})
+    if unread:
+        raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in unread)}: {hint}")
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
@@ -197,7 +225,7 @@ checkpoint and exits with 143."""
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="perplexity over windows and scales, retrieval",
+        help="perplexity over windows and scales, retrieval, suites of tasks",
         description="Measure a checkpoint; writes a Record (JSON). A run that was cut off goes on where it stopped.",
     )
     add = parser.add_argument
@@ -211,9 +239,11 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
     add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
     add("--prompts", type=int, help="retrieval prompts per window (default: 20)")
-    add("--chat", action="store_true", default=None, help="ask through the chat template")
+    template = "ask through the chat template (default: retrieval no, suites where published)"
+    add("--chat", action=argparse.BooleanOptionalAction, default=None, help=template)
     add("--max-documents", type=int, help="documents per corpus (default: all that reach the largest window)")
-    add("--seed", type=int, help="of the retrieval prompts (default: 0)")
+    add("--seed", type=int, help="of the retrieval prompts and of the draw of samples (default: 0)")
+    _add_suite(parser)
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
     add("--device")
     add("--attn-implementation")
@@ -221,6 +251,18 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--base-model", help="label of the base model in tables")
     add("--out", help="Record to write (default: evaluation.json)")
     parser.set_defaults(stage=_evaluate)
+
+
+def _add_suite(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("suites of tasks").add_argument
+    add("--suite", choices=["longbench", "leval", "short"], help="ask these tasks instead of measuring --corpus texts")
+    add("--tasks", nargs="+", metavar="TASK", help="tasks of the suite (default: all that the data holds)")
+    folder = "folder or .zip with TASK.jsonl files (short: YAML tasks of the harness), or hub (default)"
+    add("--tasks-folder", metavar="PATH", help=folder)
+    add("--max-examples", type=int, metavar="N", help="samples a task, drawn by --seed (default: all)")
+    by_request = "choose the scale from each prompt's length instead of one for the window"
+    add("--scale-per-request", action="store_true", default=None, help=by_request)
+    add("--batch-size", type=int, metavar="N", help="short: requests in one forward pass (default: 8)")
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -48,14 +48,7 @@ class Measurement:
         self.engine, self.corpora, self.config = engine, corpora, config
         self.first_token = None if engine.tokenizer is None else begin_of_text(engine.tokenizer)
         self.scorer = TokenScorer(engine) if {"whole", "sliding"} & set(config.protocols) else None
-        info = engine.info
-        name = Path(config.model).stem if config.model.endswith(".gguf") else Path(config.model).name
-        self.labels = {
-            "base_model": config.base_model or (Path(info.base_model).name if info else name) or "unnamed",
-            "checkpoint": config.checkpoint or (info.checkpoint if info else "base") or name or "unnamed",
-            "method": engine.extension.method,
-            "native_window": engine.native_window,
-        }
+        self.labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
         shared = [__version__, fingerprint(engine), self.first_token, sorted(config.windows), self.labels]
         documents = {label: [d.sha256 for d in found] for label, found in corpora.items()}
         self._shared_key = json.dumps([shared, documents])
@@ -126,27 +119,15 @@ class Measurement:
     def described(self) -> dict[str, Any]:
         """The resolved configuration as it is written down: paths shortened, defaults filled in."""
         config = dataclasses.asdict(self.config)
-        model = self.engine.model
         return config | {
-            "model": portable(self.config.model),
             "out": portable(self.config.out),
             "windows": sorted(self.config.windows),
             "scales": list(self.config.scales),
             "protocols": list(self.config.protocols),
             "prompt": _asked(self.config),
-            "method": self.engine.extension.method,
-            "attention": dataclasses.asdict(self.engine.extension.attention),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-            "attn_implementation": getattr(model.config, "_attn_implementation", None),
-            "checkpoint": self.labels["checkpoint"],
-            "base_model": self.labels["base_model"],
-            "native_window": self.engine.native_window,
-            "max_scale": self.engine.max_scale,
-            "schedule": [dataclasses.asdict(step) for step in self.engine.extension.schedule],
+            **described_model(self.engine, self.config.model, self.labels),
             "first_token": self.first_token,
             "interval": DESCRIPTION,
-            "weights_fingerprint": fingerprint(self.engine),
             "corpora": {
                 label: {
                     "path": portable(self.config.corpora.get(label, "")),
@@ -155,6 +136,37 @@ class Measurement:
                 for label, documents in self.corpora.items()
             },
         }
+
+
+def model_labels(engine: Engine, model: str, *, base_model: str = "", checkpoint: str = "") -> dict[str, Any]:
+    """Labels that rows about this model share; empty names are filled in from the checkpoint, else from its folder."""
+    info = engine.info
+    name = Path(model).stem if model.endswith(".gguf") else Path(model).name
+    return {
+        "base_model": base_model or (Path(info.base_model).name if info else name) or "unnamed",
+        "checkpoint": checkpoint or (info.checkpoint if info else "base") or name or "unnamed",
+        "method": engine.extension.method,
+        "native_window": engine.native_window,
+    }
+
+
+def described_model(engine: Engine, name: str, labels: Mapping[str, Any]) -> dict[str, Any]:
+    """The model as a Record's configuration holds it; `labels` are those of `model_labels`."""
+    model = engine.model
+    return {
+        "model": portable(name),
+        "method": engine.extension.method,
+        "attention": dataclasses.asdict(engine.extension.attention),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "checkpoint": labels["checkpoint"],
+        "base_model": labels["base_model"],
+        "native_window": engine.native_window,
+        "max_scale": engine.max_scale,
+        "schedule": [dataclasses.asdict(step) for step in engine.extension.schedule],
+        "weights_fingerprint": fingerprint(engine),
+    }
 
 
 def _asked(config: EvaluateConfig) -> str | dict[str, str] | None:

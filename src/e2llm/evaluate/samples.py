@@ -117,7 +117,7 @@ def open_source(path: str, hub: Callable[[str], Path], files: Callable[[str], st
         return Source("hub", lambda task: _lines_of(hub(task), files(task)))
     root = Path(path)
     if not root.is_dir() and not zipfile.is_zipfile(root):
-        raise ValueError(f"tasks_folder = {path!r}: no folder and no .zip there; give one with TASK.jsonl files, or hub")
+        raise ValueError(f"tasks_folder = {path!r}: no such folder or .zip; give one with TASK.jsonl files, or hub")
     return Source(root.name, lambda task: _lines_of(root, f"{task}.jsonl"))
 
 

@@ -18,7 +18,10 @@ from e2llm.evaluate.longbench.words import chinese_words
 Metric = Callable[[str, str, Sequence[str]], float]
 """(prediction, reference, all classes) -> score."""
 
-_FULL_WIDTH = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+_FULL_WIDTH = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､"
+    "、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
 """Punctuation dropped from Chinese words besides ASCII's: the published list, which knows 》 and not 《."""
 _WITHOUT_ASCII = str.maketrans("", "", string.punctuation)
 _WITHOUT_BOTH = str.maketrans("", "", string.punctuation + _FULL_WIDTH)

@@ -1,7 +1,7 @@
 """ROUGE-L as LongBench publishes it: that of the Python package `rouge` 1.0.1, between 0 and 1.
 
-Flows in: a prediction and a reference, words apart by white space. Flows out: an F score. Summary level (Lin 2004, Sect.
-3.2): sentences end at full stops, and the words of each pair's longest common subsequence are united. As in the
+Flows in: a prediction and a reference, words apart by white space. Flows out: an F score. Summary level (Lin 2004,
+Sect. 3.2): sentences end at full stops, and the words of each pair's longest common subsequence are united. As in the
 package, words are counted once however often they occur, 1e-8 stands in the denominator, and where two subsequences
 are equally long the walk back prefers to shorten the prediction. One deviation: the package recurses and fails on
 sentences of some thousand words together, which LongBench's script scores as 0; here they are scored.
