@@ -1,9 +1,8 @@
-"""The harness' model class: at scale 1 it is the harness' own `hf` model to the last digit; otherwise a scale a request."""
+"""The harness' model class: at scale 1 it is its own `hf` model to the last digit; otherwise a scale a request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest

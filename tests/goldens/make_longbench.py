@@ -1,4 +1,4 @@
-"""Writes longbench.json: scores of awkward predictions by the packages that LongBench's published scores were made with.
+"""Writes longbench.json: scores of awkward predictions by the packages behind LongBench's published scores.
 
     pip install rouge==1.0.1 fuzzywuzzy==0.18.0 jieba==0.42.1
     python tests/goldens/make_longbench.py
@@ -97,65 +97,171 @@ def score(metric: str, prediction: str, reference: str, classes: list[str]) -> f
     }[metric]()
 
 
-LONG = "The committee met. It found that costs rose by 12.5 percent. Members asked for a plan by May. No plan was given."
+LONG = (
+    "The committee met. It found that costs rose by 12.5 percent. Members asked for a plan by May. No plan was given."
+)
 LINE = "        return self.items[index] if index < len(self.items) else None"
 SPEECH = "市政府决定，从2012年起，每年增加财政收入25.89%，用于改善交通。"
 CLASSES = ["Food", "Date", "Other entity", "Other location", "location", "Individual", "Entity", "Number", "Num"]
 CASES: list[tuple[str, list[str], list[str], list[str]]] = [
     (
         "qa_f1",
-        ["", " ", "the", "The a an.", "Bob Dylan", "bob  DYLAN!!", "Bob Dylan Bob Dylan", "Bob", "no", "No.", "鲍勃 Dylan",
-         "It was Bob Dylan, who was born in 1941.", "Ｂｏｂ Dylan", "bob-dylan", "D'Angelo", "Bob\nDylan\n\nQuestion:"],
+        [
+            "",
+            " ",
+            "the",
+            "The a an.",
+            "Bob Dylan",
+            "bob  DYLAN!!",
+            "Bob Dylan Bob Dylan",
+            "Bob",
+            "no",
+            "No.",
+            "鲍勃 Dylan",
+            "It was Bob Dylan, who was born in 1941.",
+            "Ｂｏｂ Dylan",
+            "bob-dylan",
+            "D'Angelo",
+            "Bob\nDylan\n\nQuestion:",
+        ],
         ["Bob Dylan", "no", "the", "a Bob, the Dylan", "BobDylan", "1941", "dangelo"],
         [],
     ),
     (
         "qa_f1_zh",
-        ["", "。", "厦门大学", "厦门大学。", "答案是厦门大学，厦门大学，厦门大学", "在 厦 门 大 学", "Xiamen 大学（厦门）", "ＡＢＣ大学",
-         "《厦门大学》", "增长了25.89%", "增长了２５.８９％", "the 厦门大学 of 中国", "\n厦门大学\n问题："],
+        [
+            "",
+            "。",
+            "厦门大学",
+            "厦门大学。",
+            "答案是厦门大学，厦门大学，厦门大学",
+            "在 厦 门 大 学",
+            "Xiamen 大学（厦门）",
+            "ＡＢＣ大学",
+            "《厦门大学》",
+            "增长了25.89%",
+            "增长了２５.８９％",
+            "the 厦门大学 of 中国",
+            "\n厦门大学\n问题：",
+        ],
         ["厦门大学。", "2012年，财政总收入增长了25.89%。", "ABC大学", "Xiamen University", SPEECH],
         [],
     ),
     (
         "rouge",
-        ["", ".", " . ", "...", "a", LONG, LONG.upper(), LONG + " " + LONG, LONG[: len(LONG) // 2], LONG.replace(". ", ".\n"),
-         "Costs rose. Costs rose. Costs rose.", "plan May by a for asked Members", "met The committee.No plan", "no stop at all",
-         "委员会 met. 费用 rose", "Emilia is still angry.\r\nDialogue:"],
-        [LONG, "Emilia is still angry.", "a", "U.S. costs rose 3.5%.", "The plan. The plan was given. The plan was found."],
+        [
+            "",
+            ".",
+            " . ",
+            "...",
+            "a",
+            LONG,
+            LONG.upper(),
+            LONG + " " + LONG,
+            LONG[: len(LONG) // 2],
+            LONG.replace(". ", ".\n"),
+            "Costs rose. Costs rose. Costs rose.",
+            "plan May by a for asked Members",
+            "met The committee.No plan",
+            "no stop at all",
+            "委员会 met. 费用 rose",
+            "Emilia is still angry.\r\nDialogue:",
+        ],
+        [
+            LONG,
+            "Emilia is still angry.",
+            "a",
+            "U.S. costs rose 3.5%.",
+            "The plan. The plan was given. The plan was found.",
+        ],
         [],
     ),
     (
         "rouge_zh",
-        ["", "。", "市政府", SPEECH, SPEECH * 2, SPEECH.replace("，", ","), "交通改善，政府决定", "Plan: 市政府 plan.", "２０１２年",
-         "逆战测试服是测试新地图的。体验服不一样."],
+        [
+            "",
+            "。",
+            "市政府",
+            SPEECH,
+            SPEECH * 2,
+            SPEECH.replace("，", ","),
+            "交通改善，政府决定",
+            "Plan: 市政府 plan.",
+            "２０１２年",
+            "逆战测试服是测试新地图的。体验服不一样.",
+        ],
         [SPEECH, "测试就一俩个新地图，用来测试新版本的，服务器差，容易退回档。", "市政府 plan", "a.b.c"],
         [],
     ),
     (
         "classification",
-        ["", "Food", "food", "Individual", "Type: Individual or Entity", "Other entity, Other location, location", "Number",
-         "Number Num", "Numb", "Other location", "location", "Ｆｏｏｄ", "Date Food Date"],
+        [
+            "",
+            "Food",
+            "food",
+            "Individual",
+            "Type: Individual or Entity",
+            "Other entity, Other location, location",
+            "Number",
+            "Number Num",
+            "Numb",
+            "Other location",
+            "location",
+            "Ｆｏｏｄ",
+            "Date Food Date",
+        ],
         ["Food", "Other location", "Number", "Individual", "location"],
         CLASSES,
     ),
-    ("classification", ["财政、金融", "金融", "教育 军事", "教育", "军事、教育", ""], ["教育", "财政、金融"], ["教育", "军事", "财政、金融", "金融"]),
+    (
+        "classification",
+        ["财政、金融", "金融", "教育 军事", "教育", "军事、教育", ""],
+        ["教育", "财政、金融"],
+        ["教育", "军事", "财政、金融", "金融"],
+    ),
     ("count", ["", "5", "5.0", "five", "5 5 5", "There are 5 of 30", "05", "５", "55", "-5"], ["5", "46", "05"], []),
     (
         "retrieval",
-        ["", "Paragraph 12", "12", "paragraph 12 and 13", "Paragraph 1, Paragraph 12", "段落12", "段落１２", "Paragraph12.",
-         "120", "The answer is 12. 12 paragraphs", "twelve"],
+        [
+            "",
+            "Paragraph 12",
+            "12",
+            "paragraph 12 and 13",
+            "Paragraph 1, Paragraph 12",
+            "段落12",
+            "段落１２",
+            "Paragraph12.",
+            "120",
+            "The answer is 12. 12 paragraphs",
+            "twelve",
+        ],
         ["Paragraph 12", "段落12", "Paragraph 1"],
         [],
     ),
     (
         "edit_similarity",
-        ["", "\n\n", LINE, LINE.strip(), "\n" + LINE + "\n    def next(self):", "```python\n" + LINE + "\n```", "# comment\n" + LINE,
-         "// c\n" + LINE, LINE.replace("index", "i"), LINE * 8, "x", "    返回 self.items[index]", LINE.upper(), "`a`\n#b\n//c",
-         "\t\treturn this.items[index];", LINE[::-1]],
+        [
+            "",
+            "\n\n",
+            LINE,
+            LINE.strip(),
+            "\n" + LINE + "\n    def next(self):",
+            "```python\n" + LINE + "\n```",
+            "# comment\n" + LINE,
+            "// c\n" + LINE,
+            LINE.replace("index", "i"),
+            LINE * 8,
+            "x",
+            "    返回 self.items[index]",
+            LINE.upper(),
+            "`a`\n#b\n//c",
+            "\t\treturn this.items[index];",
+            LINE[::-1],
+        ],
         [LINE, "x", "    pass", "  if (a[i] == null) { return b.get(i); }" * 4],
         [],
     ),
-]  # fmt: skip
+]
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from e2llm.report.headline import Headline, headline
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
 from e2llm.report.tables import scale_table, window_table
+from e2llm.report.task_tables import is_task_row, task_sections
 
 _MOST_OTHERS = 400  # rows of metrics without a figure; more are counted, not listed
 
@@ -47,7 +48,7 @@ def render_page(records: Sequence[Record]) -> str:
     """The page as text."""
     rows = all_rows(records)
     top = headline(rows, len(records))
-    builders = (_perplexity, _scales, _retrieval, _training, _others)
+    builders = (_perplexity, _scales, _retrieval, _tasks, _training, _others)
     parts = [part for build in builders for part in [build(rows)] if part.body]
     parts += [_what_was_run(records), _files(records)]
     links = "".join(f'<li><a href="#{part.anchor}">{html.escape(part.title)}</a></li>' for part in parts)
@@ -119,6 +120,15 @@ def _retrieval(rows: Sequence[Row]) -> _Part:
     return _Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "")
 
 
+def _tasks(rows: Sequence[Row]) -> _Part:
+    blocks = [
+        f'<h3>{html.escape(section.title)}</h3><p class="quiet">{html.escape(section.note)}</p>'
+        + "".join(table.html() for table in section.tables)
+        for section in task_sections(rows)
+    ]
+    return _Part("tasks", "Tasks", "".join(blocks))
+
+
 def _training(rows: Sequence[Row]) -> _Part:
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -159,7 +169,7 @@ def _others(rows: Sequence[Row]) -> _Part:
 def _is_shown(row: Row) -> bool:
     if row["metric"] == "loss":
         return row.get("step") is not None
-    return row["metric"] in ("perplexity", "retrieval") and row.get("window") is not None
+    return is_task_row(row) or (row["metric"] in ("perplexity", "retrieval") and row.get("window") is not None)
 
 
 def _what_was_run(records: Sequence[Record]) -> _Part:
