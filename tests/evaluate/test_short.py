@@ -10,7 +10,7 @@ from architectures import WINDOW, tiny_model
 from harness_tasks import NAMES, write_tasks
 from texts import character_tokenizer
 
-from e2llm.evaluate.short import PAPER_TASKS, evaluate_short, load_tasks, run
+from e2llm.evaluate.short import PAPER_TASKS, _identity, evaluate_short, load_tasks, run
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.suites import LeftOutWarning
 from e2llm.hf import CheckpointInfo, install, save_model
@@ -87,15 +87,30 @@ def test_a_finished_task_is_not_measured_again(folder: Path, tmp_path: Path, mon
         evaluate_short(engine(), tasks, config(folder, max_examples=4), partial=partial)
 
 
+def test_other_documents_are_another_measurement(tmp_path: Path) -> None:
+    """The same task file over changed data: nothing kept may stand in for it."""
+    settings = config(write_tasks(tmp_path / "t"), tasks=("local_choice",), max_examples=2)
+    (before,) = load_tasks(settings)[0].values()
+    rows = (tmp_path / "t" / "rows.json").read_text()
+    again = load_tasks(settings)[0]["local_choice"]
+    assert _identity(before) == _identity(again)
+    (tmp_path / "t" / "rows.json").write_text(rows.replace('"label": 0', '"label": 1', 1))
+    assert _identity(load_tasks(settings)[0]["local_choice"]) != _identity(before)
+
+
 def test_every_task_of_a_folder_is_taken(folder: Path) -> None:
     assert set(load_tasks(config(folder))[0]) == set(NAMES)
 
 
-def test_what_is_out_of_reach_is_named(folder: Path, tmp_path: Path) -> None:
-    """Tests run with HF_HUB_OFFLINE: the paper's tasks cannot be had."""
+@pytest.mark.slow
+def test_the_papers_tasks_out_of_reach_are_named() -> None:
+    """Tests run with HF_HUB_OFFLINE: none of them can be had. The harness reads all of its task files first."""
     with pytest.warns(LeftOutWarning) as warned, pytest.raises(ValueError, match=r"data of none of piqa.* is in reach"):
         load_tasks(config("hub"))
     assert len([one for one in warned if "left out" in str(one.message)]) == len(PAPER_TASKS)
+
+
+def test_folders_that_hold_no_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         load_tasks(config(tmp_path / "no"))
     with pytest.raises(ValueError, match="no YAML task"):

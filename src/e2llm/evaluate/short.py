@@ -116,8 +116,8 @@ def evaluate_short(
     for scale in config.scales or (None,):
         for name, task in tasks.items():
             settings = [config.max_examples, config.seed, bool(config.chat), config.batch_size]
-            asked = [__version__, lm_eval.__version__, weights, labels, name, task.dump_config(), scale, settings]
-            key = hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()
+            asked = [__version__, lm_eval.__version__, weights, labels, name, _identity(task), scale, settings]
+            key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
             found: Any = done.get(key)
             if found is None:
                 found = _measure(engine, name, task, scale, config, labels, progress)
@@ -142,6 +142,16 @@ def evaluate_short(
     return Record(kind="evaluate", config=described, rows=rows, examples=examples)
 
 
+def _identity(task: Any) -> str:
+    """Hash of a task's settings and documents, the same in every process; measuring sets its num_fewshot."""
+    settings = {name: value for name, value in task.dump_config().items() if name != "num_fewshot"}
+    text = json.dumps(settings, default=str, sort_keys=True)
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode())
+    for document in task.eval_docs:
+        digest.update(json.dumps(document, default=str, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def _measure(
     engine: Engine,
     name: str,
@@ -153,6 +163,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Rows and examples of one task at one scale, and how many requests were read at which scale."""
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     from e2llm.evaluate.harness import E2LM
 
@@ -164,6 +175,7 @@ def _measure(
     results = simple_evaluate(
         model=model,
         tasks=[task],
+        task_manager=TaskManager(include_defaults=False),  # by itself it would read thousands of task files again
         limit=config.max_examples,
         bootstrap_iters=0,
         apply_chat_template=bool(config.chat),
