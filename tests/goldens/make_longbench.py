@@ -102,7 +102,18 @@ LONG = (
 )
 LINE = "        return self.items[index] if index < len(self.items) else None"
 SPEECH = "市政府决定，从2012年起，每年增加财政收入25.89%，用于改善交通。"
-CLASSES = ["Food", "Date", "Other entity", "Other location", "location", "Individual", "Entity", "Number", "Num"]
+CLASSES = [
+    "Food",
+    "Date",
+    "Other entity",
+    "Other location",
+    "location",
+    "Other",
+    "Individual",
+    "Entity",
+    "Number",
+    "Num",
+]
 CASES: list[tuple[str, list[str], list[str], list[str]]] = [
     (
         "qa_f1",

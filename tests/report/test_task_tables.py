@@ -101,6 +101,8 @@ def test_short_tasks_name_their_metric_and_quote_apart() -> None:
     ]  # fmt: skip
     assert tasks.head[1:] == ["paper · yarn, scale 2", "paper · yarn, own scales"]
     assert tasks.body[2][1][1] is not None and tasks.body[2][1][1].text == "12.5 score"
+    (other,) = task_sections(all_rows([record(perplexity)]))
+    assert len(other.tables) == 1 and "quoted" not in other.note
     assert quoted.head == ["model", "average of 8", "HellaSwag"] and quoted.body[0][0] == "quoted · Llama2-7B, Table 7"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2llm.report.formats import format_count, format_scale, format_window, join_words
-from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, Quoted
+from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, SHORT_TASKS, Quoted
 from e2llm.report.series import Row
 from e2llm.report.tables import Cell, Table
 
@@ -65,9 +65,10 @@ def _section(suite: str, base_model: str, rows: Sequence[Row]) -> TaskSection:
     quoted = LONGBENCH if suite == "longbench" else ()
     if overall:
         tables.append(_overall_table(f"{title}: overall", overall, columns, quoted))
-    if suite == "short":
+    in_table_7 = suite == "short" and any(row.get("task") in SHORT_TASKS for row in rows)
+    if in_table_7:
         tables.append(_quoted_table(f"{title}: {MARK} from the paper"))
-    about = _QUOTED.get(suite, "") if overall or suite == "short" else ""
+    about = _QUOTED.get(suite, "") if overall or in_table_7 else ""
     return TaskSection(title, " ".join(part for part in (_NOTE, about) if part), tables)
 
 
