@@ -29,7 +29,8 @@ _NOTE = (
     "out or guessed is counted in the files."
 )
 _QUOTED = {
-    "longbench": f"Rows marked “{MARK}” are printed in the E²-LLM paper: other models, the same 18 tasks.",
+    "longbench": f"Rows marked “{MARK}” are printed in the E²-LLM paper: other models, the same 18 tasks. "
+    "*: printed so, against its own cells.",
     "short": f"“{MARK}”: printed in the E²-LLM paper, Table 7, for other models, by an accuracy that it does not name.",
 }
 
