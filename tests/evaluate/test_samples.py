@@ -11,7 +11,7 @@ import pytest
 
 from e2llm.evaluate.samples import Sample, open_source, read_samples
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.evaluate.suites import SUITES, LeftOutWarning, load_data
+from e2llm.evaluate.task_suites import SUITES, LeftOutWarning, load_data
 
 LONGBENCH = SUITES["longbench"]
 

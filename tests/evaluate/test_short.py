@@ -12,7 +12,7 @@ from texts import character_tokenizer
 
 from e2llm.evaluate.short import PAPER_TASKS, _identity, evaluate_short, load_tasks, run
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.evaluate.suites import LeftOutWarning
+from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.hf import CheckpointInfo, install, save_model
 from e2llm.infer import Engine
 from e2llm.records import Record

@@ -15,12 +15,12 @@ from e2llm.evaluate.longbench.averages import SETS
 from e2llm.evaluate.longbench.tasks import TASKS
 from e2llm.evaluate.suite import evaluate_suite, plan_cells, run
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.evaluate.suites import SUITES, LeftOutWarning, load_data
+from e2llm.evaluate.task_suites import SUITES, LeftOutWarning, load_data
 from e2llm.hf import CheckpointInfo, install, save_model
 from e2llm.infer import Engine
 from e2llm.records import Record
 
-pytestmark = pytest.mark.filterwarnings("ignore:longbench. no file for:e2llm.evaluate.suites.LeftOutWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:longbench. no file for:e2llm.evaluate.task_suites.LeftOutWarning")
 
 
 def row(index: int, **fields: Any) -> dict[str, Any]:

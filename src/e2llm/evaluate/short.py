@@ -21,7 +21,7 @@ from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_m
 from e2llm.evaluate.measure import Results, described_model, fingerprint, model_labels
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.evaluate.suites import LeftOutWarning
+from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.infer import Engine
 from e2llm.records import SCORES, Record, make_row, portable
 from e2llm.version import __version__

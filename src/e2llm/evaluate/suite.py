@@ -24,7 +24,7 @@ from e2llm.evaluate.prompting import Prompt, Prompter
 from e2llm.evaluate.run import scale_of
 from e2llm.evaluate.samples import Sample, Skipped
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.evaluate.suites import SUITES, Data, Suite, load_data, warn_skipped
+from e2llm.evaluate.task_suites import SUITES, Data, Suite, load_data, warn_skipped
 from e2llm.infer import Engine, RequestPlan
 from e2llm.records import Record, make_row, portable
 from e2llm.version import __version__
