@@ -69,3 +69,12 @@ def test_an_average_is_surer_than_its_tasks() -> None:
     assert one is not None and many is not None
     # Independent tasks: the width falls by the square root of their number.
     assert (many.high - many.low) == pytest.approx((one.high - one.low) / 4, rel=0.25)
+
+
+def test_rounding_does_not_leave_the_range() -> None:
+    """Weights of 1/49 sum to a little more than 1; a Record would refuse the row of a nearly perfect model."""
+    groups = [[1.0] * 5] * 48 + [[1.0] * 4 + [0.0]]
+    weights = [(1 + 1e-15) / 49] * 49
+    assert sum(weights) > 1
+    found = interval_of_average(groups, weights)
+    assert found is not None and found.high == 1.0

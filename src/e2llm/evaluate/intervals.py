@@ -66,16 +66,16 @@ def interval_of_perplexity(nats: Sequence[float], tokens: Sequence[int]) -> Inte
 
 
 def interval_of_average(groups: Sequence[Sequence[float]], weights: Sequence[float]) -> Interval | None:
-    """Interval of sum(weight × mean of group): each group (a task) is resampled within itself.
+    """Interval of sum(weight × mean of group) of scores from 0 to 1: each group (a task) is resampled within itself.
 
-    None where no group shows any spread. Weights as given; an average has weights that sum to 1.
+    None where no group shows any spread. `weights` sum to 1, so what lies outside 0 to 1 by rounding is put back.
     """
     total = np.zeros(RESAMPLES)
     for index, (scores, weight) in enumerate(zip(groups, weights, strict=True)):
         values = np.asarray(scores, dtype=np.float64)
         # Each group its own draws: equal ones would tie tasks together that were sampled apart.
         total += weight * _resampled(len(values), lambda d, v=values: v[d].mean(axis=1), stream=index)  # type: ignore[misc]
-    return None if total.max() - total.min() < 1e-12 else _percentiles(total)
+    return None if total.max() - total.min() < 1e-12 else _percentiles(total.clip(0.0, 1.0))
 
 
 def _resampled(n: int, statistic: Callable[[np.ndarray], np.ndarray], stream: int = 0) -> np.ndarray:
