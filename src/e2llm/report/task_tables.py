@@ -110,11 +110,14 @@ def _task_table(title: str, rows: Sequence[Row], columns: Sequence[_Column]) -> 
     body: list[tuple[str, list[Cell | None]]] = []
     for place in places:
         own = [row for row in rows if _place(row) == place]
-        counts = sorted({row["n"] for row in own})
-        n = format_count(counts[0]) if len(counts) == 1 else f"{format_count(counts[0])}–{format_count(counts[-1])}"
-        name = join_words(str(own[0]["task"]), str(own[0].get("harness_metric") or own[0]["metric"]), f"n = {n}")
+        name = join_words(str(own[0]["task"]), str(own[0].get("harness_metric") or own[0]["metric"]), _counts(own))
         body.append((name, _cells(own, columns)))
     return Table(title, ["task", *(column.label for column in columns)], body)
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    low, high = min(row["n"] for row in rows), max(row["n"] for row in rows)
+    return f"n = {format_count(low)}" + ("" if low == high else f"–{format_count(high)}")
 
 
 def _overall_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], quoted: Sequence[Quoted]) -> Table:
@@ -128,7 +131,9 @@ def _overall_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], 
     by_set = [[row for row in rows if (row["average"], row["tasks"]) == one] for one in sets]
     ours = list(zip(*(_cells(own, columns) for own in by_set), strict=True))
     body: list[tuple[str, list[Cell | None]]] = [
-        (column.label, list(cells)) for column, cells in zip(columns, ours, strict=True) if any(cells)
+        (f"{column.label}, {_counts([row for row in rows if column.owns(row)])}", list(cells))
+        for column, cells in zip(columns, ours, strict=True)
+        if any(cells)
     ]
     for one in quoted:
         cells = [_printed(one, name) if average == "plain" else None for average, name in sets]
