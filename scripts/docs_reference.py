@@ -66,6 +66,13 @@ def _shown(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [action for action in parser._actions if not isinstance(action, left_out)]
 
 
+def _option(action: argparse.Action) -> str:
+    """The option's long name; both of one that can be said and denied; nothing for a plain argument."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return "/".join(action.option_strings)
+    return action.option_strings[-1] if action.option_strings else ""
+
+
 def _value_name(action: argparse.Action) -> str:
     """What stands for the value: METAVAR, or METAVAR [METAVAR ...] where several are taken; "" for a switch."""
     if action.nargs == 0:
@@ -78,7 +85,7 @@ def _usage(command: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     words = [_value_name(action) for action in _shown(parser) if not action.option_strings]
     for action in _shown(parser):
         if action.option_strings:
-            word = f"{action.option_strings[-1]} {_value_name(action)}".strip()
+            word = f"{_option(action)} {_value_name(action)}".strip()
             words.append(word if action.required else f"[{word}]")
     line = command
     for word in words:
@@ -97,7 +104,7 @@ def _arguments(parser: argparse.ArgumentParser) -> str:
             about = "print the version"
         if action.choices:
             about = "; ".join(part for part in (about, "one of " + ", ".join(map(str, action.choices))) if part)
-        rows.append((f"`{' '.join([*action.option_strings[-1:], _value_name(action)]).strip()}`", _cell(about)))
+        rows.append((f"`{' '.join([_option(action), _value_name(action)]).strip()}`", _cell(about)))
     return _table(("argument", "meaning"), rows) if rows else ""
 
 

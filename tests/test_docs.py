@@ -118,7 +118,9 @@ def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> Non
     for name, parser in commands.items():
         section = cli.split(f"## e2llm {name}\n")[1].split("\n## ")[0]
         for action in parser._actions:
-            assert action.dest == "help" or f"| `{(action.option_strings or [action.dest])[-1]}" in section
+            words = action.option_strings or [action.dest]
+            both = isinstance(action, argparse.BooleanOptionalAction)  # said and denied in one row
+            assert action.dest == "help" or f"| `{'/'.join(words) if both else words[-1]}" in section
     for name in shipped_recipes():
         assert f"| `{name}` |" in recipes
     for section, keys in to_plain(Recipe()).items():

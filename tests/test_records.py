@@ -162,3 +162,25 @@ def test_imports_no_torch():
 
 def test_labels_of():
     assert labels_of(make_row("loss", 1.0, "nats", 3, step=5, split=None)) == {"step": 5, "split": None}
+
+
+def test_an_interval_is_no_label() -> None:
+    row = make_row("retrieval", 0.5, "share", 20, window=4096, low=0.3, high=0.7)
+    assert labels_of(row) == {"window": 4096}
+    twin = make_row("retrieval", 0.5, "share", 20, window=4096, low=0.2, high=0.8)
+    with pytest.raises(ValueError, match="repeats"):
+        Record("evaluate", {}, [row, twin])
+
+
+@pytest.mark.parametrize(
+    ("ends", "complaint"),
+    [
+        ({"low": 0.3}, "an interval has two finite ends"),
+        ({"low": 0.7, "high": 0.3}, "in this order"),
+        ({"low": 0.5, "high": 1.2}, "retrieval lies in 0 to 1"),
+        ({"low": math.nan, "high": 0.9}, "two finite ends"),
+    ],
+)
+def test_intervals_that_cannot_be(ends: dict[str, float], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make_row("retrieval", 0.5, "share", 20, **ends)

@@ -14,24 +14,6 @@ from pathlib import Path
 from e2llm.version import __version__
 
 
-def _windows(text: str) -> int:
-    """4096, 4k, 128k, 1M -> tokens."""
-    lowered = text.strip().lower()
-    unit = {"k": 1024, "m": 1024 * 1024}.get(lowered[-1:], 1)
-    number = lowered if unit == 1 else lowered[:-1]
-    try:
-        return int(number) * unit
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: write tokens as 4096 or 4k") from error
-
-
-def _pair(text: str) -> tuple[str, str]:
-    label, equals, path = text.partition("=")
-    if not equals or not label or not path:
-        raise argparse.ArgumentTypeError(f"{text!r}: write label=path, e.g. novels=books/")
-    return label, path
-
-
 def _train(arguments: argparse.Namespace) -> int:
     from e2llm.config import load_recipe
 
@@ -44,39 +26,6 @@ def _train(arguments: argparse.Namespace) -> int:
     if result.model_folder is None:
         return 143
     print(result.model_folder)
-    return 0
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from e2llm.evaluate.config import EvaluateConfig
-
-    given = {k: v for k, v in vars(arguments).items() if k not in _NOT_CONFIG and v is not None}
-    suite = given.pop("suite", None)
-    given["corpora"] = dict(given.pop("corpus", []))
-    for name in ("windows", "scales", "protocols", "kv_files"):
-        if name in given:
-            given[name] = tuple(given[name])
-    if "qa" in given:
-        given["qa"] = dict(given["qa"])
-    if suite == "smoke" and not given["corpora"]:  # a text that is on every machine
-        from e2llm.data.stdlib_files import HELD_OUT, stdlib_root
-
-        given["corpora"] = {"python": str(stdlib_root() / HELD_OUT[0])}
-    if suite not in (None, "choice"):
-        from e2llm.evaluate.suites import with_suite
-
-        given = with_suite(suite, given)
-    config = EvaluateConfig(**given)
-    if suite == "choice":
-        from e2llm.evaluate.choice import choice
-
-        record = choice(config)
-    else:
-        from e2llm.evaluate.run import run
-
-        record = run(config)
-    _print_record(record)
-    print(config.out)
     return 0
 
 
@@ -98,12 +47,6 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         print(f"up to {step.window:>9,} tokens: scale {step.scale:g}")
     print(f"{Path(arguments.model) / 'e2llm.json'}\n{arguments.out}")
     return 0
-
-
-def _print_record(record: object) -> None:
-    from e2llm.report import results_markdown
-
-    print(results_markdown([record]))  # type: ignore[list-item]
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -194,9 +137,6 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_NOT_CONFIG = {"command", "stage", "traceback"}
-
-
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     train = commands.add_parser("train", help="extend a model by a recipe", description=_train_text)
     train.add_argument("recipe", help="a shipped recipe's name (see `e2llm recipes`) or a TOML file")
@@ -211,52 +151,21 @@ finished model (a plain Hugging Face folder with e2llm.json beside) into the rec
 checkpoint and exits with 143."""
 
 
-_protocols = "whole sliding position difference key_tokens; pass_key uuid_kv needle multi_needle kv_pairs; attention; \
-RULER's niah_single_1 to qa_2"
-_suites = "protocols and sizes by name; what is given beside it counts more. paper: sliding window as in the paper; \
-context: is the context used; needles: retrieval maps; ruler: its thirteen kinds; attention: where the answer looks; \
-choice: the chosen scale against fixed ones, linear and yarn; smoke: everything once, in minutes on two cores"
-
-
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from e2llm.evaluate.config import METHODS, PROTOCOLS
-    from e2llm.evaluate.suites import NAMES as SUITES
+    from e2llm.evaluate import command
 
     parser = commands.add_parser(
         "evaluate",
-        help="perplexity, retrieval, RULER, attention, over windows and scales",
+        help="perplexity, retrieval, RULER, LongBench, attention, over windows and scales",
         description="Measure a checkpoint; writes a Record (JSON). A run that was cut off goes on where it stopped.",
     )
-    add = parser.add_argument
-    add("model", help="checkpoint folder, hub name or .gguf file")
-    add("--corpus", type=_pair, action="append", default=[], metavar="LABEL=PATH", help="text to measure on")
-    add("--windows", type=_windows, nargs="+", metavar="TOKENS", help="e.g. 4k 8k 16k 32k (default: 4k 8k)")
-    grid = "a full window × scale grid (default: the calibrated scale of each window, else window / native)"
-    add("--scales", type=float, nargs="+", metavar="G", help=grid)
-    add("--method", choices=METHODS, help="default: the checkpoint's own")
-    add("--protocols", nargs="+", choices=PROTOCOLS, metavar="PROTOCOL", help=f"default: whole pass_key; {_protocols}")
-    add("--suite", choices=SUITES, help=_suites)
-    add("--qa", type=_pair, action="append", metavar="KIND=FILE", help="questions of qa_1 or qa_2 with documents")
-    add("--kv-files", nargs="+", metavar="FILE", help="objects that kv_pairs asks (default: made to fill the window)")
-    add("--key-model", help="says which tokens need the context (default: the model itself)")
-    add("--neighbours", type=int, help="self_extend: tokens read at their own distance (default: native / 4)")
-    add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
-    add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
-    add("--prompts", type=int, help="retrieval prompts per window (default: 20)")
-    add("--batch", type=int, help="questions asked at once, where the model can be served in batches (default: 1)")
-    add("--chat", action="store_true", default=None, help="ask through the chat template")
-    add("--max-documents", type=int, help="documents per corpus (default: all that reach the largest window)")
-    add("--seed", type=int, help="of the retrieval prompts (default: 0)")
-    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
-    add("--device")
-    add("--attn-implementation")
-    add("--checkpoint", help="label of the weights in tables, e.g. recommended")
-    add("--base-model", help="label of the base model in tables")
-    add("--out", help="Record to write (default: evaluation.json)")
-    parser.set_defaults(stage=_evaluate)
+    command.add_arguments(parser)
+    parser.set_defaults(stage=command.run)
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from e2llm.evaluate.command import label_path, window_tokens
+
     parser = commands.add_parser(
         "calibrate",
         help="measure which scale reads each window best, and keep it with the checkpoint",
@@ -265,8 +174,8 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     add = parser.add_argument
     add("model", help="checkpoint folder with an e2llm.json")
-    add("--corpus", type=_pair, action="append", default=[], metavar="LABEL=PATH", help="long texts to measure on")
-    add("--windows", type=_windows, nargs="+", default=(), metavar="TOKENS", help="default: the ladder's")
+    add("--corpus", type=label_path, action="append", default=[], metavar="LABEL=PATH", help="long texts to measure on")
+    add("--windows", type=window_tokens, nargs="+", default=(), metavar="TOKENS", help="default: the ladder's")
     shares = "scales tried, as shares of window / native (default: 0.5 0.625 0.75 0.875 1 1.25)"
     add("--ratios", type=float, nargs="+", default=(0.5, 0.625, 0.75, 0.875, 1.0, 1.25), metavar="R", help=shares)
     add("--max-documents", type=int, default=4, help="documents per corpus (4)")
@@ -302,9 +211,12 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_coverage(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from e2llm.evaluate.command import window_tokens
+
     parser = commands.add_parser("coverage", help="draw the positions, distances and scales that training sees")
     parser.add_argument("recipe", help="a shipped recipe's name or a TOML file")
-    parser.add_argument("--native-window", type=_windows, default=8192, help="L, where the recipe does not say (8k)")
+    native = "L, where the recipe does not say (8k)"
+    parser.add_argument("--native-window", type=window_tokens, default=8192, help=native)
     parser.add_argument("--samples", type=int, default=2000, help="draws that are counted (2000)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. scales.max_scale=8")
     parser.add_argument("--out", default="coverage.png", help="picture to write: .png or .svg (coverage.png)")

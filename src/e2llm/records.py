@@ -5,7 +5,8 @@ Knows no torch, no model and no metric's meaning beyond the range a known metric
 
     {"schema": 1, "kind": "evaluate", "environment": {...}, "config": {...}, "rows": [...], "examples": [...]}
 
-A row is flat: metric, value, unit, n and labels. No two rows of a Record share metric and labels.
+A row is flat: metric, value, unit, n, labels, and where it has one a confidence interval, low and high. No two rows of
+a Record share metric and labels.
 """
 
 from __future__ import annotations
@@ -26,13 +27,20 @@ from typing import Any
 SCHEMA = 1
 
 ROW_FIELDS = ("metric", "value", "unit", "n")
-"""What every row has. All other keys of a row are labels."""
+"""What every row has."""
+
+INTERVAL_FIELDS = ("low", "high")
+"""Ends of the confidence interval, in the row's unit: both or none. All other keys of a row are labels."""
 
 LABELS = (
     "base_model", "checkpoint", "method", "corpus", "protocol", "window", "scale", "native_window", "task", "depth",
     "split", "step", "seed", "language", "trainer", "engine", "mix", "gpu", "gpus", "position", "choice",
+    "suite", "average",
 )  # fmt: skip
 """Labels the project uses: one spelling for one thing. Other labels are allowed; these come first in tables."""
+
+SCORES = ("accuracy", "f1", "rouge_l", "edit_similarity", "average")
+"""Metrics of tasks that are answered in text, all shares: 0 to 1. `average` is a mean over tasks."""
 
 METRIC_RANGES = {
     "perplexity": (1.0, math.inf),
@@ -41,6 +49,7 @@ METRIC_RANGES = {
     **{
         name: (0.0, 1.0)
         for name in (
+            *SCORES,
             *("retrieval", "string_match", "key_share", "attention_on_span", "attention_on_others"),
             *("attention_if_even", "attention_of_best_head"),
         )
@@ -88,7 +97,10 @@ class Record:
 
 
 def make_row(metric: str, value: float, unit: str, n: int, **labels: Any) -> dict[str, Any]:
-    """One flat row, checked. `n`: how many observations (target tokens, prompts, …) `value` sums up, at least 1."""
+    """One flat row, checked. `n`: how many observations (target tokens, prompts, …) `value` sums up, at least 1.
+
+    `low` and `high` among the labels are the row's confidence interval.
+    """
     clash = sorted(set(labels) & set(ROW_FIELDS))
     if clash:
         raise ValueError(f"labels = {clash}: these names are the row's own fields; choose others")
@@ -98,8 +110,8 @@ def make_row(metric: str, value: float, unit: str, n: int, **labels: Any) -> dic
 
 
 def labels_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without metric, value, unit and n."""
-    return {key: value for key, value in row.items() if key not in ROW_FIELDS}
+    """The row without metric, value, unit, n and interval."""
+    return {key: value for key, value in row.items() if key not in ROW_FIELDS + INTERVAL_FIELDS}
 
 
 def merge(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -167,6 +179,7 @@ def check_row(row: Any, *, where: str) -> None:
         raise ValueError(f"{where}: unit = {unit!r}: name the unit, such as 'ratio', 'share' or 'nats'")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"{where}: n = {n!r}: use the number of observations, a whole number from 1 up")
+    _check_interval(row, where=where)
     for key, label in labels_of(row).items():
         if not isinstance(key, str) or not key:
             raise ValueError(f"{where}: label {key!r}: a label's name is text")
@@ -174,6 +187,17 @@ def check_row(row: Any, *, where: str) -> None:
             raise ValueError(f"{where}: {key} = {label!r}: a label is text, a number, true, false or null")
         if isinstance(label, float) and not math.isfinite(label):
             raise ValueError(f"{where}: {key} = {label!r}: a label's number is finite")
+
+
+def _check_interval(row: Mapping[str, Any], *, where: str) -> None:
+    ends = [row.get(name) for name in INTERVAL_FIELDS]
+    if ends == [None, None]:
+        return
+    if any(isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end) for end in ends):
+        raise ValueError(f"{where}: low, high = {ends}: an interval has two finite ends; leave both out without one")
+    low, high = METRIC_RANGES.get(row["metric"], (-math.inf, math.inf))
+    if not low <= ends[0] <= ends[1] <= high:  # type: ignore[operator]
+        raise ValueError(f"{where}: low, high = {ends}: in this order, and {row['metric']} lies in {low:g} to {high:g}")
 
 
 def portable(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,10 @@ def test_record_of_a_checkpoint(checkpoint: Path, texts: Path, tmp_path: Path) -
     ]
     assert sum("depth" in row for row in record.rows) == 8
     nats = [e["nats"] for e in record.examples if e.get("protocol") == "whole" and e["window"] == 320]
+    # Two documents: the interval's ends are the better and the worse one alone.
+    assert whole[0]["low"] == pytest.approx(math.exp(min(nats) / 638))
+    assert whole[0]["high"] == pytest.approx(math.exp(max(nats) / 638))
+    assert all(row["low"] == 0 and row["high"] == pytest.approx(0.49, abs=0.01) for row in overall)  # Wilson, 0 of 4
     assert len(nats) == 2 and whole[0]["value"] == pytest.approx(2.718281828 ** (sum(nats) / (2 * 638)))
     keys = [e for e in record.examples if e["metric"] == "retrieval"]
     assert len(keys) == 8 and all(len(e["expected"]) == 5 and not e["correct"] for e in keys)

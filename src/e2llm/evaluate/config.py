@@ -48,7 +48,7 @@ class EvaluateConfig:
     64 is the paper's protocol at stride 256: all of a document of 16k tokens, 16,384 tokens of a longer one."""
     prompts: int = 20
     """Retrieval prompts per window, scale and task."""
-    batch: int = 1
+    batch_size: int = 1
     """Questions of one window asked at once, through the serving engine (not pass_key, uuid_kv and attention)."""
     qa: Mapping[str, str] = field(default_factory=dict)
     """qa_1, qa_2 -> file of questions with their documents (SQuAD's or HotpotQA's JSON, or JSONL)."""
@@ -83,7 +83,7 @@ class EvaluateConfig:
         unknown = [name for name in self.protocols if name not in PROTOCOLS]
         if unknown or not self.protocols:
             raise ValueError(f"protocols = {list(self.protocols)}: choose from {', '.join(PROTOCOLS)}")
-        least_of = {"stride": 1, "max_strides": 1, "prompts": 1, "batch": 1, "max_documents": 1, "seed": 0}
+        least_of = {"stride": 1, "max_strides": 1, "prompts": 1, "batch_size": 1, "max_documents": 1, "seed": 0}
         for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:

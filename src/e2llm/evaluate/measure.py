@@ -16,6 +16,7 @@ from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
+from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean, interval_of_perplexity
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.protocols import further, wordings
@@ -36,14 +37,7 @@ class Measurement:
         self.scorer: TokenScorer | None = TokenScorer(engine) if {"whole", "sliding"} & set(config.protocols) else None
         self.further = further(config)
         self.memory: dict[Any, Any] = {}
-        info = engine.info
-        name = Path(config.model).stem if config.model.endswith(".gguf") else Path(config.model).name
-        self.labels = {
-            "base_model": config.base_model or (Path(info.base_model).name if info else name) or "unnamed",
-            "checkpoint": config.checkpoint or (info.checkpoint if info else "base") or name or "unnamed",
-            "method": engine.extension.method,
-            "native_window": engine.native_window,
-        }
+        self.labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
         self.self_extend = get_self_extend(engine.model)
         if self.self_extend is not None:
             self.labels |= {"method": "self_extend", "neighbours": self.self_extend.neighbours}
@@ -93,7 +87,8 @@ class Measurement:
             if not math.isfinite(loss.nats):
                 raise ValueError(f"{part}: loss of {loss.document} is {loss.nats}; try dtype = bfloat16 or float32")
         value, tokens = perplexity(losses), sum(loss.tokens for loss in losses)
-        row = make_row("perplexity", value, "ratio", tokens, **labels)
+        spread = interval_of_perplexity([loss.nats for loss in losses], [loss.tokens for loss in losses])
+        row = make_row("perplexity", value, "ratio", tokens, **labels, **interval_fields(spread))
         return {"rows": [row], "examples": [_loss_example(part, loss) for loss in losses]}
 
     def _retrieval(self, part: Part, progress: Callable[[int], None]) -> Results:
@@ -112,36 +107,25 @@ class Measurement:
         labels = self.labels | {k: v for k, v in dataclasses.asdict(part).items() if k != "protocol"}
         labels |= {"task": part.protocol, "seed": config.seed}
         share = sum(result.correct for result in results) / len(results)
-        rows = [make_row("retrieval", share, "share", len(results), **labels)]
-        rows += [
-            make_row("retrieval", value, "share", n, **labels, depth=depth)
-            for depth, (value, n) in share_by_depth(results).items()
-        ]
+        spread = interval_fields(interval_of_mean([float(result.correct) for result in results]))
+        rows = [make_row("retrieval", share, "share", len(results), **labels, **spread)]
+        for depth, (value, n) in share_by_depth(results).items():
+            spread = interval_fields(interval_of_mean([1.0] * round(value * n) + [0.0] * (n - round(value * n))))
+            rows.append(make_row("retrieval", value, "share", n, **labels, depth=depth, **spread))
         return {"rows": rows, "examples": [_key_example(part, result) for result in results]}
 
     def described(self) -> dict[str, Any]:
         """The resolved configuration as it is written down: paths shortened, defaults filled in."""
         config = dataclasses.asdict(self.config)
-        model = self.engine.model
         return config | {
-            "model": portable(self.config.model),
             "out": portable(self.config.out),
             "windows": sorted(self.config.windows),
             "scales": list(self.config.scales),
             "protocols": list(self.config.protocols),
             "prompt": _asked(self.config),
-            "method": self.labels["method"],
-            "attention": dataclasses.asdict(self.engine.extension.attention),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-            "attn_implementation": getattr(model.config, "_attn_implementation", None),
-            "checkpoint": self.labels["checkpoint"],
-            "base_model": self.labels["base_model"],
-            "native_window": self.engine.native_window,
-            "max_scale": self.engine.max_scale,
-            "schedule": [dataclasses.asdict(step) for step in self.engine.extension.schedule],
+            **described_model(self.engine, self.config.model, self.labels),
             "first_token": self.first_token,
-            "weights_fingerprint": fingerprint(self.engine),
+            "interval": DESCRIPTION,
             "corpora": {
                 label: {
                     "path": portable(self.config.corpora.get(label, "")),
@@ -150,6 +134,37 @@ class Measurement:
                 for label, documents in self.corpora.items()
             },
         }
+
+
+def model_labels(engine: Engine, model: str, *, base_model: str = "", checkpoint: str = "") -> dict[str, Any]:
+    """Labels that rows about this model share; empty names are filled in from the checkpoint, else from its folder."""
+    info = engine.info
+    name = Path(model).stem if model.endswith(".gguf") else Path(model).name
+    return {
+        "base_model": base_model or (Path(info.base_model).name if info else name) or "unnamed",
+        "checkpoint": checkpoint or (info.checkpoint if info else "base") or name or "unnamed",
+        "method": engine.extension.method,
+        "native_window": engine.native_window,
+    }
+
+
+def described_model(engine: Engine, name: str, labels: Mapping[str, Any]) -> dict[str, Any]:
+    """The model as a Record's configuration holds it; `labels` are those of `model_labels`."""
+    model = engine.model
+    return {
+        "model": portable(name),
+        "method": engine.extension.method,
+        "attention": dataclasses.asdict(engine.extension.attention),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "checkpoint": labels["checkpoint"],
+        "base_model": labels["base_model"],
+        "native_window": engine.native_window,
+        "max_scale": engine.max_scale,
+        "schedule": [dataclasses.asdict(step) for step in engine.extension.schedule],
+        "weights_fingerprint": fingerprint(engine),
+    }
 
 
 def _asked(config: EvaluateConfig) -> str | dict[str, str] | None:

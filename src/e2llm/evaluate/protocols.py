@@ -70,7 +70,7 @@ def wordings(config: EvaluateConfig) -> dict[str, str]:
 
 def _question_settings(kind: Kind, config: EvaluateConfig) -> Any:
     files = [config.qa.get(kind.name, "")] if kind.suite == "ruler" else list(config.kv_files)
-    return kind.wording, kind.answer_tokens, config.prompts, config.seed, config.chat, config.batch > 1, files
+    return kind.wording, kind.answer_tokens, config.prompts, config.seed, config.chat, config.batch_size > 1, files
 
 
 def _check_questions(kind: Kind, engine: Engine, documents: Sequence[Document], config: EvaluateConfig) -> None:

@@ -25,7 +25,7 @@ def measure(kind: Kind, context: Context, part: Part, progress: Callable[[int], 
         make_question(kind, texts, frame, window=part.window, index=index, seed=config.seed)
         for index in range(config.prompts)
     ]
-    answered = ask(engine, kind, questions, part.scale, progress, batch=config.batch)
+    answered = ask(engine, kind, questions, part.scale, progress, batch=config.batch_size)
     labels = context.labels | {"corpus": part.corpus, "window": part.window, "scale": part.scale}
     labels |= {"task": kind.name, "seed": config.seed}
     if kind.suite == "ruler":

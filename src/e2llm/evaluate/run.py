@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Part
@@ -22,6 +21,7 @@ from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.measure import Measurement
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.perplexity import sliding_steps
+from e2llm.evaluate.progress import progress_bar
 from e2llm.evaluate.protocols import further
 from e2llm.evaluate.retrieval import make_prompts
 from e2llm.evaluate.tasks import TASKS
@@ -95,16 +95,7 @@ def evaluate(
     parts = [part for part in plan_parts(engine, corpora, config) if not windows or part.window in windows]
     measure = Measurement(engine, corpora, config)
     done = Finished(partial)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=Console(stderr=True),
-        disable=not progress,
-    )
+    bar = progress_bar(progress)
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     with bar:

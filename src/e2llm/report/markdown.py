@@ -12,6 +12,7 @@ from e2llm.report.formats import METRIC_NAMES, join_words, sentence_case
 from e2llm.report.further import further_markdown
 from e2llm.report.series import Section, all_rows, sections, series_of
 from e2llm.report.tables import scale_table, window_table
+from e2llm.report.task_tables import task_sections
 
 _NOTES = {
     "perplexity": "Lower is better. Each value at the scale that its window is served at: the calibrated one, or the "
@@ -40,6 +41,9 @@ def results_markdown(records: Sequence[Record]) -> str:
                 if table is not None:
                     blocks += [f"#### Window by scale: {series.label}", table.markdown().rstrip()]
     blocks += further_markdown(rows)
+    for task_section in task_sections(rows):
+        blocks += [f"## {task_section.title}", task_section.note]
+        blocks += [table.markdown().rstrip() for table in task_section.tables]
     blocks += ["## Where it ran", _environments(records)]
     return "\n\n".join(blocks) + "\n"
 

@@ -23,6 +23,7 @@ from e2llm.report.parts import Part, figure_html
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
 from e2llm.report.tables import scale_table, window_table
+from e2llm.report.task_tables import is_task_row, task_sections
 
 _MOST_OTHERS = 400  # rows of metrics without a figure; more are counted, not listed
 
@@ -38,7 +39,7 @@ def render_page(records: Sequence[Record]) -> str:
     """The page as text."""
     rows = all_rows(records)
     top = headline(rows, len(records))
-    builders = (_perplexity, _scales, _retrieval, *FURTHER_PARTS, _training, _others)
+    builders = (_perplexity, _scales, _retrieval, *FURTHER_PARTS, _tasks, _training, _others)
     parts = [part for build in builders for part in [build(rows, records)] if part.body]
     parts += [_what_was_run(records), _files(records)]
     links = "".join(f'<li><a href="#{part.anchor}">{html.escape(part.title)}</a></li>' for part in parts)
@@ -110,6 +111,15 @@ def _retrieval(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     return Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "")
 
 
+def _tasks(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
+    blocks = [
+        f'<h3>{html.escape(section.title)}</h3><p class="quiet">{html.escape(section.note)}</p>'
+        + "".join(table.html() for table in section.tables)
+        for section in task_sections(rows)
+    ]
+    return Part("tasks", "Tasks", "".join(blocks))
+
+
 def _training(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -150,7 +160,8 @@ def _others(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
 def _is_shown(row: Row) -> bool:
     if row["metric"] == "loss":
         return row.get("step") is not None or row.get("position") is not None
-    return row["metric"] in ("perplexity", "retrieval", *FURTHER_METRICS) and row.get("window") is not None
+    known = row["metric"] in ("perplexity", "retrieval", *FURTHER_METRICS) and row.get("window") is not None
+    return known or is_task_row(row)
 
 
 def _what_was_run(records: Sequence[Record]) -> Part:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from e2llm.records import Record, labels_of, merge, source_names
+from e2llm.records import INTERVAL_FIELDS, Record, labels_of, merge, source_names
 from e2llm.report.formats import PROTOCOL_NAMES, TASK_NAMES, format_scale, join_words
 
 Row = dict[str, Any]
@@ -148,7 +148,8 @@ def over_depths(rows: Sequence[Row]) -> list[Row]:
     for group in parts.values():
         n = sum(row["n"] for row in group)
         mean = sum(row["value"] * row["n"] for row in group) / n
-        whole.append({**{k: v for k, v in group[0].items() if k != "depth"}, "value": mean, "n": n})
+        kept = {k: v for k, v in group[0].items() if k not in ("depth", *INTERVAL_FIELDS)}
+        whole.append({**kept, "value": mean, "n": n})
     return whole
 
 

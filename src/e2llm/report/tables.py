@@ -168,7 +168,12 @@ def _text(row: Row) -> str:
 
 def _note(row: Row) -> str:
     scale = "" if row.get("scale") is None else f"scale {format_scale(row['scale'])}, "
-    return f"{scale}n = {format_count(row['n'])}"
+    ends = (
+        ""
+        if row.get("low") is None
+        else f"{_text(row | {'value': row['low']})} to {_text(row | {'value': row['high']})}"
+    )
+    return f"{scale}n = {format_count(row['n'])}" + (f", 95 % interval {ends}" if ends else "")
 
 
 def _count_range(counts: Sequence[int]) -> str:

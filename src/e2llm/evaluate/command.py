@@ -1,0 +1,141 @@
+"""`e2llm evaluate`: a command line becomes an evaluation of texts, or a suite of tasks; either writes a Record.
+
+Flows in: parsed arguments. Flows out: an exit code. No torch until something is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from e2llm.evaluate.config import METHODS, PROTOCOLS, EvaluateConfig
+from e2llm.evaluate.suite_config import SUITES as TASK_SUITES
+from e2llm.evaluate.suite_config import SuiteConfig
+from e2llm.evaluate.suites import NAMES as TEXT_SUITES
+
+_NOT_CONFIG = {"command", "stage", "traceback"}
+_PROTOCOLS = "whole sliding position difference key_tokens; pass_key uuid_kv needle multi_needle kv_pairs; attention; \
+RULER's niah_single_1 to qa_2"
+_SUITES = "of texts, protocols and sizes by name, where what is given beside it counts more. paper: sliding window as \
+in the paper; context: is the context used; needles: retrieval maps; ruler: its thirteen kinds; attention: where the \
+answer looks; choice: the chosen scale against fixed ones, linear and yarn; smoke: everything once, in minutes on two \
+cores. Of tasks, instead of texts: longbench, leval, short"
+
+
+def window_tokens(text: str) -> int:
+    """4096, 4k, 128k, 1M -> tokens."""
+    lowered = text.strip().lower()
+    unit = {"k": 2**10, "m": 2**20}.get(lowered[-1:], 1)
+    try:
+        return int(lowered[:-1] if unit > 1 else lowered) * unit
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write tokens as 4096, 4k or 1M") from error
+
+
+def label_path(text: str) -> tuple[str, str]:
+    """label=path."""
+    label, equals, path = text.partition("=")
+    if not equals or not label or not path:
+        raise argparse.ArgumentTypeError(f"{text!r}: write label=path, e.g. novels=books/")
+    return label, path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    add = parser.add_argument
+    add("model", help="checkpoint folder, hub name or .gguf file")
+    add("--corpus", type=label_path, action="append", default=[], metavar="LABEL=PATH", help="text to measure on")
+    add("--suite", choices=[*TEXT_SUITES, *TASK_SUITES], help=_SUITES)
+    add("--windows", type=window_tokens, nargs="+", metavar="TOKENS", help="e.g. 4k 8k 16k 32k (default: 4k 8k)")
+    grid = "a full window × scale grid (default: the calibrated scale of each window, else window / native)"
+    add("--scales", type=float, nargs="+", metavar="G", help=grid)
+    add("--method", choices=METHODS, help="default: the checkpoint's own")
+    add("--protocols", nargs="+", choices=PROTOCOLS, metavar="PROTOCOL", help=f"default: whole pass_key; {_PROTOCOLS}")
+    add("--qa", type=label_path, action="append", metavar="KIND=FILE", help="questions of qa_1 or qa_2, with documents")
+    add("--kv-files", nargs="+", metavar="FILE", help="objects that kv_pairs asks (default: made to fill the window)")
+    add("--key-model", help="says which tokens need the context (default: the model itself)")
+    add("--neighbours", type=int, help="self_extend: tokens read at their own distance (default: native / 4)")
+    add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
+    add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
+    add("--prompts", type=int, help="retrieval prompts per window (default: 20)")
+    together = "questions asked at once, where the model can be served in batches (default: 1; short: 8)"
+    add("--batch-size", type=int, metavar="N", help=together)
+    template = "ask through the chat template (default: retrieval no, suites where published)"
+    add("--chat", action=argparse.BooleanOptionalAction, default=None, help=template)
+    add("--max-documents", type=int, help="documents per corpus (default: all that reach the largest window)")
+    add("--seed", type=int, help="of the retrieval prompts and of the draw of samples (default: 0)")
+    _add_task_arguments(parser)
+    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
+    add("--device")
+    add("--attn-implementation")
+    add("--checkpoint", help="label of the weights in tables, e.g. recommended")
+    add("--base-model", help="label of the base model in tables")
+    add("--out", help="Record to write (default: evaluation.json)")
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("suites of tasks").add_argument
+    add("--tasks", nargs="+", metavar="TASK", help="tasks of the suite (default: all that the data holds)")
+    folder = "folder or .zip with TASK.jsonl files (short: YAML tasks of the harness), or hub (default)"
+    add("--tasks-folder", metavar="PATH", help=folder)
+    add("--max-examples", type=int, metavar="N", help="samples a task, drawn by --seed (default: all)")
+    by_request = "choose the scale from each prompt's length instead of one for the window"
+    add("--scale-per-request", action="store_true", default=None, help=by_request)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the tables, write the Record."""
+    given = {k: v for k, v in vars(arguments).items() if k not in _NOT_CONFIG and v is not None}
+    if not given["corpus"]:
+        del given["corpus"]
+    measure = _tasks if arguments.suite in TASK_SUITES else _texts
+    record, out = measure(given)
+    from e2llm.report import results_markdown
+
+    print(results_markdown([record]))
+    print(out)
+    return 0
+
+
+def _texts(given: dict[str, Any]) -> tuple[Any, str]:
+    suite = given.pop("suite", None)
+    _refuse_options(given, EvaluateConfig, extra="corpus", hint="it belongs to --suite longbench, leval or short")
+    given["corpora"] = dict(given.pop("corpus", []))
+    given |= {name: tuple(given[name]) for name in ("windows", "scales", "protocols", "kv_files") if name in given}
+    if "qa" in given:
+        given["qa"] = dict(given["qa"])
+    if suite == "smoke" and not given["corpora"]:  # a text that is on every machine
+        from e2llm.data.stdlib_files import HELD_OUT, stdlib_root
+
+        given["corpora"] = {"python": str(stdlib_root() / HELD_OUT[0])}
+    if suite not in (None, "choice"):
+        from e2llm.evaluate.suites import with_suite
+
+        given = with_suite(suite, given)
+    config = EvaluateConfig(**given)
+    if suite == "choice":
+        from e2llm.evaluate.choice import choice
+
+        return choice(config), config.out
+    from e2llm.evaluate.run import run as evaluate
+
+    return evaluate(config), config.out
+
+
+def _tasks(given: dict[str, Any]) -> tuple[Any, str]:
+    _refuse_options(given, SuiteConfig, extra="", hint=f"--suite {given['suite']} has no use for it")
+    given |= {name: tuple(given[name]) for name in ("windows", "scales", "tasks") if name in given}
+    config = SuiteConfig(**given)
+    if config.suite == "short":
+        from e2llm.evaluate.short import run as ask
+    else:
+        from e2llm.evaluate.suite import run as ask
+    return ask(config), config.out
+
+
+def _refuse_options(given: dict[str, Any], config: type, *, extra: str, hint: str) -> None:
+    """An option that a kind of evaluation does not read is a mistake, not to be dropped in silence."""
+    unread = sorted(set(given) - {field.name for field in dataclasses.fields(config)} - {extra})
+    if unread:
+        raise ValueError(f"{', '.join('--' + name.replace('_', '-') for name in unread)}: {hint}")

@@ -1,0 +1,230 @@
+"""Short tasks through the EleutherAI harness: the E²-LLM paper's Table 7, a folder of YAML tasks, or any of its own.
+
+Flows in: a `SuiteConfig`. Flows out: a Record with a row for each task, metric and scale, and every sample's score. A
+task whose data is out of reach is named and left out, unless it was asked for by name. A finished (task, scale) is kept
+in `OUT.partial.jsonl`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean
+from e2llm.evaluate.measure import Results, described_model, fingerprint, model_labels
+from e2llm.evaluate.partial import Finished
+from e2llm.evaluate.suite_config import SuiteConfig
+from e2llm.evaluate.task_suites import LeftOutWarning
+from e2llm.infer import Engine
+from e2llm.records import SCORES, Record, make_row, portable
+from e2llm.version import __version__
+
+PAPER_TASKS = {
+    "piqa": "PIQA",
+    "wsc273": "WSC",
+    "hellaswag": "HellaSwag",
+    "social_iqa": "SIQA",
+    "winogrande": "WinoGrande",
+    "race": "RACE-H",
+    "nq_open": "NaturalQuestions",
+}
+"""The harness' task -> its name in the paper's Table 7. RACE-M, the eighth, is not among the harness' tasks."""
+_METRICS = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "accuracy", "em": "accuracy"}
+"""The harness' metric -> ours; the row's label `harness_metric` tells them apart."""
+
+
+def run(config: SuiteConfig, *, progress: bool = True) -> Record:
+    """Load tasks, then the model, measure at each scale, write the Record to `config.out`."""
+    _require_harness()
+    tasks, left_out = load_tasks(config)
+    engine = Engine.load(
+        config.model,
+        method=config.method,
+        dtype=config.dtype,
+        device=config.device,
+        attn_implementation=config.attn_implementation,
+    )
+    partial = Path(f"{config.out}.partial.jsonl")
+    record = evaluate_short(engine, tasks, config, left_out=left_out, partial=partial, progress=progress)
+    record.save(config.out)
+    partial.unlink(missing_ok=True)
+    return record
+
+
+def load_tasks(config: SuiteConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The harness' task objects by name (a group by its members), and task -> why it is left out.
+
+    Named tasks have to load (ValueError); of the paper's list those that do not are left out. ValueError where none is
+    left.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folder = None if config.tasks_folder == "hub" else config.tasks_folder
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"tasks_folder = {folder!r}: no such folder of the harness' YAML tasks")
+    own = TaskManager(include_path=folder, include_defaults=False).all_subtasks if folder else []
+    if folder and not own:
+        raise ValueError(f"tasks_folder = {folder!r}: no YAML task of the harness there")
+    names = config.tasks or tuple(own) or tuple(PAPER_TASKS)
+    # Reading the harness' thousands of files takes a while: only where one of them is asked for.
+    manager = TaskManager(include_path=folder, include_defaults=not set(names) <= set(own))
+    found: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            found |= manager.load([name])["tasks"]
+        except Exception as error:  # the harness and datasets raise whatever their readers raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            if config.tasks or own:
+                raise ValueError(f"tasks: {name} cannot be loaded: {reason}") from error
+            left_out[name] = reason
+            warnings.warn(f"short: {name} left out: {reason}", LeftOutWarning, stacklevel=2)
+    if not found:
+        raise ValueError(
+            f"short: the data of none of {', '.join(names)} is in reach (first: {next(iter(left_out.values()))}); "
+            "connect to the hub once, or name a folder of YAML tasks with --tasks-folder"
+        )
+    return found, left_out
+
+
+def evaluate_short(
+    engine: Engine,
+    tasks: Mapping[str, Any],
+    config: SuiteConfig,
+    *,
+    left_out: Mapping[str, str] | None = None,
+    partial: Path | None = None,
+    progress: bool = False,
+) -> Record:
+    """Measure a loaded model on loaded harness tasks, at every scale of `config` (none: chosen by request)."""
+    import lm_eval
+
+    labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
+    labels |= {"suite": "short", "seed": config.seed}
+    done = Finished(partial)
+    weights = fingerprint(engine)
+    rows: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    used: dict[str, dict[str, int]] = {}
+    for scale in config.scales or (None,):
+        for name, task in tasks.items():
+            settings = [config.max_examples, config.seed, bool(config.chat), config.batch_size]
+            asked = [__version__, lm_eval.__version__, weights, labels, name, _identity(task), scale, settings]
+            key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+            found: Any = done.get(key)
+            if found is None:
+                found = _measure(engine, name, task, scale, config, labels, progress)
+                done.add(key, {"task": name, "scale": scale}, found)
+            rows += found["rows"]
+            examples += found["examples"]
+            used[f"{name}, scale {'chosen' if scale is None else format(scale, 'g')}"] = found["requests_by_scale"]
+    described = {
+        **dataclasses.asdict(config),
+        **described_model(engine, config.model, labels),
+        "out": portable(config.out),
+        "tasks_folder": portable(config.tasks_folder),
+        "tasks": list(tasks),
+        "windows": [],
+        "scales": list(config.scales),
+        "chat": bool(config.chat),
+        "lm_eval": lm_eval.__version__,
+        "interval": DESCRIPTION,
+        "requests_by_scale": used,
+        "tasks_without_data": dict(left_out or {}),
+    }
+    return Record(kind="evaluate", config=described, rows=rows, examples=examples)
+
+
+def _identity(task: Any) -> str:
+    """Hash of a task's settings and documents, the same in every process; measuring sets its num_fewshot."""
+    settings = {name: value for name, value in task.dump_config().items() if name != "num_fewshot"}
+    text = json.dumps(settings, default=str, sort_keys=True)
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode())
+    for document in task.eval_docs:
+        digest.update(json.dumps(document, default=str, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _measure(
+    engine: Engine,
+    name: str,
+    task: Any,
+    scale: float | None,
+    config: SuiteConfig,
+    labels: Mapping[str, Any],
+    shown: bool,
+) -> dict[str, Any]:
+    """Rows and examples of one task at one scale, and how many requests were read at which scale."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from e2llm.evaluate.harness import E2LM
+
+    if shown:
+        import sys
+
+        print(f"{name}, scale {'chosen by request' if scale is None else format(scale, 'g')}", file=sys.stderr)
+    model = E2LM(engine, scale=scale, batch_size=config.batch_size)
+    results = simple_evaluate(
+        model=model,
+        tasks=[task],
+        task_manager=TaskManager(include_defaults=False),  # by itself it would read thousands of task files again
+        limit=config.max_examples,
+        bootstrap_iters=0,
+        apply_chat_template=bool(config.chat),
+        random_seed=config.seed,
+        numpy_random_seed=config.seed,
+        torch_random_seed=config.seed,
+        fewshot_random_seed=config.seed,
+    )
+    place = {**labels, "task": name, "scale": scale}
+    found = _rows(results["results"][name], results["samples"][name], place)
+    if not found["rows"]:
+        raise ValueError(f"tasks: {name} gave no number: {results['results'][name]}")
+    by_scale = {format(used, "g"): count for used, count in sorted(model.requests_by_scale.items())}
+    return {**found, "requests_by_scale": by_scale}
+
+
+def _rows(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> Results:
+    """One row a metric and filter; `values` is the harness' {"acc,none": 0.5, "acc_stderr,none": …}."""
+    rows: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    for key, value in values.items():
+        name, _, kind = key.partition(",")
+        if not kind or name.endswith("_stderr") or not isinstance(value, int | float) or not math.isfinite(value):
+            continue
+        own = [sample for sample in samples if sample.get("filter", kind) == kind and name in sample]
+        scores = [sample[name] for sample in own]
+        metric = _METRICS.get(name, re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_"))
+        is_share = all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores)
+        # A metric that is not the mean of its samples (perplexity, a corpus score) has no interval of a mean.
+        is_mean = bool(scores) and is_share and abs(sum(scores) / len(scores) - value) < 1e-9
+        spread = interval_fields(interval_of_mean(scores)) if is_mean else {}
+        unit = "share" if is_mean or metric in SCORES else "score"
+        about = {**place, "harness_metric": name, "filter": kind}
+        rows.append(make_row(metric, value, unit, max(1, len(scores)), **about, **spread))
+        examples += [
+            {
+                "metric": metric,
+                **about,
+                "id": sample["doc_id"],
+                "score": sample[name],
+                "doc_hash": sample.get("doc_hash"),
+            }
+            for sample in own
+        ]
+    return {"rows": rows, "examples": examples}
+
+
+def _require_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f"suite = 'short': {error.name} is not installed: pip install 'e2llm[lm-eval]'") from error

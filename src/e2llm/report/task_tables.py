@@ -1,0 +1,179 @@
+"""Tables of suites of tasks: scores in percent with confidence intervals, overall figures, the paper's own beside.
+
+Flows in: rows of Records that have a `suite`. Flows out: `TaskSection`s of `Table`s, the same for Markdown and page.
+Never two base models in one table. One column is one (checkpoint, method, window, scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from e2llm.report.formats import format_count, format_scale, format_window, join_words
+from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, SHORT_TASKS, Quoted
+from e2llm.report.series import Row
+from e2llm.report.tables import Cell, Table
+
+SUITE_NAMES = {"longbench": "LongBench", "leval": "L-Eval, closed tasks", "short": "Short tasks"}
+SET_NAMES = {
+    "en14": "14 EN",
+    "zh4": "4 ZH",
+    "all18": "all 18",
+    "en16": "EN 16",
+    "zh7": "ZH 5 + 2 code",
+    "all21": "all 21",
+}
+_NOTE = (
+    "Percent, with 95 % intervals by bootstrap over samples; higher is better. n: samples scored. What was cut, left "
+    "out or guessed is counted in the files."
+)
+_QUOTED = {
+    "longbench": f"Rows marked “{MARK}” are printed in the E²-LLM paper: other models, the same 18 tasks. "
+    "*: printed so, against its own cells.",
+    "short": f"“{MARK}”: printed in the E²-LLM paper, Table 7, for other models, by an accuracy that it does not name.",
+}
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """One suite on one base model."""
+
+    title: str
+    note: str
+    tables: list[Table]
+
+
+def is_task_row(row: Row) -> bool:
+    """Whether a row stands in these tables."""
+    return row.get("suite") is not None
+
+
+def task_sections(rows: Iterable[Row]) -> list[TaskSection]:
+    """Sections in order of first appearance."""
+    groups: dict[tuple[Any, Any], list[Row]] = {}
+    for row in rows:
+        if is_task_row(row):
+            groups.setdefault((row["suite"], row.get("base_model")), []).append(row)
+    return [_section(str(suite), str(model or ""), group) for (suite, model), group in groups.items()]
+
+
+def _section(suite: str, base_model: str, rows: Sequence[Row]) -> TaskSection:
+    title = join_words(SUITE_NAMES.get(suite, suite), base_model)
+    columns = _columns(rows)
+    tables = [_task_table(title, [row for row in rows if "task" in row], columns)]
+    overall = [row for row in rows if row["metric"] == "average"]
+    quoted = LONGBENCH if suite == "longbench" else ()
+    if overall:
+        tables.append(_overall_table(f"{title}: overall", overall, columns, quoted))
+    in_table_7 = suite == "short" and any(row.get("task") in SHORT_TASKS for row in rows)
+    if in_table_7:
+        tables.append(_quoted_table(f"{title}: {MARK} from the paper"))
+    about = _QUOTED.get(suite, "") if overall or in_table_7 else ""
+    return TaskSection(title, " ".join(part for part in (_NOTE, about) if part), tables)
+
+
+@dataclass(frozen=True)
+class _Column:
+    names: tuple[str, ...]
+    key: tuple[Any, ...]
+
+    def owns(self, row: Row) -> bool:
+        return tuple(row.get(name) for name in self.names) == self.key
+
+    @property
+    def label(self) -> str:
+        has = dict(zip(self.names, self.key, strict=True))
+        parts = [" · ".join(str(has[name]) for name in ("checkpoint", "method") if has[name])]
+        if has["window"] is not None:
+            parts.append(format_window(has["window"]))
+        parts.append("own scales" if has["scale"] is None else f"scale {format_scale(has['scale'])}")
+        return join_words(*parts, str(has.get("source") or ""))
+
+
+def _columns(rows: Sequence[Row]) -> list[_Column]:
+    """One for each (checkpoint, method, window, scale); where two files hold the same, one for each file."""
+    names: tuple[str, ...] = ("checkpoint", "method", "window", "scale")
+    places = [(_place(row), tuple(row.get(name) for name in names)) for row in rows]
+    if len(set(places)) < len(places):
+        names += ("source",)
+    keys = dict.fromkeys(tuple(row.get(name) for name in names) for row in rows)
+    return [_Column(names, key) for key in keys]
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("metric", "task", "tasks", "average", "harness_metric", "filter"))
+
+
+def _task_table(title: str, rows: Sequence[Row], columns: Sequence[_Column]) -> Table:
+    places = dict.fromkeys(_place(row) for row in rows)
+    body: list[tuple[str, list[Cell | None]]] = []
+    for place in places:
+        own = [row for row in rows if _place(row) == place]
+        name = join_words(str(own[0]["task"]), str(own[0].get("harness_metric") or own[0]["metric"]), _counts(own))
+        body.append((name, _cells(own, columns)))
+    return Table(title, ["task", *(column.label for column in columns)], body)
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    low, high = min(row["n"] for row in rows), max(row["n"] for row in rows)
+    return f"n = {format_count(low)}" + ("" if low == high else f"–{format_count(high)}")
+
+
+def _overall_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], quoted: Sequence[Quoted]) -> Table:
+    """One row a column of the task table, then the quoted rows; one column a set of tasks."""
+    sets = [
+        (average, name)
+        for average in ("plain", "macro")
+        for name in SET_NAMES
+        if any(row["average"] == average and row["tasks"] == name for row in rows)
+    ]
+    by_set = [[row for row in rows if (row["average"], row["tasks"]) == one] for one in sets]
+    ours = list(zip(*(_cells(own, columns) for own in by_set), strict=True))
+    body: list[tuple[str, list[Cell | None]]] = [
+        (f"{column.label}, {_counts([row for row in rows if column.owns(row)])}", list(cells))
+        for column, cells in zip(columns, ours, strict=True)
+        if any(cells)
+    ]
+    for one in quoted:
+        cells = [_printed(one, name) if average == "plain" else None for average, name in sets]
+        if any(cells):
+            body.append((f"{MARK} · {one.name}, {one.where}", cells))
+    heads = [f"{'mean' if average == 'plain' else 'macro'}, {SET_NAMES[name]}" for average, name in sets]
+    return Table(title, ["checkpoint · method", *heads], body)
+
+
+def _quoted_table(title: str) -> Table:
+    body: list[tuple[str, list[Cell | None]]] = [
+        (f"{MARK} · {one.name}, {one.where}", [_printed(one, name) for name in SHORT_COLUMNS]) for one in SHORT
+    ]
+    return Table(title, ["model", *SHORT_COLUMNS], body)
+
+
+def _printed(quoted: Quoted, name: str) -> Cell | None:
+    value = quoted.values.get(name)
+    return None if value is None else Cell(value)
+
+
+def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]:
+    """One cell a column; the best of several in bold."""
+    values = {row["value"] for row in rows}
+    best = max(values) if len(values) > 1 else None
+    found: list[Cell | None] = []
+    for column in columns:
+        row = next((row for row in rows if column.owns(row)), None)
+        found.append(None if row is None else Cell(_text(row), best=row["value"] == best, note=_note(row)))
+    return found
+
+
+def _text(row: Row) -> str:
+    if row["unit"] != "share":
+        return f"{row['value']:.4g} {row['unit']}"
+    text = f"{100 * row['value']:.1f}"
+    return text if row.get("low") is None else f"{text} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+
+
+def _note(row: Row) -> str:
+    counts = ("skipped", "left out"), ("cut", "prompts cut"), ("guessed", "answers guessed")
+    more = (f"{format_count(row[name])} {what}" for name, what in counts if row.get(name))
+    return join_words(f"n = {format_count(row['n'])}", *more)

@@ -1,0 +1,121 @@
+"""Short tasks through the harness into a Record: a folder of YAML tasks, scales, resume, what is out of reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from architectures import WINDOW, tiny_model
+from harness_tasks import NAMES, write_tasks
+from texts import character_tokenizer
+
+from e2llm.evaluate.short import PAPER_TASKS, _identity, evaluate_short, load_tasks, run
+from e2llm.evaluate.suite_config import SuiteConfig
+from e2llm.evaluate.task_suites import LeftOutWarning
+from e2llm.hf import CheckpointInfo, install, save_model
+from e2llm.infer import Engine
+from e2llm.records import Record
+
+pytest.importorskip("lm_eval")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+def config(folder: Path | str, **options: Any) -> SuiteConfig:
+    defaults: dict[str, Any] = {"suite": "short", "model": "m", "tasks_folder": str(folder), "device": "cpu"}
+    return SuiteConfig(**(defaults | options))
+
+
+def engine() -> Engine:
+    model = tiny_model("llama")
+    install(model, method="yarn")
+    return Engine(model, character_tokenizer(), max_scale=8.0)
+
+
+def test_record_of_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    info = CheckpointInfo(
+        method="yarn", native_window=WINDOW, training_window=WINDOW, max_scale=8.0, base_model="x/tiny",
+        checkpoint="paper",
+    )  # fmt: skip
+    checkpoint = save_model(tiny_model("llama"), character_tokenizer(), tmp_path / "model", info)
+    out = tmp_path / "short.json"
+    run(config(folder, model=str(checkpoint), scales=(1, 4), batch_size=4, out=str(out)), progress=False)
+    record = Record.load(out)
+    found = {(one["task"], one["harness_metric"], one["scale"]): one for one in record.rows}
+    assert set(found) == {
+        (task, metric, scale)
+        for task, metric in (
+            ("local_choice", "acc"), ("local_choice", "acc_norm"), ("local_answer", "exact_match"),
+            ("local_text", "word_perplexity"), ("local_text", "byte_perplexity"),
+        )
+        for scale in (1.0, 4.0)
+    }  # fmt: skip
+    accuracy = found["local_choice", "acc", 1.0]
+    own = [e["score"] for e in record.examples if all(e.get(k) == accuracy[k] for k in ("harness_metric", "scale"))]
+    assert len(own) == accuracy["n"] == 11 and accuracy["value"] == pytest.approx(sum(own) / 11)
+    assert accuracy["metric"] == "accuracy" and accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    # A corpus perplexity is no mean of its samples: no interval is made up for it.
+    assert "low" not in found["local_text", "byte_perplexity", 1.0]
+    assert record.config["requests_by_scale"]["local_choice, scale 4"] == {"4": 33}
+
+
+def test_a_finished_task_is_not_measured_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(folder, tasks=("local_choice", "local_answer"), max_examples=3)
+    tasks, left_out = load_tasks(settings)
+    assert not left_out
+    partial = tmp_path / "partial.jsonl"
+    first = evaluate_short(engine(), tasks, settings, partial=partial)
+    assert {one["scale"] for one in first.rows} == {None} and all(one["n"] == 3 for one in first.rows)
+    assert len(first.config["requests_by_scale"]["local_choice, scale chosen"]) >= 2
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", fails)
+    assert evaluate_short(engine(), tasks, settings, partial=partial).rows == first.rows
+    with pytest.raises(AssertionError, match="measured again"):
+        evaluate_short(engine(), tasks, config(folder, max_examples=4), partial=partial)
+
+
+def test_other_documents_are_another_measurement(tmp_path: Path) -> None:
+    """The same task file over changed data: nothing kept may stand in for it."""
+    settings = config(write_tasks(tmp_path / "t"), tasks=("local_choice",), max_examples=2)
+    (before,) = load_tasks(settings)[0].values()
+    rows = (tmp_path / "t" / "rows.json").read_text()
+    again = load_tasks(settings)[0]["local_choice"]
+    assert _identity(before) == _identity(again)
+    (tmp_path / "t" / "rows.json").write_text(rows.replace('"label": 0', '"label": 1', 1))
+    assert _identity(load_tasks(settings)[0]["local_choice"]) != _identity(before)
+
+
+def test_every_task_of_a_folder_is_taken(folder: Path) -> None:
+    assert set(load_tasks(config(folder))[0]) == set(NAMES)
+
+
+@pytest.mark.slow
+def test_the_papers_tasks_out_of_reach_are_named() -> None:
+    """Tests run with HF_HUB_OFFLINE: none of them can be had. The harness reads all of its task files first."""
+    with pytest.warns(LeftOutWarning) as warned, pytest.raises(ValueError, match=r"data of none of piqa.* is in reach"):
+        load_tasks(config("hub"))
+    assert len([one for one in warned if "left out" in str(one.message)]) == len(PAPER_TASKS)
+
+
+def test_folders_that_hold_no_task_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        load_tasks(config(tmp_path / "no"))
+    with pytest.raises(ValueError, match="no YAML task"):
+        load_tasks(config(tmp_path))
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "x.yaml").write_text("task: x\ndataset_path: json\ndataset_kwargs:\n  data_files: nowhere.json\n")
+    with pytest.raises(ValueError, match="tasks: x cannot be loaded"):
+        load_tasks(config(tmp_path / "t"))
