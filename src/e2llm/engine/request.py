@@ -135,6 +135,8 @@ class EngineStats:
     cached_tokens_total: int
     """Since the start: prompt tokens found in the prefix cache."""
     output_tokens_total: int
+    attention: str = ""
+    """How decoding attends, in words; for those who wonder why it is slow."""
 
 
 class ServingEngine(Protocol):

@@ -34,6 +34,11 @@ class Running:
         """Of these, taken from the prefix cache."""
         self.table = np.zeros(0, dtype=np.int64)
         """(pages,) block table, whole from admission on: a running request never waits for memory."""
+        self.place = -1
+        """Row of the engine's buffers on the device, while running."""
+        self.pending = 0
+        """Tokens that were drawn and not read yet: the device knows them, nobody else does."""
+        self.ended = False
         self.source = random.Random(request.sampling.seed)
         self._text = TextStream(tokenizer, request.sampling.stop)
         self._ends = frozenset() if request.sampling.ignore_eos else ends
@@ -48,7 +53,17 @@ class Running:
     @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be drawn; 1 while decoding."""
-        return len(self.tokens) - self.computed
+        return len(self.tokens) + self.pending - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """The prompt is read, and a token was drawn."""
+        return self.new_tokens + self.pending > 0
+
+    @property
+    def complete(self) -> bool:
+        """All tokens that it may have were drawn."""
+        return self.new_tokens + self.pending >= self.max_new_tokens
 
     @property
     def pages_needed(self) -> int:
@@ -111,7 +126,8 @@ class Running:
     def advance(self, count: int, pages: Pages, use_cache: bool) -> None:
         """The keys of `count` more tokens are in the pages."""
         self.computed += count
-        for index in range(self._registered, self.computed // self.page_tokens if use_cache else 0):
+        known = min(self.computed, len(self.tokens))  # a page's key is that of its tokens
+        for index in range(self._registered, known // self.page_tokens if use_cache else 0):
             pages.register(int(self.table[index]), self.key(index))
             self._registered = index + 1
 
