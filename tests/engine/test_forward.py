@@ -14,6 +14,7 @@ from batches import NO_END, collect, expected_tokens, mixed_requests, prompt, ru
 from interpreted import needs_interpreter, run_interpreted, starts_interpreter
 from texts import character_tokenizer
 
+from e2llm.engine import forward as forward_module
 from e2llm.engine.batch import BatchEngine
 from e2llm.engine.forward import choose_attention
 from e2llm.engine.request import Request, Sampling
@@ -159,7 +160,8 @@ def test_kernels_change_nothing(model_type: str) -> None:
 
 
 @needs_interpreter
-def test_kernels_at_a_sliding_window_and_past_the_expected_length() -> None:
+def test_kernels_at_a_sliding_window_and_past_the_expected_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_module, "TABLE_PAGES", 1)
     model = tiny_model("mistral", sliding_window=24, eos_token_id=None)
     model.generation_config.eos_token_id = None
     install(model, method="linear")

@@ -22,29 +22,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="G",
         help="of the mixed batch (1 2 4 8)",
     )
-    add("--long-tokens", type=int, default=0, help="a long prompt, behind which a short request waits (none)")
+    add("--long-tokens", default="0", help="a long prompt, behind which a short request waits: 128k (none)")
+    add("--prefill", nargs="+", default=(), metavar="TOKENS", help="prompts alone, against the machine's floor")
+    add("--decode", nargs="+", default=(), metavar="NxTOKENS", help="decoding against memory bandwidth: 32x2k 1x128k")
     add("--rounds", type=int, default=5, help="rounds after the warm-up (5)")
     add("--no-transformers", dest="transformers", action="store_false", help="leave transformers' own engine out")
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
     add("--device")
+    add("--attention", choices=["auto", "kernels", "plain"], default="auto", help="path of decoding (auto)")
     add("--base-model", default="", help="label of the model in tables")
     add("--out", default="serve.json", help="Record to write (serve.json)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, write the Record, print its rows."""
+    """Measure, write the Record after every round, print its rows. 1 where a contestant failed."""
     from e2llm.benchmark.serve import ServeConfig, benchmark_serve
 
-    names = ("model", "requests", "prompt_tokens", "new_tokens", "long_tokens", "rounds", "transformers", "dtype")
-    given = {name: getattr(arguments, name) for name in (*names, "device", "base_model")}
-    config = ServeConfig(**given, scales=tuple(arguments.scales))
-    record = benchmark_serve(config, progress=lambda line: print(line, file=sys.stderr))
-    record.save(arguments.out)
+    names = ("model", "requests", "prompt_tokens", "new_tokens", "rounds", "transformers", "dtype")
+    given = {name: getattr(arguments, name) for name in (*names, "device", "base_model", "attention")}
+    config = ServeConfig(
+        **given,
+        scales=tuple(arguments.scales),
+        long_tokens=_tokens(arguments.long_tokens),
+        prefill=tuple(map(_tokens, arguments.prefill)),
+        decode=tuple(map(_batch, arguments.decode)),
+    )
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    record = benchmark_serve(config, progress=progress, save=lambda found: found.save(arguments.out))
     for row in record.rows:
-        keys = ("engine", "mix", "metric")
+        keys = ("engine", "mix", "window", "requests", "metric")
         values = [e["value"] for e in record.examples if all(e[key] == row[key] for key in keys)]
-        where = f"{row['engine']:13} {row['mix']:7} window {row['window']:>7}"
+        where = f"{row['engine']:13} {row['mix']:8} {row['requests']:>3} × {row['window']:<7}"
         spread = f"({min(values):.4g} to {max(values):.4g})"
-        print(f"{where}  {row['metric']:28} {row['value']:10.4g} {row['unit']:9} {spread}")
+        print(f"{where} {row['metric']:32} {row['value']:10.4g} {row['unit']:9} {spread}")
+    for name, why in record.config["failed"].items():
+        print(f"{name} failed: {why}", file=sys.stderr)
     print(arguments.out)
-    return 0
+    return 1 if record.config["failed"] else 0
+
+
+def _tokens(text: str) -> int:
+    """4096, 32k -> tokens. Raises ValueError."""
+    number, unit = (text[:-1], 1024) if text.lower().endswith("k") else (text, 1)
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"tokens = {text!r}: write a number as 4096 or 32k")
+    return int(number) * unit
+
+
+def _batch(text: str) -> tuple[int, int]:
+    """32x2k -> (32, 2048). Raises ValueError."""
+    count, times, tokens = text.partition("x")
+    if not times:
+        raise ValueError(f"decode = {text!r}: write requests and prompt tokens as 32x2k")
+    return _tokens(count), _tokens(tokens)

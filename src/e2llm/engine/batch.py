@@ -46,7 +46,7 @@ class BatchEngine:
     more than `max_running` requests of the largest trained window can use. `prefix_cache`: keep the pages of finished
     requests for those that begin alike.
 
-    `attention`: `kernels` in Triton, `plain` gathering, or `auto`: kernels on CUDA, plain elsewhere; `stats` says which.
+    `attention`: `kernels` in Triton, `plain` gathering, or `auto`: kernels on CUDA, else plain; `stats` says which.
     `graphs`: record decoding steps as CUDA graphs, a batch size when it first comes (some tenths of a second each).
     `run_ahead`: queue a step before the last one's tokens are read (None: on CUDA). Raises ValueError for a model that
     must read each prompt alone, and on CUDA where Triton is missing.
@@ -105,8 +105,7 @@ class BatchEngine:
                 total_bytes=kv_bytes,
             )
             self._store = KeyValuePages(packed.shapes, num_pages, page_tokens, packed.device)
-            longest = min(largest, num_pages * page_tokens)
-            self._forward = Forward(packed, self._store, self.max_running, longest, record=graphs)
+            self._forward = Forward(packed, self._store, self.max_running, num_pages, largest, record=graphs)
         except BaseException:
             packed.restore()
             raise
@@ -163,6 +162,11 @@ class BatchEngine:
                 output_tokens_total=self._output_total,
                 attention=self._forward.describe(),
             )
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of key-value memory that a token takes."""
+        return self._packed.token_bytes
 
     def clear_prefix_cache(self) -> None:
         """Forget what finished requests left behind."""

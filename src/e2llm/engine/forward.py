@@ -27,6 +27,9 @@ Step = list[tuple[Running, int]]
 KEPT_SCALES = 256
 """Scales whose tables are kept stacked; with policy `exact` every length has its own."""
 
+TABLE_PAGES = 2**14
+"""Width that block tables have at least, memory allowing: a longer request moves them, and graphs are recorded anew."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -64,11 +67,13 @@ class Forward:
         packed: PackedModel,
         store: KeyValuePages,
         max_running: int,
+        num_pages: int,
         window_tokens: int,
         *,
         record: bool,
     ) -> None:
-        """`window_tokens`: of the longest request that is expected. `record`: CUDA graphs, where there is CUDA."""
+        """`num_pages`: of the store. `window_tokens`: of the longest request that is expected. `record`: CUDA graphs,
+        where there is CUDA."""
         self.packed, self.store = packed, store
         device = packed.device
         self._last = torch.zeros(max_running, dtype=torch.int64, device=device)
@@ -77,7 +82,8 @@ class Forward:
         self._tables: BlockTables | None = None
         self._runner: DecodeRunner | None = None
         if packed.kernels:
-            self._tables = BlockTables(max_running, -(-window_tokens // store.page_tokens), device)
+            width = min(num_pages, max(-(-window_tokens // store.page_tokens), TABLE_PAGES))
+            self._tables = BlockTables(max_running, width, device)
             record = record and device.type == "cuda"
             self._runner = DecodeRunner(packed, store, self._tables, self._last, record=record)
         _log.info("decoding of %s on %s: %s", packed.kind, device, self.describe())

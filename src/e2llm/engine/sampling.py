@@ -1,7 +1,8 @@
 """Next tokens of many requests at once: logits go in, a token for each row comes out, with its log probability.
 
-Everything is computed where the logits are and queued there; one transfer brings the tokens over when they are read
-(two where log probabilities are wanted). A row's draw depends on its own logits, settings and random numbers alone, whatever rows stand beside it.
+Everything is computed where the logits are and queued there; one transfer brings the tokens over (and three more, not
+one a row, the log probabilities where they are wanted). A row's draw depends on its own logits, settings and random
+numbers alone, whatever rows stand beside it.
 """
 
 from __future__ import annotations

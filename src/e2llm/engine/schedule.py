@@ -26,7 +26,8 @@ def next_step(running: Sequence[Running], chunk_tokens: int, *, share: bool) -> 
         for row in sorted(prompts, key=lambda row: row.remaining):
             budget.give(row, chunk_tokens)
         budget.give(prompts[0], chunk_tokens)
-    return sorted(decoding + list(budget.counts.items()), key=lambda pair: (pair[1] > 1, not pair[0].decoding, pair[0].computed))
+    step = decoding + list(budget.counts.items())
+    return sorted(step, key=lambda pair: (pair[1] > 1, not pair[0].decoding, pair[0].computed))
 
 
 class _Budget:

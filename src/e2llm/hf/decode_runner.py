@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class DecodeRunner:
         self.why_not_recorded: str | None = None if record else "not asked for"
         self._sizes = batch_sizes(len(last))
         self._batches: dict[int, _Batch] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._stride = tables.table.stride(0)
         if record:  # whether the model's step can be recorded is found out now and not in the first request
             with torch.inference_mode(), torch.cuda.device(packed.device):
@@ -189,9 +190,9 @@ class DecodeRunner:
             batch.graph = None
             self.why_not_recorded = str(error).strip().split("\n")[0]
             _log.warning(
-                "decoding is launched kernel by kernel, which is slower: a step of %d tokens of model type %r cannot be "
-                "recorded as a CUDA graph (%s)",
-                batch.size,
+                "decoding of %s is launched kernel by kernel, which is slower: a step of %d tokens cannot be recorded "
+                "as a CUDA graph (%s)",
                 self.packed.kind,
+                batch.size,
                 self.why_not_recorded,
             )

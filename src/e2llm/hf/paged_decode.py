@@ -104,11 +104,6 @@ def pack(rows: np.ndarray, positions: np.ndarray, slots: np.ndarray, most: int) 
     return np.concatenate([part.astype(np.int32, copy=False) for part in parts])
 
 
-def packed_size(tokens: int, most: int) -> int:
-    """Elements of `pack`'s array."""
-    return 6 * tokens + 3 * most
-
-
 def unpack(packed: torch.Tensor, tokens: int) -> Singles:
     """Views into what `pack` made, on whatever device it is now."""
     slots, rest = packed[: 2 * tokens].view(torch.int64), packed[2 * tokens :]
