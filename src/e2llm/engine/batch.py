@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from e2llm.engine.admission import admit
 from e2llm.engine.forward import Attention, Flight, Forward, Step, choose_attention
 from e2llm.engine.memory import kv_pages
 from e2llm.engine.pages import Pages
@@ -278,11 +279,8 @@ class BatchEngine:
                 self._wake.wait()
 
     def _admit(self) -> None:
-        """First come, first served: while the first one waits for memory, all wait."""
-        while self._waiting and len(self._running) < self.max_running:
-            if not self._waiting[0].admit(self._pages, self._share):
-                return
-            row = self._waiting.popleft()
+        places = self.max_running - len(self._running)
+        for row in admit(self._waiting, self._pages, places, share=self._share):
             # A masked key counts nothing only where its value is finite.
             if distrusted := self._pages.to_wipe(row.table.tolist()):
                 self._store.wipe(distrusted)

@@ -39,6 +39,8 @@ class Running:
         self.pending = 0
         """Tokens that were drawn and not read yet: the device knows them, nobody else does."""
         self.ended = False
+        self.passed = 0
+        """Requests that came later and were admitted before it."""
         self.source = random.Random(request.sampling.seed)
         self._text = TextStream(tokenizer, request.sampling.stop)
         self._ends = frozenset() if request.sampling.ignore_eos else ends
