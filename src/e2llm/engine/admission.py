@@ -11,6 +11,7 @@ are is ever taken.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from e2llm.engine.pages import Pages
 from e2llm.engine.running import Running
@@ -19,8 +20,11 @@ MOST_PASSED = 64
 """Requests that may go past one that waits for memory."""
 
 
-def admit(waiting: deque[Running], pages: Pages, places: int, *, share: bool) -> list[Running]:
-    """Take up to `places` requests out of `waiting` for which there are pages; `share`: also those of the prefix cache.
+def admit(
+    waiting: deque[Running], pages: Pages, places: int, *, share: bool, scales: Sequence[float] = ()
+) -> list[Running]:
+    """Take up to `places` requests out of `waiting` for which there are pages; `share`: also those of the prefix cache,
+    `scales`: also those of other scales among them, to be turned.
 
     Each counts as having passed those before it that stay.
     """
@@ -28,7 +32,7 @@ def admit(waiting: deque[Running], pages: Pages, places: int, *, share: bool) ->
     staying: list[Running] = []
     while waiting and len(admitted) < places:
         row = waiting.popleft()
-        if row.admit(pages, share):
+        if row.admit(pages, share, [scale for scale in scales if scale != row.scale]):
             admitted.append(row)
             for other in staying:
                 other.passed += 1

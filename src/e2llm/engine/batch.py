@@ -34,6 +34,8 @@ from e2llm.positions.choose import Policy, Schedule
 PAGE_TOKENS = 16
 MAX_RUNNING = {"cuda": 256, "cpu": 64}
 CHUNK_TOKENS = {"cuda": 4096, "cpu": 512}
+TURNED_SCALES = 16
+"""Scales whose cached keys are looked through for a text, with `rerotate`."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +51,10 @@ class BatchEngine:
 
     `attention`: `kernels` in Triton, `plain` gathering, or `auto`: kernels on CUDA, else plain; `stats` says which.
     `graphs`: record decoding steps as CUDA graphs, a batch size when it first comes (some tenths of a second each).
-    `run_ahead`: queue a step before the last one's tokens are read (None: on CUDA). Raises ValueError for a model that
-    must read each prompt alone, and on CUDA where Triton is missing.
+    `run_ahead`: queue a step before the last one's tokens are read (None: on CUDA). `rerotate`: a text cached at
+    another scale (a conversation that outgrew its own) goes on from those keys, turned, instead of being read again:
+    fast, and approximate (`hf/rerotate.py`); what comes of it is never shared with an exact request. Raises ValueError
+    for a model that must read each prompt alone, and on CUDA where Triton is missing.
     """
 
     name = "e2llm"
@@ -72,6 +76,7 @@ class BatchEngine:
         attention: Attention = "auto",
         graphs: bool = True,
         run_ahead: bool | None = None,
+        rerotate: bool = False,
     ) -> None:
         kind = model.device.type
         self.max_running = MAX_RUNNING.get(kind, MAX_RUNNING["cpu"]) if max_running is None else max_running
@@ -80,6 +85,8 @@ class BatchEngine:
         for name in ("page_tokens", "max_running", "chunk_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: use at least 1")
+        if rerotate and not prefix_cache:
+            raise ValueError("rerotate = True and prefix_cache = False: what is turned is found in the prefix cache")
         if not reads_in_chunks(model):
             raise ValueError(
                 f"model type {model.config.model_type!r} carries a state from token to token, which pages of keys do "
@@ -106,14 +113,18 @@ class BatchEngine:
                 total_bytes=kv_bytes,
             )
             self._store = KeyValuePages(packed.shapes, num_pages, page_tokens, packed.device)
-            self._forward = Forward(packed, self._store, self.max_running, num_pages, largest, record=graphs)
+            self._forward = Forward(
+                packed, self._store, self.max_running, num_pages, largest, record=graphs, rerotate=rerotate
+            )
         except BaseException:
             packed.restore()
             raise
         self._pages = Pages(num_pages)
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []
-        self._prompt_total = self._cached_total = self._output_total = 0
+        self._prompt_total = self._cached_total = self._output_total = self._turned_total = 0
+        self._rerotate = rerotate
+        self._cached_scales: dict[float, None] = {}  # least recently used first
         self._closing: str | None = None
         self._failure: BaseException | None = None
         self._threads = torch.get_num_threads()
@@ -162,6 +173,7 @@ class BatchEngine:
                 cached_tokens_total=self._cached_total,
                 output_tokens_total=self._output_total,
                 attention=self._forward.describe(),
+                turned_tokens_total=self._turned_total,
             )
 
     @property
@@ -280,13 +292,27 @@ class BatchEngine:
 
     def _admit(self) -> None:
         places = self.max_running - len(self._running)
-        for row in admit(self._waiting, self._pages, places, share=self._share):
+        for row in admit(self._waiting, self._pages, places, share=self._share, scales=list(self._cached_scales)):
             # A masked key counts nothing only where its value is finite.
             if distrusted := self._pages.to_wipe(row.table.tolist()):
                 self._store.wipe(distrusted)
             self._cached_total += row.computed
             self._running.append(row)
             self._forward.enter(row)
+            if self._rerotate:
+                self._turn(row)
+
+    def _turn(self, row: Running) -> None:
+        """Keys of another scale, where the request goes on from such; its own may be gone on from later."""
+        if row.turning is not None:
+            self._turned_total += row.turned
+            self._forward.turn(row.turning, row.scale)
+            self._pages.release(row.turning.sources)
+            row.turning = None
+        self._cached_scales.pop(row.scale, None)
+        self._cached_scales[row.scale] = None
+        if len(self._cached_scales) > TURNED_SCALES:
+            del self._cached_scales[next(iter(self._cached_scales))]
 
     def _adopt(self) -> None:
         """What others have read since, and need not be read again."""

@@ -14,12 +14,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from e2llm.engine.running import Running
+from e2llm.engine.running import Running, Turning
 from e2llm.engine.sampling import Draws, start_draw
 from e2llm.hf.decode_runner import DecodeRunner
 from e2llm.hf.packed import KeyValuePages, PackedStep, Piece
 from e2llm.hf.packed_model import PackedModel
 from e2llm.hf.paged_decode import BlockTables
+from e2llm.hf.rerotate import Rerotation
 
 Attention = Literal["auto", "kernels", "plain"]
 Step = list[tuple[Running, int]]
@@ -71,9 +72,10 @@ class Forward:
         window_tokens: int,
         *,
         record: bool,
+        rerotate: bool = False,
     ) -> None:
         """`num_pages`: of the store. `window_tokens`: of the longest request that is expected. `record`: CUDA graphs,
-        where there is CUDA."""
+        where there is CUDA. Raises ValueError for `rerotate` of a model whose keys cannot be turned."""
         self.packed, self.store = packed, store
         device = packed.device
         self._last = torch.zeros(max_running, dtype=torch.int64, device=device)
@@ -86,6 +88,7 @@ class Forward:
             self._tables = BlockTables(max_running, width, device)
             record = record and device.type == "cuda"
             self._runner = DecodeRunner(packed, store, self._tables, self._last, record=record)
+        self._rerotation = Rerotation(packed, store) if rerotate else None
         _log.info("decoding of %s on %s: %s", packed.kind, device, self.describe())
 
     def describe(self) -> str:
@@ -100,6 +103,12 @@ class Forward:
         """A request was admitted."""
         row.place = self._free.pop()
         self.moved(row)
+
+    def turn(self, turning: Turning, scale: float) -> None:
+        """Queue the turning of another scale's keys into those of `scale`."""
+        assert self._rerotation is not None
+        sources, targets = np.array(turning.sources), np.array(turning.targets)
+        self._rerotation.turn(sources, targets, turning.first_position, turning.scale, scale)
 
     def moved(self, row: Running) -> None:
         """A request's pages are others."""

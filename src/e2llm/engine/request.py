@@ -137,6 +137,8 @@ class EngineStats:
     output_tokens_total: int
     attention: str = ""
     """How decoding attends, in words; for those who wonder why it is slow."""
+    turned_tokens_total: int = 0
+    """Since the start, of the cached ones: tokens whose keys were turned from another scale."""
 
 
 class ServingEngine(Protocol):

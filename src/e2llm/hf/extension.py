@@ -231,6 +231,15 @@ class Extension:
         kinds = {rope.rope_type for rope in self._wrapper.ropes.values()}
         return self.method == "none" and bool(kinds & {"dynamic", "longrope"})
 
+    @property
+    def layer_types(self) -> list[LayerType]:
+        """Layer types that are scaled; [None] where there is one set of frequencies."""
+        return list(self._wrapper.ropes)
+
+    def serving_frequencies(self, layer_type: LayerType, scale: float) -> Frequencies:
+        """What requests at `scale` turn by."""
+        return self._frequencies(layer_type, scale, self.attention.serving())
+
     def remove(self) -> None:
         """Put the model's own rotary module back and drop the hook."""
         self._hook.remove()

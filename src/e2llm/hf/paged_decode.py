@@ -116,15 +116,15 @@ def write(store: torch.Tensor, shape: LayerShape, key: torch.Tensor, value: torc
     from e2llm.hf import paged_kernels as kernels
 
     key, value = _last_dense(key), _last_dense(value)
-    with _device_of(store):
+    with device_of(store):
         kernels.write_keys[(key.shape[0], shape.kv_heads)](
             *(key, value, store, slots),
             *(key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
             *(store.stride(1), store.stride(2)),
             KEY_DIM=shape.key_dim,
             VALUE_DIM=shape.value_dim,
-            KEY_BLOCK=_block(shape.key_dim, 1),
-            VALUE_BLOCK=_block(shape.value_dim, 1),
+            KEY_BLOCK=tile_side(shape.key_dim, 1),
+            VALUE_BLOCK=tile_side(shape.value_dim, 1),
         )
 
 
@@ -146,8 +146,8 @@ def attend(
     part = torch.empty(items, heads, shape.value_dim, dtype=torch.float32, device=query.device)
     stat = torch.empty(items, heads, 2, dtype=torch.float32, device=query.device)
     out = torch.empty(tokens, heads, shape.value_dim, dtype=query.dtype, device=query.device)
-    value_block = _block(shape.value_dim, 16)
-    with _device_of(store):
+    value_block = tile_side(shape.value_dim, 16)
+    with device_of(store):
         kernels.attend_items[(items, shape.kv_heads)](
             *(query, store, tables, singles.rows, singles.lengths, singles.items, part, stat),
             *(query.stride(0), query.stride(1), *store.stride()[:3], tables.stride(0)),
@@ -159,8 +159,8 @@ def attend(
             S=store.shape[1],
             KEY_DIM=shape.key_dim,
             VALUE_DIM=shape.value_dim,
-            ROWS=_block(heads // shape.kv_heads, 16),
-            KEY_BLOCK=_block(shape.key_dim, 16),
+            ROWS=tile_side(heads // shape.kv_heads, 16),
+            KEY_BLOCK=tile_side(shape.key_dim, 16),
             VALUE_BLOCK=value_block,
             CAPPED=extras.softcap is not None,
             WINDOWED=window is not None,
@@ -181,17 +181,17 @@ def attend(
 
 def _tile(shape: LayerShape) -> dict[str, Any]:
     """Keys a tile and how deep loads are pipelined: some 64 KiB of keys and values in flight a program."""
-    key_bytes = max(_block(shape.key_dim, 16), _block(shape.value_dim, 16)) * shape.dtype.itemsize
+    key_bytes = max(tile_side(shape.key_dim, 16), tile_side(shape.value_dim, 16)) * shape.dtype.itemsize
     keys = 64 if key_bytes <= 256 else 32 if key_bytes <= 512 else 16
     return {"KEYS": keys, "num_warps": 4, "num_stages": 3}
 
 
-def _block(size: int, least: int) -> int:
+def tile_side(size: int, least: int) -> int:
     """Power of two that holds `size`: what a tile's side has to be."""
     return max(least, 1 << (size - 1).bit_length())
 
 
-def _device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device, whatever its arguments are on."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 

@@ -185,3 +185,56 @@ def write_keys(
     channels = tl.arange(0, VALUE_BLOCK)
     v = tl.load(value + token * value_n + group * value_g + channels, mask=channels < VALUE_DIM, other=0)
     tl.store(target + KEY_DIM + channels, v, mask=channels < VALUE_DIM)
+
+
+@triton.jit
+def turn_pages(
+    store,  # (pages, S, G, key dim + value dim)
+    sources,  # (pages to turn,) int64
+    targets,  # (pages to turn,) int64
+    old,  # (pairs,) float32, radians a position of the stored keys
+    new,  # (pairs,) float32, of the keys that are wanted
+    ratio,
+    first_position,
+    page_stride,
+    token_stride,
+    head_stride,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    FIRST: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    PAIRS_BLOCK: tl.constexpr,
+    WIDTH_BLOCK: tl.constexpr,
+):
+    """One token of one page: its keys turned by what the new angle exceeds the old one by, all else copied."""
+    page = tl.program_id(0)
+    token = tl.program_id(1)
+    position = (first_position + page * S + token).to(tl.float32)
+    source = store + tl.load(sources + page) * page_stride + token * token_stride
+    target = store + tl.load(targets + page) * page_stride + token * token_stride
+    heads = tl.arange(0, HEADS_BLOCK)[:, None]
+
+    pairs = tl.arange(0, PAIRS_BLOCK)[None, :]
+    there = (heads < G) & (pairs < PAIRS)
+    a = FIRST + (2 * pairs if INTERLEAVED else pairs)
+    b = a + (1 if INTERLEAVED else PAIRS)
+    turned_new = position * tl.load(new + pairs, mask=pairs < PAIRS, other=0.0)
+    turned_old = position * tl.load(old + pairs, mask=pairs < PAIRS, other=0.0)
+    angle = turned_new - turned_old
+    cos = tl.cos(angle) * ratio
+    sin = tl.sin(angle) * ratio
+    x = tl.load(source + heads * head_stride + a, mask=there, other=0.0).to(tl.float32)
+    y = tl.load(source + heads * head_stride + b, mask=there, other=0.0).to(tl.float32)
+    tl.store(target + heads * head_stride + a, (x * cos - y * sin).to(store.dtype.element_ty), mask=there)
+    tl.store(target + heads * head_stride + b, (y * cos + x * sin).to(store.dtype.element_ty), mask=there)
+
+    channels = tl.arange(0, WIDTH_BLOCK)[None, :]
+    rest = (heads < G) & (channels < WIDTH) & ((channels < FIRST) | (channels >= FIRST + 2 * PAIRS))
+    tl.store(
+        target + heads * head_stride + channels,
+        tl.load(source + heads * head_stride + channels, mask=rest, other=0.0),
+        mask=rest,
+    )
