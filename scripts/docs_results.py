@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from docs_serving import serving_blocks
+
 from e2llm.config import load_recipe
 from e2llm.records import Record
 from e2llm.report import perplexity_figure, results_markdown, write_coverage
@@ -42,7 +44,8 @@ def results_page(records: Sequence[Record]) -> str:
     images = "\n\n".join(f"![{title}](images/{file})" for file, title, _ in _figures(records))
     checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
     blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
-    return "\n\n".join([*blocks, "## Training runs", training_table(records)]) + "\n"
+    blocks += [*serving_blocks(records), "## Training runs", training_table(records)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def study_block(records: Sequence[Record]) -> str:

@@ -178,4 +178,4 @@ def _record(config: RerotateConfig, packed: PackedModel, examples: list[dict[str
         "method": packed.extension.method,
     }
     settings = asdict(config) | facts | {"texts": [Path(name).name for name in config.texts]}
-    return Record(kind="rerotate", config=portable(settings), rows=rows, examples=examples)
+    return Record(kind="rerotate", config=portable(settings), rows=rows, examples=list(examples))
