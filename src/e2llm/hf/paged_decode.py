@@ -125,6 +125,7 @@ def write(store: torch.Tensor, shape: LayerShape, key: torch.Tensor, value: torc
             VALUE_DIM=shape.value_dim,
             KEY_BLOCK=tile_side(shape.key_dim, 1),
             VALUE_BLOCK=tile_side(shape.value_dim, 1),
+            enable_fp_fusion=True,
         )
 
 
@@ -175,6 +176,7 @@ def attend(
             VALUE_BLOCK=value_block,
             HAS_SINKS=extras.sinks is not None,
             num_warps=2,
+            enable_fp_fusion=True,
         )
     return out
 
@@ -183,7 +185,7 @@ def _tile(shape: LayerShape) -> dict[str, Any]:
     """Keys a tile and how deep loads are pipelined: some 64 KiB of keys and values in flight a program."""
     key_bytes = max(tile_side(shape.key_dim, 16), tile_side(shape.value_dim, 16)) * shape.dtype.itemsize
     keys = 64 if key_bytes <= 256 else 32 if key_bytes <= 512 else 16
-    return {"KEYS": keys, "num_warps": 4, "num_stages": 3}
+    return {"KEYS": keys, "num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
 
 
 def tile_side(size: int, least: int) -> int:

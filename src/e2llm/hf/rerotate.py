@@ -123,6 +123,7 @@ class Rerotation:
                 HEADS_BLOCK=tile_side(shape.kv_heads, 1),
                 PAIRS_BLOCK=tile_side(pairing.pairs, 1),
                 WIDTH_BLOCK=tile_side(shape.key_dim + shape.value_dim, 1),
+                enable_fp_fusion=False,  # both angles are rounded, as the model's tables are
             )
 
 
