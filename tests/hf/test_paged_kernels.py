@@ -17,7 +17,7 @@ FLOATS = {"scaling", "softcap", "ratio"}
 
 
 def compiled(name: str, dtype: str, constants: dict[str, Any], **options: int) -> Any:
-    """One kernel for compute capability 9.0; pointers and strides are multiples of sixteen, as they are in an engine."""
+    """One kernel for compute capability 9.0; pointers and strides are multiples of sixteen, as in an engine."""
     from triton import compile as triton_compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -56,5 +56,7 @@ def test_the_others() -> None:
     sizes = {"KEY_DIM": 80, "VALUE_DIM": 80, "KEY_BLOCK": 128, "VALUE_BLOCK": 128}
     assert compiled("write_keys", "bf16", sizes)
     sizes = {"G": 8, "S": 16, "WIDTH": 128, "PAIRS": 32, "FIRST": 0, "INTERLEAVED": False}
-    turned = compiled("turn_pages", "bf16", sizes | {"HEADS_BLOCK": 8, "PAIRS_BLOCK": 32, "WIDTH_BLOCK": 128}, enable_fp_fusion=0)
+    turned = compiled(
+        "turn_pages", "bf16", sizes | {"HEADS_BLOCK": 8, "PAIRS_BLOCK": 32, "WIDTH_BLOCK": 128}, enable_fp_fusion=False
+    )
     assert "cos.approx" not in turned.asm["ptx"], "angles reach 100,000 radians: the fast cosine is wrong there"
