@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 from e2llm.benchmark.floors import attention_seconds, copy_bandwidth, matmul_seconds, weight_bytes
 from e2llm.engine import BatchEngine, Request, Sampling
+from e2llm.engine.stream import QueueStream
 
 Round = dict[str, float]
 """Metric -> value, of one contestant in one round."""
@@ -44,25 +44,15 @@ def request_of(prompt: tuple[int, ...], new_tokens: int, scale: float | None) ->
 
 
 def run_together(engine: BatchEngine, requests: Sequence[Request]) -> list[list[float]]:
-    """All at once: when each token of each request arrived, seconds since the first submit."""
+    """All at once: when each token of each request was made, seconds since the first submit."""
     arrivals: list[list[float]] = [[] for _ in requests]
-    errors: list[str] = []
     start = time.perf_counter()
-
-    def read(place: int, stream: Any) -> None:
-        for output in stream:
-            arrivals[place] += [time.perf_counter() - start] * len(output.token_ids)
-            if output.finish_reason == "error":
-                errors.append(str(output.error))
-
     streams = [engine.submit(request) for request in requests]
-    readers = [threading.Thread(target=read, args=pair) for pair in enumerate(streams)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    if errors:
-        raise RuntimeError(f"{len(errors)} of {len(requests)} requests ended with an error: {errors[0]}")
+    for times, stream in zip(arrivals, streams, strict=True):
+        for output in stream:
+            times += [stream.made_at - start] * len(output.token_ids)
+            if output.finish_reason == "error":
+                raise RuntimeError(f"a request ended with an error: {output.error}")
     return arrivals
 
 
@@ -129,12 +119,12 @@ def behind_a_long_one(engine: BatchEngine, long_prompt: tuple[int, ...], short_t
     }
 
 
-def first_token(stream: Any) -> float:
-    """time.perf_counter() of a stream's first token; reads it to its end."""
+def first_token(stream: QueueStream) -> float:
+    """time.perf_counter() at which a stream's first token was made; reads it to its end."""
     found = None
     for output in stream:
         if output.token_ids and found is None:
-            found = time.perf_counter()
+            found = stream.made_at
         if output.finish_reason == "error":
             raise RuntimeError(output.error)
     assert found is not None

@@ -83,8 +83,10 @@ def benchmark_serve(
     A contestant that fails is said, kept in the Record's config under `failed`, and left out from then on: the others
     go on. Raises ValueError for sizes that the engine refuses.
     """
-    options: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "attention": config.attention}
-    engine = BatchEngine.load(config.model, prefix_cache=False, kv_tokens=config.kv_tokens, **options)
+    model, _, info = load_model(config.model, dtype=config.dtype, device=config.device)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"attention": config.attention, "kv_tokens": config.kv_tokens}
+    # Without a tokenizer: transformers' continuous batching hands out tokens and makes no text of them either.
+    engine = BatchEngine(model, None, info=info, prefix_cache=False, **options)
     failed: dict[Contestant, str] = {}
     try:
         running = _contestants(engine, config)

@@ -305,10 +305,13 @@ class BatchEngine:
     def _turn(self, row: Running) -> None:
         """Keys of another scale, where the request goes on from such; its own may be gone on from later."""
         if row.turning is not None:
-            self._turned_total += row.turned
-            self._forward.turn(row.turning, row.scale)
-            self._pages.release(row.turning.sources)
-            row.turning = None
+            turning, row.turning = row.turning, None
+            try:
+                self._forward.turn(turning, row.scale)
+                self._turned_total += row.turned
+            except Exception as error:
+                self._failed([row], error)
+            self._pages.release(turning.sources)
         self._cached_scales.pop(row.scale, None)
         self._cached_scales[row.scale] = None
         if len(self._cached_scales) > TURNED_SCALES:
