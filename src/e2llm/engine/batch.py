@@ -362,7 +362,7 @@ class BatchEngine:
     def _land(self, flight: Flight) -> None:
         """Read what a step has drawn, and hand it on. Who has ended since gets nothing."""
         try:
-            drawn = [] if flight.draws is None else flight.draws.read()
+            drawn = flight.read()
         except Exception as error:
             self._failed([row for row, _ in flight.step], error)
             return

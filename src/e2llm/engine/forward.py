@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from e2llm.engine.running import Running, Turning
-from e2llm.engine.sampling import Draws, start_draw
+from e2llm.engine.sampling import Drawn, Draws, start_draw
 from e2llm.hf.decode_runner import DecodeRunner
 from e2llm.hf.packed import KeyValuePages, PackedStep, Piece
 from e2llm.hf.packed_model import PackedModel
@@ -58,6 +58,15 @@ class Flight:
     asking: list[Running]
     """Requests that a token is drawn for."""
     draws: Draws | None
+    done: torch.cuda.Event | None
+    """Where there is a queue, its end of the step."""
+
+    def read(self) -> list[Drawn | None]:
+        """What was drawn for each of `asking`. Waits until the step is done, also where it drew nothing: whoever is
+        queued far ahead makes newcomers wait."""
+        if self.done is not None:
+            self.done.synchronize()
+        return [] if self.draws is None else self.draws.read()
 
 
 class Forward:
@@ -129,12 +138,16 @@ class Forward:
             logits = self._decode(self._runner, [row for row, _ in step], index)
         else:
             logits = self._mixed(step, decoding, index, set(asking))
-        if not asking:
-            return Flight(step, asking, None)
-        draws = start_draw(logits, [row.request.sampling for row in asking], [row.source for row in asking])
-        places = torch.tensor([row.place for row in asking]).to(self._last.device, non_blocking=True)
-        self._last.index_copy_(0, places, draws.tokens.clamp(min=0))
-        return Flight(step, asking, draws)
+        draws = None
+        if asking:
+            draws = start_draw(logits, [row.request.sampling for row in asking], [row.source for row in asking])
+            places = torch.tensor([row.place for row in asking]).to(self._last.device, non_blocking=True)
+            self._last.index_copy_(0, places, draws.tokens.clamp(min=0))
+        done = None
+        if self._last.is_cuda:
+            done = torch.cuda.Event()
+            done.record()
+        return Flight(step, asking, draws, done)
 
     def _scale_index(self, scales: list[float]) -> np.ndarray:
         """Index of each in the tables' order, which grows and seldom changes, so that tables are seldom made."""

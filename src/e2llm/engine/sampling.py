@@ -34,16 +34,11 @@ class Draws:
     ) -> None:
         self.tokens = tokens
         """(N,) int64 on the device; -1 for a row whose logits are no numbers."""
-        self._wanted, self._arrived = wanted, None
+        self._wanted = wanted
         self._host = [_to_host(tensor) for tensor in (tokens, *logprobs)]
-        if tokens.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
 
     def read(self) -> list[Drawn | None]:
-        """A row's token, None where its logits are no numbers. Waits for the device."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """A row's token, None where its logits are no numbers. On CUDA the caller has waited for what was queued."""
         chosen: list[int] = self._host[0].tolist()
         found: dict[int, TokenLogprob] = {}
         if self._wanted:
@@ -63,7 +58,10 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], sources: Sequence[random.Random]) -> list[Drawn | None]:
     """Tokens for logits (N, V); None for a row whose logits are no numbers."""
-    return start_draw(logits, samplings, sources).read()
+    draws = start_draw(logits, samplings, sources)
+    if logits.is_cuda:
+        torch.cuda.synchronize(logits.device)
+    return draws.read()
 
 
 def start_draw(logits: torch.Tensor, samplings: Sequence[Sampling], sources: Sequence[random.Random]) -> Draws:
