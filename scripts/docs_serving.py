@@ -18,6 +18,8 @@ COLUMNS = {
     "peak_memory_bytes": "peak memory",
     "ratio_to_single": "to single",
     "ratio_to_transformers": "to transformers",
+    "cpu_ratio_to_single": "to single, processor time",
+    "cpu_ratio_to_transformers": "to transformers, processor time",
     "ratio_to_floor": "to floor",
     "ratio_to_bandwidth": "to bandwidth",
 }
