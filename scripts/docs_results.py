@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from docs_serving import serving_blocks
+
 from e2llm.config import load_recipe
 from e2llm.evaluate.calibrate import best_scale
 from e2llm.records import Record
@@ -50,7 +52,8 @@ def results_page(found: Sequence[Record]) -> str:
     checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
     blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
     blocks += calibration_block([record for record in found if record.kind == "calibrate"])
-    return "\n\n".join([*blocks, "## Training runs", training_table(records)]) + "\n"
+    blocks += [*serving_blocks(records), "## Training runs", training_table(records)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def calibration_block(records: Sequence[Record]) -> list[str]:

@@ -109,6 +109,28 @@ def test_the_study_page_holds_to_its_plan(docs: ModuleType, tmp_path: Path) -> N
         docs.docs_study.study_page(tmp_path, [record])
 
 
+def test_serving_tables_hold_what_records_say(docs: ModuleType, tmp_path: Path) -> None:
+    labels: dict = {"base_model": "m", "engine": "e2llm", "mix": "mixed", "window": 2048, "requests": 8}
+    rows = [
+        make_row("output_tokens_per_second", 1234.5, "tokens/s", 3, **labels),
+        make_row("ratio_to_single", 0.987, "ratio", 3, **labels),
+    ]
+    serve = Record("serve", {"dtype": "bfloat16"}, rows, environment={"gpu": "G"}, path=tmp_path / "serve_x.json")
+    pair: dict = {"base_model": "m", "window": 1024, "from_scale": 1.0, "to_scale": 2.0}
+    units = {"nats_per_token": "nats", "kl_nats": "nats", "seconds": "s"}
+    found = {"read_again": (3.0, 0.0, 10.0), "turned": (3.1, 0.02, 0.5), "left": (4.0, 0.9, 1.0)}
+    rows = [
+        make_row(metric, value, unit, 2, keys=way, **pair)
+        for way, values in found.items()
+        for (metric, unit), value in zip(units.items(), values, strict=True)
+    ]
+    turned = Record("rerotate", {"dtype": "float32"}, rows, environment={"cpu": "C"}, path=tmp_path / "r.json")
+    text = "\n".join(docs.docs_results.serving_blocks([serve, turned]))
+    assert "| e2llm | mixed | 8 × 2k | 1,234/s | 0.987 |" in text and "m, bfloat16, G (`serve_x`)" in text
+    assert "| 1k | 1 → 2 | 3.000 | 3.100 | 4.000 | 0.0200 | 0.9000 | 95.0% |" in text
+    assert docs.docs_results.serving_blocks([]) == []
+
+
 def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> None:
     names = ("api", "cli", "recipes")
     api, cli, recipes = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in names)

@@ -29,6 +29,20 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from e2llm.evaluate.command import measure
+    from e2llm.report import results_markdown
+
+    if arguments.suite == "smoke" and not arguments.corpus:  # a text that is on every machine
+        from e2llm.data.stdlib_files import HELD_OUT, stdlib_root
+
+        arguments.corpus = [("python", str(stdlib_root() / HELD_OUT[0]))]
+    record, out = measure(arguments)
+    print(results_markdown([record]))
+    print(out)
+    return 0
+
+
 def _calibrate(arguments: argparse.Namespace) -> int:
     from e2llm.evaluate.config import EvaluateConfig
 
@@ -160,7 +174,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         description="Measure a checkpoint; writes a Record (JSON). A run that was cut off goes on where it stopped.",
     )
     command.add_arguments(parser)
-    parser.set_defaults(stage=command.run)
+    parser.set_defaults(stage=_evaluate)
 
 
 def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -175,3 +175,18 @@ def test_ctrl_c_in_a_terminal():
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_a_conversation_that_outgrows_its_scale_may_turn_its_keys(run):
+    """Raw text in two turns: 300 tokens and more at scale 1, then some 600 at scale 2."""
+    text = "def area(width, height):\n    return width * height\n\n\n" * 24
+    with BatchEngine.load(
+        str(TINY), dtype="float32", device="cpu", max_scale=16.0, kv_tokens=4096, rerotate=True
+    ) as engine:
+        conversation = Conversation(engine, Options(max_new_tokens=8, raw=True))
+        _, _, notes = run(text, text, "/stats", conversation=conversation)
+        first, second = (turn.admission for turn in conversation.turns)
+        assert (first.scale, second.scale) == (1.0, 2.0)
+        turned = engine.stats().turned_tokens_total
+        assert first.prompt_tokens - 16 < turned <= first.prompt_tokens + 8
+        assert f"({turned} turned from another scale)" in notes

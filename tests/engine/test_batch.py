@@ -111,15 +111,15 @@ def test_memory_is_what_was_asked_for() -> None:
         assert held == 512 * 16 * 10, "and the page of zeros"
 
 
-def test_requests_wait_for_memory_in_their_order() -> None:
+def test_a_request_waits_for_memory_and_a_shorter_one_passes_it() -> None:
     with tiny_engine(kv_tokens=192, page_tokens=16, prefix_cache=False) as engine:
         first = engine.submit(Request(prompt_ids=prompt(100), max_new_tokens=60))  # ten pages of twelve
         second = engine.submit(Request(prompt_ids=prompt(90), max_new_tokens=6))
-        third = engine.submit(Request(prompt_ids=prompt(5), max_new_tokens=4))  # would fit, and waits its turn
-        next(first)
+        third = engine.submit(Request(prompt_ids=prompt(5), max_new_tokens=4))
+        assert [len(collect(third).tokens), engine.stats().waiting] == [4, 1]
         stats = engine.stats()
-        assert (stats.running, stats.waiting, stats.kv_tokens_used) == (1, 2, 160)
-        assert [collect(s).finish_reason for s in (first, second, third)] == ["length"] * 3
+        assert (stats.running, stats.waiting, stats.kv_tokens_used) == (1, 1, 160)
+        assert [collect(s).finish_reason for s in (first, second)] == ["length"] * 2
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.kv_tokens_used) == (0, 0, 0)
         assert (stats.prompt_tokens_total, stats.cached_tokens_total, stats.output_tokens_total) == (195, 0, 70)

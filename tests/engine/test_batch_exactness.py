@@ -14,6 +14,7 @@ from batches import (
     GREEDY_ON,
     NO_END,
     STATIC,
+    Answer,
     collect,
     expected_tokens,
     in_dtype,
@@ -216,3 +217,31 @@ def test_log_probabilities_equal_static_scaling(dtype: torch.dtype, tolerance: f
             assert one.logprob == one.top[0][1] and len(one.top) == 5, "greedy takes the most probable"
             for token, logprob in ((one.token_id, one.logprob), *one.top):
                 assert abs(logprob - float(row[token])) < tolerance
+
+
+def test_bfloat16_logits_of_24_requests_at_five_scales() -> None:
+    """Log probabilities of everything the batch wrote, against bfloat16 models that are statically scaled, each
+    request alone; tolerance in nats. The same at a wrong scale is off by 0.3."""
+    model = in_dtype(tiny_model("llama", **NO_END), torch.bfloat16)
+    install(model, method="yarn")
+    requests = [dataclasses.replace(r, sampling=Sampling(logprobs=0)) for r in mixed_requests()]
+    with BatchEngine(model, None, max_scale=8.0, chunk_tokens=50) as engine:
+        streams = [engine.submit(request) for request in requests]
+        answers = [collect(stream) for stream in streams]
+    scales = [stream.admission.scale for stream in streams]
+    assert len(requests) >= 24 and set(scales) == {1.0, 2.0, 3.0, 4.0, 8.0}
+    statics = {scale: in_dtype(static_model("llama", "yarn", scale), torch.bfloat16) for scale in set(scales)}
+    near = [nats_apart(statics[scale], *pair) for scale, *pair in zip(scales, requests, answers, strict=True)]
+    assert max(near) < 0.05
+    pairs = zip(scales, requests, answers, strict=True)
+    wrong = [nats_apart(statics[8.0], *pair) for scale, *pair in pairs if scale < 3]
+    assert max(wrong) > 0.2, "the measure would see a wrong scale"
+
+
+@torch.no_grad()
+def nats_apart(static: Any, request: Request, answer: Answer) -> float:
+    """Largest difference of the answer's log probabilities from those of `static`, which reads all of it at once."""
+    ids = torch.tensor([request.prompt_ids + answer.tokens])
+    logs = torch.log_softmax(static(ids).logits[0, len(request.prompt_ids) - 1 : -1].float(), -1)
+    found = torch.tensor([one.logprob for one in answer.logprobs])
+    return float((logs.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0] - found).abs().max())

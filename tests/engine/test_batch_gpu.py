@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from architectures import statically_scaled, tiny_model
 from batches import NO_END, STATIC, collect, in_dtype, mixed_requests, prompt
 
+from e2llm.engine import forward as forward_module
 from e2llm.engine.batch import BatchEngine
 from e2llm.engine.request import Request, Sampling
 from e2llm.hf import install
@@ -31,9 +33,11 @@ def on_device(plain: Any, dtype: torch.dtype) -> Any:
     return in_dtype(plain, dtype).to("cuda")
 
 
-@pytest.mark.parametrize("options", [{}, {"chunk_tokens": 32, "page_tokens": 32}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"chunk_tokens": 32, "page_tokens": 32}, {"graphs": False}, {"attention": "plain"}], ids=str
+)
 @pytest.mark.parametrize(("model_type", "dtype"), CASES)
-def test_log_probabilities_equal_static_scaling(model_type: str, dtype: torch.dtype, options: dict[str, int]) -> None:
+def test_log_probabilities_equal_static_scaling(model_type: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
     """27 requests at five scales in one batch, whole prompts and pieces, against the static model on the CPU in
     float32; tolerance in nats (a wrong scale moves a tiny model's by 0.3)."""
     tolerance = 2e-3 if dtype == torch.float32 else 0.1
@@ -58,6 +62,39 @@ def test_log_probabilities_equal_static_scaling(model_type: str, dtype: torch.dt
         expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
         found = torch.tensor([one.logprob for one in answer.logprobs])
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def test_recorded_steps_give_the_texts_of_the_plain_path() -> None:
+    """Batches of every size that is recorded, some with empty places, again and again; requests come and go between."""
+    requests = [dataclasses.replace(r, sampling=Sampling(logprobs=0)) for r in mixed_requests()]
+    plain: Any = tiny_model("llama", **NO_END)
+    install(plain.to("cuda"), method="linear")
+    with BatchEngine(plain, None, max_scale=8.0, attention="plain", run_ahead=False) as engine:
+        expected = [collect(engine.submit(request)) for request in requests]
+    with BatchEngine(plain, None, max_scale=8.0) as engine:
+        assert engine.stats().attention == "kernels, recorded in CUDA graphs"
+        for count in (1, 2, 3, 5, 9, 20, 27, 4, 1, 27):
+            streams = [engine.submit(request) for request in requests[:count]]
+            for stream, alone in zip(streams, expected, strict=False):
+                answer = collect(stream)
+                assert answer.tokens == alone.tokens, answer.error
+                pairs = zip(answer.logprobs, alone.logprobs, strict=True)
+                assert max(abs(a.logprob - b.logprob) for a, b in pairs) < 2e-3
+        runner = engine._forward._runner
+        assert runner is not None and len(runner.recorded) >= 4
+        engine.clear_prefix_cache()
+        assert engine.stats().kv_tokens_used == 0
+
+
+def test_a_request_longer_than_the_tables_records_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_module, "TABLE_PAGES", 1)
+    model: Any = tiny_model("llama", **NO_END)
+    install(model.to("cuda"), method="linear")
+    requests = [Request(prompt_ids=prompt(n, n), max_new_tokens=6, beyond_trained=True) for n in (60, 300, 60)]
+    with BatchEngine(model, None, max_scale=2.0, attention="plain", kv_tokens=1024) as engine:
+        expected = [collect(engine.submit(request)) for request in requests]
+    with BatchEngine(model, None, max_scale=2.0, kv_tokens=1024) as engine:
+        assert [collect(engine.submit(request)) for request in requests] == expected
 
 
 def test_running_out_of_memory_ends_a_request_and_not_the_engine() -> None:

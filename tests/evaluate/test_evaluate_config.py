@@ -27,7 +27,7 @@ from e2llm.evaluate.config import EvaluateConfig
         ({"max_strides": 0}, "max_strides"),
         ({"max_documents": 0}, "max_documents"),
         ({"seed": -1}, "seed"),
-        ({"batch": 0}, "batch"),
+        ({"batch_size": 0}, "batch_size"),
         ({"qa": {"qa_3": "x"}}, "qa_1 or qa_2"),
         ({"neighbours": 8}, "self_extend"),
         ({"out": ""}, "out"),

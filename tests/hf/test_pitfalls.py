@@ -11,6 +11,7 @@ from architectures import WINDOW, statically_scaled, tiny_config, tiny_model, to
 from torch import nn
 
 from e2llm.hf import get_extension, install
+from e2llm.hf.cache import cache_argument
 from e2llm.positions import oracle
 from e2llm.positions.placement import Placement, PlacementConfig, PositionSampler
 from e2llm.positions.scales import ScalesConfig
@@ -222,7 +223,7 @@ def test_10_a_scale_is_fixed_while_keys_are_cached() -> None:
         step = model(ids[:, :30], use_cache=True)
         pieces = [step.logits]
         for at in range(30, 40):
-            step = model(ids[:, at : at + 1], past_key_values=step.past_key_values, use_cache=True)
+            step = model(ids[:, at : at + 1], **cache_argument(model, step.past_key_values))
             pieces.append(step.logits)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=1e-5)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Step, choose_scale, ladder, parse_schedule, window_of
+from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Step, choose_scale, ladder, parse_schedule, steps_of, window_of
 
 L = 4096
 
@@ -147,3 +147,16 @@ def test_schedules_are_read_back_and_checked() -> None:
     ]:
         with pytest.raises(ValueError, match=f"schedule: {message}"):
             parse_schedule(rows)
+
+
+def test_the_steps_are_those_that_requests_meet() -> None:
+    schedule = (Step(64, 1.0), Step(200, 2.0), Step(256, 3.0))
+    for given in ((), schedule):
+        steps = steps_of(64, 6.0, given)
+        assert steps[: len(given)] == given
+        for tokens in range(1, 6 * 64 + 1):
+            choice = choose_scale(tokens, 64, max_scale=6.0, schedule=given)
+            step = next(step for step in steps if step.window >= tokens)
+            assert (choice.window, choice.scale) == (step.window, step.scale)
+    assert [step.window for step in steps_of(64, 6.0)] == [64, 128, 256, 384]
+    assert [(step.window, step.scale) for step in steps_of(64, 6.0, schedule)[3:]] == [(384, 6.0)]

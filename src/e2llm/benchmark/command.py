@@ -1,19 +1,26 @@
-"""`e2llm benchmark`: speed, as ratios within one run, written as a Record."""
+"""`e2llm benchmark`: speed as ratios within one run, and what turned keys cost, written as Records."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add = parser.add_argument
-    add("kind", choices=["serve"], help="serve: mixed scales against one, and beside transformers' continuous batching")
+    add(
+        "kind",
+        choices=["serve", "rerotate"],
+        help="serve: mixed scales against one, and beside transformers' continuous batching; rerotate: cached keys "
+        "turned to another scale against reading again",
+    )
     add("model", help="checkpoint folder, hub name or .gguf file")
     add("--requests", type=int, default=24, help="requests in flight at once (24)")
     add("--prompt-tokens", type=int, default=128, help="tokens of each prompt (128)")
-    add("--new-tokens", type=int, default=64, help="tokens each writes (64)")
+    add("--new-tokens", type=int, help="tokens each writes (64); with rerotate: tokens that are scored (256)")
     add(
         "--scales",
         type=float,
@@ -22,29 +29,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="G",
         help="of the mixed batch (1 2 4 8)",
     )
-    add("--long-tokens", type=int, default=0, help="a long prompt, behind which a short request waits (none)")
+    add("--long-tokens", default="0", help="a long prompt, behind which a short request waits: 128k (none)")
+    add("--prefill", nargs="+", default=(), metavar="TOKENS", help="prompts alone, against the machine's floor")
+    add("--decode", nargs="+", default=(), metavar="NxTOKENS", help="decoding against memory bandwidth: 32x2k 1x128k")
     add("--rounds", type=int, default=5, help="rounds after the warm-up (5)")
     add("--no-transformers", dest="transformers", action="store_false", help="leave transformers' own engine out")
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
     add("--device")
+    add("--attention", choices=["auto", "kernels", "plain"], default="auto", help="path of decoding (auto)")
+    add("--texts", nargs="+", default=(), metavar="FILE", help="rerotate: a window of each is read")
+    add("--cached-tokens", nargs="+", default=("2k",), metavar="TOKENS", help="rerotate: cached before (2k)")
+    add("--pairs", nargs="+", default=("1:2", "2:4"), metavar="OLD:NEW", help="rerotate: scales (1:2 2:4)")
     add("--base-model", default="", help="label of the model in tables")
-    add("--out", default="serve.json", help="Record to write (serve.json)")
+    add("--out", help="Record to write (serve.json, rerotate.json)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, write the Record, print its rows."""
+    """Measure, write the Record as it grows, print its rows. 1 where a contestant failed."""
+    out = arguments.out or f"{arguments.kind}.json"
+
+    def save(found: Any) -> None:
+        found.save(out)
+
+    record = (_serve if arguments.kind == "serve" else _rerotate)(arguments, save)
+    for row in record.rows:
+        labels = {name: row[name] for name in row if name not in ("value", "unit", "n")}
+        values = [_value(example, row["metric"]) for example in record.examples if _is_of(example, labels)]
+        where = " ".join(str(value) for name, value in labels.items() if name != "base_model")
+        print(f"{where:64} {row['value']:10.4g} {row['unit']:9} ({min(values):.4g} to {max(values):.4g})")
+    failed = record.config.get("failed", {})
+    for name, why in failed.items():
+        print(f"{name} failed: {why}", file=sys.stderr)
+    print(out)
+    return 1 if failed else 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _is_of(example: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
+    """Whether an example is one of those that the row with `labels` sums up."""
+    metric = labels["metric"]
+    same = all(example[name] == value for name, value in labels.items() if name in example)
+    return same and (metric in example or example.get("metric") == metric)
+
+
+def _value(example: Mapping[str, Any], metric: str) -> float:
+    return float(example[metric] if metric in example else example["value"])
+
+
+def _serve(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any:
     from e2llm.benchmark.serve import ServeConfig, benchmark_serve
 
-    names = ("model", "requests", "prompt_tokens", "new_tokens", "long_tokens", "rounds", "transformers", "dtype")
-    given = {name: getattr(arguments, name) for name in (*names, "device", "base_model")}
-    config = ServeConfig(**given, scales=tuple(arguments.scales))
-    record = benchmark_serve(config, progress=lambda line: print(line, file=sys.stderr))
-    record.save(arguments.out)
-    for row in record.rows:
-        keys = ("engine", "mix", "metric")
-        values = [e["value"] for e in record.examples if all(e[key] == row[key] for key in keys)]
-        where = f"{row['engine']:13} {row['mix']:7} window {row['window']:>7}"
-        spread = f"({min(values):.4g} to {max(values):.4g})"
-        print(f"{where}  {row['metric']:28} {row['value']:10.4g} {row['unit']:9} {spread}")
-    print(arguments.out)
-    return 0
+    names = ("model", "requests", "prompt_tokens", "rounds", "transformers", "dtype", "device", "base_model")
+    config = ServeConfig(
+        **{name: getattr(arguments, name) for name in (*names, "attention")},
+        new_tokens=64 if arguments.new_tokens is None else arguments.new_tokens,
+        scales=tuple(arguments.scales),
+        long_tokens=_tokens(arguments.long_tokens),
+        prefill=tuple(map(_tokens, arguments.prefill)),
+        decode=tuple(map(_batch, arguments.decode)),
+    )
+    return benchmark_serve(config, progress=_progress, save=save)
+
+
+def _rerotate(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any:
+    from e2llm.benchmark.rerotate import RerotateConfig, benchmark_rerotate
+
+    config = RerotateConfig(
+        **{name: getattr(arguments, name) for name in ("model", "dtype", "device", "base_model")},
+        texts=tuple(arguments.texts),
+        prompt_tokens=tuple(map(_tokens, arguments.cached_tokens)),
+        new_tokens=256 if arguments.new_tokens is None else arguments.new_tokens,
+        scales=tuple(map(_pair, arguments.pairs)),
+    )
+    return benchmark_rerotate(config, progress=_progress, save=save)
+
+
+def _tokens(text: str) -> int:
+    """4096, 32k -> tokens. Raises ValueError."""
+    number, unit = (text[:-1], 1024) if text.lower().endswith("k") else (text, 1)
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"tokens = {text!r}: write a number as 4096 or 32k")
+    return int(number) * unit
+
+
+def _batch(text: str) -> tuple[int, int]:
+    """32x2k -> (32, 2048). Raises ValueError."""
+    count, times, tokens = text.partition("x")
+    if not times:
+        raise ValueError(f"decode = {text!r}: write requests and prompt tokens as 32x2k")
+    return _tokens(count), _tokens(tokens)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """1:2 -> (1.0, 2.0). Raises ValueError."""
+    try:
+        old, new = map(float, text.split(":"))
+    except ValueError as error:
+        raise ValueError(f"pairs = {text!r}: write the old and the new scale as 1:2") from error
+    return old, new

@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="for answers that can be repeated")
     add("--window", default="auto", help="read at the scale of at least so many tokens, e.g. 32k (auto: by length)")
     add("--beyond-trained", action="store_true", help="go on past the largest trained window, with a warning")
+    add(
+        "--rerotate",
+        action="store_true",
+        help="when the conversation outgrows its scale, turn the cached keys instead of reading it again: fast, and "
+        "approximate",
+    )
     add("--kv-gib", type=float, help="memory for keys and values, GiB (default: chosen by the engine)")
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default: bfloat16 on a GPU, else float32")
     add("--device", help="cuda, cuda:1, cpu (default: the GPU where there is one)")
@@ -46,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         kv_bytes=None if arguments.kv_gib is None else int(arguments.kv_gib * 2**30),
         max_running=1,
+        rerotate=arguments.rerotate,
     )
     try:
         options = Options(

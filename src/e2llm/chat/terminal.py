@@ -120,6 +120,7 @@ def _stats(conversation: Conversation, _: str) -> str:
     stats = conversation.engine.stats()
     memory = f"key-value memory: {stats.kv_tokens_used} of {stats.kv_tokens_total} tokens"
     written = f"read {stats.prompt_tokens_total}, found again {stats.cached_tokens_total}"
+    written += f" ({stats.turned_tokens_total} turned from another scale)" if stats.turned_tokens_total else ""
     return "\n".join([*lines, f"{memory}; {written}, written {stats.output_tokens_total}"])
 
 

@@ -1,8 +1,9 @@
 """Continuous batching over one transformers model: requests join and leave between steps, each at its own scale.
 
 Flows in: `Request`s from any thread. Flows out: streams of `Output`s. One worker thread runs the steps: each packs the
-next token of every request that decodes and pieces of prompts into one row, over paged keys. Scale and memory are
-fixed when a request is admitted. Knows no HTTP and no file format.
+next token of every request that decodes and pieces of prompts into one row, over paged keys. On a GPU the next step is
+queued before the last one's tokens are read, so that the device never waits for Python. Scale and memory are fixed
+when a request is admitted. Knows no HTTP and no file format.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import threading
 from collections import deque
 from typing import Any
 
-import numpy as np
 import torch
 
+from e2llm.engine.admission import admit
+from e2llm.engine.forward import Attention, Flight, Forward, Step, choose_attention
 from e2llm.engine.memory import kv_pages
 from e2llm.engine.pages import Pages
 from e2llm.engine.request import Admission, EngineStats, FinishReason, Output, RefusedError, Request
 from e2llm.engine.running import Running, pages_needed
-from e2llm.engine.sampling import Drawn, draw
 from e2llm.engine.schedule import next_step
 from e2llm.engine.stream import QueueStream
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
-from e2llm.hf.packed import KeyValuePages, PackedStep, Piece
+from e2llm.hf.packed import KeyValuePages
 from e2llm.hf.packed_model import PackedModel
 from e2llm.infer import RequestPlan, end_tokens, plan_request, reads_in_chunks
 from e2llm.positions.choose import Policy, Schedule
@@ -33,8 +34,8 @@ from e2llm.positions.choose import Policy, Schedule
 PAGE_TOKENS = 16
 MAX_RUNNING = {"cuda": 256, "cpu": 64}
 CHUNK_TOKENS = {"cuda": 4096, "cpu": 512}
-
-Step = list[tuple[Running, int]]
+TURNED_SCALES = 16
+"""Scales whose cached keys are looked through for a text, with `rerotate`."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,14 @@ class BatchEngine:
     step reads at most, over all requests. `kv_tokens` or `kv_bytes`: memory for keys and values; with neither, on CUDA
     80 % of what is free once the model is loaded, on a CPU a quarter of the free memory and at most 4 GiB, and never
     more than `max_running` requests of the largest trained window can use. `prefix_cache`: keep the pages of finished
-    requests for those that begin alike. Raises ValueError for a model that must read each prompt alone.
+    requests for those that begin alike.
+
+    `attention`: `kernels` in Triton, `plain` gathering, or `auto`: kernels on CUDA, else plain; `stats` says which.
+    `graphs`: record decoding steps as CUDA graphs, a batch size when it first comes (some tenths of a second each).
+    `run_ahead`: queue a step before the last one's tokens are read (None: on CUDA). `rerotate`: a text cached at
+    another scale (a conversation that outgrew its own) goes on from those keys, turned, instead of being read again:
+    fast, and approximate (`hf/rerotate.py`); what comes of it is never shared with an exact request. Raises ValueError
+    for a model that must read each prompt alone, and on CUDA where Triton is missing.
     """
 
     name = "e2llm"
@@ -65,6 +73,10 @@ class BatchEngine:
         max_running: int | None = None,
         chunk_tokens: int | None = None,
         prefix_cache: bool = True,
+        attention: Attention = "auto",
+        graphs: bool = True,
+        run_ahead: bool | None = None,
+        rerotate: bool = False,
     ) -> None:
         kind = model.device.type
         self.max_running = MAX_RUNNING.get(kind, MAX_RUNNING["cpu"]) if max_running is None else max_running
@@ -73,11 +85,15 @@ class BatchEngine:
         for name in ("page_tokens", "max_running", "chunk_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: use at least 1")
+        if rerotate and not prefix_cache:
+            raise ValueError("rerotate = True and prefix_cache = False: what is turned is found in the prefix cache")
         if not reads_in_chunks(model):
             raise ValueError(
                 f"model type {model.config.model_type!r} carries a state from token to token, which pages of keys do "
                 "not hold; serve it with infer.Engine, one request at a time"
             )
+        kernels = choose_attention(attention, model.device) == "kernels"
+        self._run_ahead = kind == "cuda" if run_ahead is None else run_ahead
         self.model, self.tokenizer, self.policy, self.info = model.eval(), tokenizer, policy, info
         self.extension: Extension = get_extension(model) or install(model)
         self.native_window: int = self.extension.native_window
@@ -85,20 +101,30 @@ class BatchEngine:
         self.schedule: Schedule = self.extension.schedule
         self._ends = end_tokens(model, tokenizer)
         self._share = prefix_cache
-        self._packed = packed = PackedModel(model, self.extension)
-        most = self.max_running * int(self.native_window * self.max_scale)
+        self._packed = packed = PackedModel(model, self.extension, kernels=kernels)
+        largest = int(self.native_window * self.max_scale)
         try:
             num_pages = kv_pages(
-                packed.token_bytes, page_tokens, packed.device, most, tokens=kv_tokens, total_bytes=kv_bytes
+                packed.token_bytes,
+                page_tokens,
+                packed.device,
+                self.max_running * largest,
+                tokens=kv_tokens,
+                total_bytes=kv_bytes,
             )
             self._store = KeyValuePages(packed.shapes, num_pages, page_tokens, packed.device)
+            self._forward = Forward(
+                packed, self._store, self.max_running, num_pages, largest, record=graphs, rerotate=rerotate
+            )
         except BaseException:
             packed.restore()
             raise
         self._pages = Pages(num_pages)
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []
-        self._prompt_total = self._cached_total = self._output_total = 0
+        self._prompt_total = self._cached_total = self._output_total = self._turned_total = 0
+        self._rerotate = rerotate
+        self._cached_scales: dict[float, None] = {}  # least recently used first
         self._closing: str | None = None
         self._failure: BaseException | None = None
         self._threads = torch.get_num_threads()
@@ -146,7 +172,14 @@ class BatchEngine:
                 prompt_tokens_total=self._prompt_total,
                 cached_tokens_total=self._cached_total,
                 output_tokens_total=self._output_total,
+                attention=self._forward.describe(),
+                turned_tokens_total=self._turned_total,
             )
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of key-value memory that a token takes."""
+        return self._packed.token_bytes
 
     def clear_prefix_cache(self) -> None:
         """Forget what finished requests left behind."""
@@ -212,10 +245,11 @@ class BatchEngine:
 
     def _work(self) -> None:
         torch.set_num_threads(self._threads)  # OpenMP keeps the number a thread; a new one would take every core
+        if self._packed.device.type == "cuda":
+            torch.cuda.set_device(self._packed.device)
         try:
             with torch.inference_mode():
-                while (step := self._next()) is not None:
-                    self._run(step)
+                self._run()
         except BaseException as error:
             _log.exception("the batch engine's thread ended")
             with self._wake:
@@ -224,8 +258,22 @@ class BatchEngine:
         finally:
             self._packed.restore()
 
-    def _next(self) -> Step | None:
-        """The next step, once there is one; None when the engine is closed."""
+    def _run(self) -> None:
+        """Step after step until the engine is closed. What was queued is read when the next step is queued behind it,
+        or there is none."""
+        queued: Flight | None = None
+        while (step := self._next(may_wait=queued is None)) is not None:
+            flight = self._launch(step) if step else None
+            if queued is not None:
+                self._land(queued)
+            queued = flight
+            if queued is not None and not self._run_ahead:
+                self._land(queued)
+                queued = None
+
+    def _next(self, *, may_wait: bool) -> Step | None:
+        """The next step, empty where there is nothing to queue and it may not wait for more; None when the engine is
+        closed."""
         with self._wake:
             while True:
                 self._drop_cancelled()
@@ -234,24 +282,47 @@ class BatchEngine:
                 self._admit()
                 if self._running:
                     if self._share:
-                        for row in self._running:
-                            self._cached_total += row.adopt(self._pages)
+                        self._adopt()
                     return next_step(self._running, self.chunk_tokens, share=self._share)
+                if not may_wait:
+                    return []
                 if self._closing is not None and not self._waiting:
                     return None
                 self._wake.wait()
 
     def _admit(self) -> None:
-        """First come, first served: while the first one waits for memory, all wait."""
-        while self._waiting and len(self._running) < self.max_running:
-            if not self._waiting[0].admit(self._pages, self._share):
-                return
-            row = self._waiting.popleft()
+        places = self.max_running - len(self._running)
+        for row in admit(self._waiting, self._pages, places, share=self._share, scales=list(self._cached_scales)):
             # A masked key counts nothing only where its value is finite.
             if distrusted := self._pages.to_wipe(row.table.tolist()):
                 self._store.wipe(distrusted)
             self._cached_total += row.computed
             self._running.append(row)
+            self._forward.enter(row)
+            if self._rerotate:
+                self._turn(row)
+
+    def _turn(self, row: Running) -> None:
+        """Keys of another scale, where the request goes on from such; its own may be gone on from later."""
+        if row.turning is not None:
+            turning, row.turning = row.turning, None
+            try:
+                self._forward.turn(turning, row.scale)
+                self._turned_total += row.turned
+            except Exception as error:
+                self._failed([row], error)
+            self._pages.release(turning.sources)
+        self._cached_scales.pop(row.scale, None)
+        self._cached_scales[row.scale] = None
+        if len(self._cached_scales) > TURNED_SCALES:
+            del self._cached_scales[next(iter(self._cached_scales))]
+
+    def _adopt(self) -> None:
+        """What others have read since, and need not be read again."""
+        for row in self._running:
+            if adopted := row.adopt(self._pages):
+                self._cached_total += adopted
+                self._forward.moved(row)
 
     def _drop_cancelled(self) -> None:
         for row in [row for row in (*self._running, *self._waiting) if row.stream.cancelled]:
@@ -260,8 +331,10 @@ class BatchEngine:
     def _end(self, row: Running, output: Output) -> None:
         """Memory first, then the last output: who has read it finds the memory free."""
         row.release(self._pages)
+        row.ended = True
         if row in self._running:
             self._running.remove(row)
+            self._forward.leave(row)
         else:
             self._waiting.remove(row)
         row.stream.put(output)
@@ -270,21 +343,33 @@ class BatchEngine:
         for row in (*self._running, *self._waiting):
             self._end(row, Output(finish_reason=reason, error=error))
 
-    def _run(self, step: Step) -> None:
-        asking = [row for row, count in step if count == row.remaining]
+    def _launch(self, step: Step) -> Flight | None:
+        """Queue a step; None where that failed."""
         try:
-            drawn = self._forward(step, asking)
-        except Exception as error:  # out of memory, a kernel that fails: these requests end, the engine goes on
-            self._fail([row for row, _ in step], f"{type(error).__name__}: {error}")
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            return
+            flight = self._forward.launch(step)
+        except Exception as error:
+            self._failed([row for row, _ in step], error)
+            return None
         with self._wake:
             for row, count in step:
-                if not row.new_tokens:
+                if not row.decoding:
                     self._prompt_total += count
                 row.advance(count, self._pages, self._share)
-        for row, one in zip(asking, drawn, strict=True):
+            for row in flight.asking:
+                row.pending += 1
+        return flight
+
+    def _land(self, flight: Flight) -> None:
+        """Read what a step has drawn, and hand it on. Who has ended since gets nothing."""
+        try:
+            drawn = flight.read()
+        except Exception as error:
+            self._failed([row for row, _ in flight.step], error)
+            return
+        for row, one in zip(flight.asking, drawn, strict=True):
+            if row.ended:
+                continue
+            row.pending -= 1
             if one is None:
                 self._fail([row], "the model's logits are no numbers (NaN or infinite)")
                 continue
@@ -296,22 +381,16 @@ class BatchEngine:
                     continue
             row.stream.put(output)
 
+    def _failed(self, rows: list[Running], error: Exception) -> None:
+        """Out of memory, a kernel that fails: these requests end, the engine goes on."""
+        self._fail(rows, f"{type(error).__name__}: {error}")
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+
     def _fail(self, rows: list[Running], message: str) -> None:
         """End `rows`; what their pages hold may be anything."""
         with self._wake:
             for row in rows:
-                self._pages.distrust(row.table.tolist())
-                self._end(row, Output(finish_reason="error", error=message))
-
-    def _forward(self, step: Step, asking: list[Running]) -> list[Drawn | None]:
-        """One pass of the model over `step`; next tokens of the requests that have no more to compute."""
-        packed = PackedStep(self._store, [Piece(row.table, row.computed, count) for row, count in step])
-        ids = np.concatenate([np.array(row.tokens[row.computed : row.computed + count]) for row, count in step])
-        scales = sorted({row.scale for row, _ in step})
-        counts = [count for _, count in step]
-        token_scale = np.repeat([scales.index(row.scale) for row, _ in step], counts)
-        ends = np.cumsum(counts) - 1
-        wanted = set(asking)
-        places = [int(end) for end, (row, _) in zip(ends, step, strict=True) if row in wanted]
-        logits = self._packed.logits(packed, ids, scales, token_scale, places)
-        return draw(logits, [row.request.sampling for row in asking], [row.source for row in asking]) if asking else []
+                if not row.ended:
+                    self._pages.distrust(row.table.tolist())
+                    self._end(row, Output(finish_reason="error", error=message))

@@ -12,9 +12,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 
-def root_key(scale: float) -> bytes:
-    """Begins the hash chain of a text at `scale`: cached keys carry their scale's rotation, so no two scales share."""
-    return hashlib.blake2b(f"scale {scale!r}".encode(), digest_size=16).digest()
+def root_key(scale: float, *, turned: bool = False) -> bytes:
+    """Begins the hash chain of a text at `scale`: cached keys carry their scale's rotation, so no two scales share.
+
+    `turned`: of a text some of whose keys were turned from another scale; nothing exact is found through it.
+    """
+    return hashlib.blake2b(f"scale {scale!r}{' turned' * turned}".encode(), digest_size=16).digest()
 
 
 def page_key(parent: bytes, token_ids: Sequence[int]) -> bytes:

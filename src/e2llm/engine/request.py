@@ -135,6 +135,10 @@ class EngineStats:
     cached_tokens_total: int
     """Since the start: prompt tokens found in the prefix cache."""
     output_tokens_total: int
+    attention: str = ""
+    """How decoding attends, in words; for those who wonder why it is slow."""
+    turned_tokens_total: int = 0
+    """Since the start, of the cached ones: tokens whose keys were turned from another scale."""
 
 
 class ServingEngine(Protocol):

@@ -1,6 +1,8 @@
 """Next tokens of many requests at once: logits go in, a token for each row comes out, with its log probability.
 
-A row's draw depends on its own logits, settings and random numbers alone, whatever rows stand beside it.
+Everything is computed where the logits are and queued there; one transfer brings the tokens over (and three more, not
+one a row, the log probabilities where they are wanted). A row's draw depends on its own logits, settings and random
+numbers alone, whatever rows stand beside it.
 """
 
 from __future__ import annotations
@@ -24,24 +26,64 @@ class Drawn:
     logprob: TokenLogprob | None
 
 
+class Draws:
+    """Tokens that were drawn, on their way from the device."""
+
+    def __init__(
+        self, tokens: torch.Tensor, wanted: list[tuple[int, Sampling]], logprobs: tuple[torch.Tensor, ...]
+    ) -> None:
+        self.tokens = tokens
+        """(N,) int64 on the device; -1 for a row whose logits are no numbers."""
+        self._wanted = wanted
+        self._host = [_to_host(tensor) for tensor in (tokens, *logprobs)]
+
+    def read(self) -> list[Drawn | None]:
+        """A row's token, None where its logits are no numbers. On CUDA the caller has waited for what was queued."""
+        chosen: list[int] = self._host[0].tolist()
+        found: dict[int, TokenLogprob] = {}
+        if self._wanted:
+            own, values, tokens = (tensor.tolist() for tensor in self._host[1:])
+            for place, (row, sampling) in enumerate(self._wanted):
+                tops = list(zip(tokens[place], values[place], strict=True))[: sampling.logprobs]
+                found[row] = TokenLogprob(chosen[row], own[place], tuple(tops))
+        return [Drawn(token, found.get(row)) if token >= 0 else None for row, token in enumerate(chosen)]
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Queued, where there is a queue: into memory that the device reaches by itself."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], sources: Sequence[random.Random]) -> list[Drawn | None]:
-    """Tokens for logits (N, V); None for a row whose logits are no numbers. Each row that is not greedy takes one
-    number from its source."""
-    logits = logits.float()
+    """Tokens for logits (N, V); None for a row whose logits are no numbers."""
+    draws = start_draw(logits, samplings, sources)
+    if logits.is_cuda:
+        torch.cuda.synchronize(logits.device)
+    return draws.read()
+
+
+def start_draw(logits: torch.Tensor, samplings: Sequence[Sampling], sources: Sequence[random.Random]) -> Draws:
+    """Queue the draw of a token for each row of logits (N, V). Each row that is not greedy takes one number from its
+    source."""
     best, tokens = logits.max(dim=-1)  # a maximum passes NaN on
-    sound = torch.isfinite(best).tolist()
-    drawing = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0 and sound[row]]
+    drawing = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     # By kind and not by batch, or the same number would mean another token in other company.
     for kind in (False, True):
         rows = [row for row in drawing if _filters(samplings[row]) is kind]
         if rows:
             numbers = [sources[row].random() for row in rows]
             pick = _pick_filtered if kind else _pick
-            tokens[rows] = pick(logits[rows], [samplings[row] for row in rows], numbers)
-    chosen: list[int] = tokens.tolist()
-    wanted = [row for row, sampling in enumerate(samplings) if sampling.logprobs is not None and sound[row]]
-    found = dict(zip(wanted, _logprobs(logits[wanted], chosen, wanted, samplings), strict=True)) if wanted else {}
-    return [Drawn(chosen[row], found.get(row)) if sound[row] else None for row in range(len(samplings))]
+            all_of_them = len(rows) == len(samplings)
+            index = slice(None) if all_of_them else torch.tensor(rows).to(logits.device, non_blocking=True)
+            tokens[index] = pick(logits[index].float(), [samplings[row] for row in rows], numbers)
+    wanted = [(row, sampling) for row, sampling in enumerate(samplings) if sampling.logprobs is not None]
+    logprobs: tuple[torch.Tensor, ...] = ()
+    if wanted:
+        index = torch.tensor([row for row, _ in wanted]).to(logits.device, non_blocking=True)
+        logprobs = _logprobs(logits[index].float(), tokens[index], max(s.logprobs or 0 for _, s in wanted))
+    return Draws(torch.where(torch.isfinite(best), tokens, -1), wanted, logprobs)
 
 
 def _filters(sampling: Sampling) -> bool:
@@ -49,7 +91,7 @@ def _filters(sampling: Sampling) -> bool:
 
 
 def _column(values: Sequence[float], like: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)[:, None]
 
 
 def _invert(masses: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
@@ -58,7 +100,8 @@ def _invert(masses: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
     total = sums[:, -1:]
     spot = _column(numbers, masses, torch.float64) * total
     spot = torch.minimum(spot, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(sums, spot, right=True)[:, 0]
+    # Where the masses are no numbers the search ends behind the last one.
+    return torch.searchsorted(sums, spot, right=True)[:, 0].clamp(max=masses.shape[-1] - 1)
 
 
 def _probabilities(logits: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
@@ -88,16 +131,9 @@ def _pick_filtered(logits: torch.Tensor, samplings: Sequence[Sampling], numbers:
     return tokens.gather(1, place[:, None])[:, 0]
 
 
-def _logprobs(
-    logits: torch.Tensor, chosen: Sequence[int], rows: Sequence[int], samplings: Sequence[Sampling]
-) -> list[TokenLogprob]:
-    """Of the model's own distribution, at temperature 1."""
+def _logprobs(logits: torch.Tensor, chosen: torch.Tensor, most: int) -> tuple[torch.Tensor, ...]:
+    """Of the model's own distribution, at temperature 1: (M,) of the chosen tokens, (M, K) of the K = `most` most
+    probable, their tokens (M, K)."""
     everything = torch.log_softmax(logits, dim=-1)
-    own = everything.gather(1, torch.tensor([[chosen[row]] for row in rows], device=logits.device))[:, 0].tolist()
-    counts = [min(samplings[row].logprobs or 0, logits.shape[-1]) for row in rows]
-    values, tokens = everything.topk(max(counts), dim=-1) if max(counts) else (everything[:, :0], everything[:, :0])
-    tops = [
-        list(zip(t, v, strict=True))[:count]
-        for t, v, count in zip(tokens.tolist(), values.tolist(), counts, strict=True)
-    ]
-    return [TokenLogprob(chosen[row], own[i], tuple((int(t), v) for t, v in tops[i])) for i, row in enumerate(rows)]
+    own = everything.gather(1, chosen[:, None])[:, 0]
+    return (own, *everything.topk(min(most, logits.shape[-1]), dim=-1))

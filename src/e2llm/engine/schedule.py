@@ -11,21 +11,23 @@ from e2llm.engine.running import Running
 
 
 def next_step(running: Sequence[Running], chunk_tokens: int, *, share: bool) -> list[tuple[Running, int]]:
-    """Pairs in the order of the packed row: single tokens by length, then chunks.
+    """Pairs in the order of the packed row: what decodes, by length, then pieces of prompts, by length; single tokens
+    before chunks. Empty where all that run have got all their tokens and these are only not read yet.
 
     Of `chunk_tokens` prompt tokens half are the oldest prompt's and half go to the prompts with the fewest tokens
     left, so that a short one behind a long one is read at once and the long one still moves; what either half leaves
     is the other's. With `share`, a prompt whose next page another is computing in this step waits for it.
     """
-    decoding = [(row, 1) for row in running if row.new_tokens]
-    prompts = [row for row in running if not row.new_tokens]
+    decoding = [(row, 1) for row in running if row.decoding and not row.complete]
+    prompts = [row for row in running if not row.decoding]
     budget = _Budget(chunk_tokens, share)
     if prompts:
         budget.give(prompts[0], -(-chunk_tokens // 2))
         for row in sorted(prompts, key=lambda row: row.remaining):
             budget.give(row, chunk_tokens)
         budget.give(prompts[0], chunk_tokens)
-    return sorted(decoding + list(budget.counts.items()), key=lambda pair: (pair[1] > 1, pair[0].computed))
+    step = decoding + list(budget.counts.items())
+    return sorted(step, key=lambda pair: (pair[1] > 1, not pair[0].decoding, pair[0].computed))
 
 
 class _Budget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from e2llm.engine.request import Admission, Output
@@ -14,7 +15,9 @@ class QueueStream:
 
     def __init__(self, admission: Admission, wake: Callable[[], None]) -> None:
         self.admission = admission
-        self._queue: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        self.made_at = 0.0
+        """time.perf_counter() at which the engine made the last output that was read, however late that was."""
+        self._queue: queue.SimpleQueue[tuple[float, Output]] = queue.SimpleQueue()
         self._wake = wake
         self._cancelled = threading.Event()
         self._ended = False
@@ -25,7 +28,7 @@ class QueueStream:
     def __next__(self) -> Output:
         if self._ended:
             raise StopIteration
-        output = self._queue.get()
+        self.made_at, output = self._queue.get()
         self._ended = output.finish_reason is not None
         return output
 
@@ -42,4 +45,4 @@ class QueueStream:
 
     def put(self, output: Output) -> None:
         """The engine's side."""
-        self._queue.put(output)
+        self._queue.put((time.perf_counter(), output))

@@ -1,6 +1,6 @@
 """`e2llm evaluate`: a command line becomes an evaluation of texts, or a suite of tasks; either writes a Record.
 
-Flows in: parsed arguments. Flows out: an exit code. No torch until something is measured.
+Flows in: parsed arguments. Flows out: the Record and where it is. No torch until something is measured.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from e2llm.evaluate.config import METHODS, PROTOCOLS, EvaluateConfig
 from e2llm.evaluate.suite_config import SUITES as TASK_SUITES
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.suites import NAMES as TEXT_SUITES
+from e2llm.records import Record
 
 _NOT_CONFIG = {"command", "stage", "traceback"}
 _PROTOCOLS = "whole sliding position difference key_tokens; pass_key uuid_kv needle multi_needle kv_pairs; attention; \
@@ -84,31 +85,21 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scale-per-request", action="store_true", default=None, help=by_request)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Measure, print the tables, write the Record."""
+def measure(arguments: argparse.Namespace) -> tuple[Record, str]:
+    """Measure and write; the Record and its file."""
     given = {k: v for k, v in vars(arguments).items() if k not in _NOT_CONFIG and v is not None}
     if not given["corpus"]:
         del given["corpus"]
-    measure = _tasks if arguments.suite in TASK_SUITES else _texts
-    record, out = measure(given)
-    from e2llm.report import results_markdown
-
-    print(results_markdown([record]))
-    print(out)
-    return 0
+    return _tasks(given) if arguments.suite in TASK_SUITES else _texts(given)
 
 
-def _texts(given: dict[str, Any]) -> tuple[Any, str]:
+def _texts(given: dict[str, Any]) -> tuple[Record, str]:
     suite = given.pop("suite", None)
     _refuse_options(given, EvaluateConfig, extra="corpus", hint="it belongs to --suite longbench, leval or short")
     given["corpora"] = dict(given.pop("corpus", []))
     given |= {name: tuple(given[name]) for name in ("windows", "scales", "protocols", "kv_files") if name in given}
     if "qa" in given:
         given["qa"] = dict(given["qa"])
-    if suite == "smoke" and not given["corpora"]:  # a text that is on every machine
-        from e2llm.data.stdlib_files import HELD_OUT, stdlib_root
-
-        given["corpora"] = {"python": str(stdlib_root() / HELD_OUT[0])}
     if suite not in (None, "choice"):
         from e2llm.evaluate.suites import with_suite
 
@@ -123,7 +114,7 @@ def _texts(given: dict[str, Any]) -> tuple[Any, str]:
     return evaluate(config), config.out
 
 
-def _tasks(given: dict[str, Any]) -> tuple[Any, str]:
+def _tasks(given: dict[str, Any]) -> tuple[Record, str]:
     _refuse_options(given, SuiteConfig, extra="", hint=f"--suite {given['suite']} has no use for it")
     given |= {name: tuple(given[name]) for name in ("windows", "scales", "tasks") if name in given}
     config = SuiteConfig(**given)

@@ -39,7 +39,7 @@ from e2llm.positions.rope import Rope
 
 
 @dataclass(frozen=True)
-class _Rows:
+class RowTables:
     """Tables of a batch's rows; plain attributes, never buffers: DDP would overwrite every rank's with rank 0's."""
 
     inv_freq: dict[LayerType, torch.Tensor]
@@ -48,6 +48,12 @@ class _Rows:
     """(B or 1, 1, 1) float32; (1, T, 1) where every token has its own."""
     positions: torch.Tensor | None
     """(B, R) int64: where position id m of row b stands; None leaves ids as they are."""
+
+    def copy_(self, other: RowTables) -> None:
+        """Take over the values of `other`, of the same shapes: what a recorded graph reads stays where it is."""
+        for mine, its in ((self.inv_freq, other.inv_freq), (self.attention_scale, other.attention_scale)):
+            for layer_type, table in mine.items():
+                table.copy_(its[layer_type])
 
 
 class ScaledRotary(nn.Module):
@@ -58,7 +64,7 @@ class ScaledRotary(nn.Module):
         self.inner = inner
         self.ropes = ropes
         self.layouts = layouts
-        self.rows: _Rows | None = None
+        self.rows: RowTables | None = None
         self.extension: Extension
 
     def __getattr__(self, name: str) -> Any:
@@ -75,7 +81,7 @@ class ScaledRotary(nn.Module):
         with torch.no_grad():
             return self._tables(self.rows, x, position_ids, layer_type)
 
-    def _tables(self, rows: _Rows, x: torch.Tensor, position_ids: torch.Tensor, layer_type: LayerType) -> Any:
+    def _tables(self, rows: RowTables, x: torch.Tensor, position_ids: torch.Tensor, layer_type: LayerType) -> Any:
         if position_ids.dim() == 3:  # multimodal sections (time, height, width): text has the same id in each
             position_ids = position_ids[0]
         if self.extension.method == "dynamic_ntk":
@@ -124,8 +130,8 @@ class Extension:
         self.schedule: Schedule = ()
         """Calibrated scale for each window; () is the ladder."""
         self._scale: float | tuple[float, ...] | None = None
-        self._inference_rows: _Rows | None = None
-        self._packed: tuple[tuple[float, ...], _Rows] | None = None
+        self._inference_rows: RowTables | None = None
+        self._packed: tuple[tuple[float, ...], RowTables] | None = None
         self._drawn = False
         self._pending: list[int] | None = None
         self._next_sample = 0
@@ -197,16 +203,27 @@ class Extension:
         token_scale: (T,) int64 on the model's device. Every scale gets its table, 1 and method `none` too: a base that
         switches its frequencies by length would see the longest request of the row (`switches_by_length`).
         """
+        with self.using(self.token_tables(scales, token_scale)):
+            yield
+
+    def token_tables(self, scales: Sequence[float], token_scale: torch.Tensor) -> RowTables:
+        """Tables of one row's tokens, as `packed` uses them."""
         values = tuple(float(scale) for scale in scales)
         if self._packed is None or self._packed[0] != values:
             with torch.inference_mode(False), torch.no_grad():  # these tables outlive the caller's mode
                 self._packed = values, self._rows(values, self.attention.serving())
-        rows, before = self._packed[1], self._wrapper.rows
-        self._wrapper.rows = _Rows(
+        rows = self._packed[1]
+        return RowTables(
             {t: table[token_scale, 0][None] for t, table in rows.inv_freq.items()},
             {t: table[token_scale, 0][None] for t, table in rows.attention_scale.items()},
             None,
         )
+
+    @contextlib.contextmanager
+    def using(self, tables: RowTables) -> Iterator[None]:
+        """Within it, forwards turn by `tables`."""
+        before = self._wrapper.rows
+        self._wrapper.rows = tables
         try:
             yield
         finally:
@@ -227,6 +244,15 @@ class Extension:
         kinds = {rope.rope_type for rope in self._wrapper.ropes.values()}
         return self.method == "none" and bool(kinds & {"dynamic", "longrope"})
 
+    @property
+    def layer_types(self) -> list[LayerType]:
+        """Layer types that are scaled; [None] where there is one set of frequencies."""
+        return list(self._wrapper.ropes)
+
+    def serving_frequencies(self, layer_type: LayerType, scale: float) -> Frequencies:
+        """What requests at `scale` turn by."""
+        return self._frequencies(layer_type, scale, self.attention.serving())
+
     def remove(self) -> None:
         """Put the model's own rotary module back and drop the hook."""
         self._hook.remove()
@@ -242,7 +268,7 @@ class Extension:
             self._cache[key] = frequencies(self._wrapper.ropes[layer_type], self.method, scale, slope)
         return self._cache[key]
 
-    def _rows(self, scales: tuple[float, ...], slope: float | None, positions: torch.Tensor | None = None) -> _Rows:
+    def _rows(self, scales: tuple[float, ...], slope: float | None, positions: torch.Tensor | None = None) -> RowTables:
         inv_freq, attention = {}, {}
         for layer_type in self._wrapper.ropes:
             found = [self._frequencies(layer_type, scale, slope) for scale in scales]
@@ -252,7 +278,7 @@ class Extension:
             attention[layer_type] = attention_scales.to(device)[:, None, None]
         if positions is not None:
             positions = positions.to(_device(self._wrapper.inner))
-        return _Rows(inv_freq, attention, positions)
+        return RowTables(inv_freq, attention, positions)
 
     @torch.compiler.disable
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

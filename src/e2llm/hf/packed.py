@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from e2llm.hf import paged_decode
 from e2llm.hf.paged import Extras, LayerShape, attention
 
 # T = tokens of a step, H = query heads, G = key-value heads, R = H / G, D = head dim, K = keys, S = tokens of a page
@@ -94,16 +95,33 @@ class _Plan:
 
 
 class PackedStep:
-    """One forward pass over `pieces`, in this order; single tokens of like lengths side by side share a batch."""
+    """One forward pass over `pieces`, in this order; single tokens of like lengths side by side share a batch.
 
-    def __init__(self, pages: KeyValuePages, pieces: Sequence[Piece]) -> None:
-        self.pages, self.pieces = pages, pieces
+    With `tables` single tokens stand first and are attended by kernels; `rows` (singles,) are theirs in the tables.
+    """
+
+    def __init__(
+        self,
+        pages: KeyValuePages,
+        pieces: Sequence[Piece],
+        tables: paged_decode.BlockTables | None = None,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self.pages, self.pieces, self._tables = pages, pieces, tables
         size = pages.page_tokens
         spots = [np.arange(p.start, p.start + p.count) for p in pieces]
         slots = [p.pages[spot // size] * size + spot % size for p, spot in zip(pieces, spots, strict=True)]
         self.position_ids = self._device(np.concatenate(spots))[None]
         """(1, T) int64."""
         self._slots = self._device(np.concatenate(slots))
+        self._by_kernel: paged_decode.Singles | None = None
+        if tables is not None and rows is not None and len(rows):
+            assert all(piece.count == 1 for piece in pieces[: len(rows)]), "single tokens stand first"
+            heads = min(shape.kv_heads for shape in pages.shapes.values())
+            most = paged_decode.most_items(len(rows), heads, pages.device)
+            starts = np.array([piece.start for piece in pieces[: len(rows)]])
+            packed = paged_decode.pack(rows, starts, np.concatenate(slots[: len(rows)]), most)
+            self._by_kernel = paged_decode.unpack(self._device(packed), len(rows))
         self._plans: dict[tuple[int | None, bool, torch.dtype], _Plan] = {}
 
     def attend(
@@ -122,6 +140,14 @@ class PackedStep:
         if kind not in self._plans:
             self._plans[kind] = self._plan(*kind)
         out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+        if self._by_kernel is not None:
+            assert self._tables is not None
+            count = len(self._by_kernel.rows)
+            shape, store = self.pages.shapes[layer], self.pages.layers[layer]
+            singly = query[:, :count].transpose(0, 1)
+            out[:count] = paged_decode.attend(
+                singly, store, shape, self._tables.table, self._by_kernel, window, extras
+            )
         for singles in self._plans[kind].singles:
             rows = slice(singles.first, singles.first + singles.count)
             out[rows] = self._attend_singles(layer, query[:, rows], singles, extras)
@@ -183,15 +209,17 @@ class PackedStep:
 
     def _runs(self, window: int | None) -> Iterator[range]:
         """Neighbouring pieces that are attended together: single tokens of like lengths; a chunk alone."""
-        begin, longest, shortest = 0, 0, 0
-        for index, piece in enumerate(self.pieces):
+        begin = first = 0 if self._by_kernel is None else len(self._by_kernel.rows)
+        longest, shortest = 0, 0
+        for index, piece in enumerate(self.pieces[first:], first):
             keys = max(piece.start + 1 - self._first_page(piece, window) * self.pages.page_tokens, SMALL_KEYS)
             alone = piece.count > 1 or self.pieces[begin].count > 1 or max(longest, keys) > LONG_KEYS
             if index > begin and (alone or max(longest, keys) > 2 * min(shortest, keys)):
                 yield range(begin, index)
                 begin = index
             longest, shortest = (keys, keys) if index == begin else (max(longest, keys), min(shortest, keys))
-        yield range(begin, len(self.pieces))
+        if begin < len(self.pieces):
+            yield range(begin, len(self.pieces))
 
     def _singles(self, group: list[Piece], place: int, window: int | None, dtype: torch.dtype) -> _Singles:
         size = self.pages.page_tokens

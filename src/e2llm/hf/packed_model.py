@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from e2llm.hf.extension import Extension
 from e2llm.hf.packed import KeyValuePages, PackedStep, Piece
 from e2llm.hf.paged import ATTENTION, Extras, LayerShape, attending, paged_attention
+from e2llm.hf.paged_decode import BlockTables
 from e2llm.hf.rotary import unwrap
 
 # T = tokens of a step, V = vocabulary size
@@ -34,9 +35,10 @@ _REMEDY = "serve it with infer.Engine, one request at a time"
 class PackedModel:
     """The handle on one model that attends over pages; `restore` gives it its own attention back."""
 
-    def __init__(self, model: Any, extension: Extension) -> None:
-        """Raises ValueError, naming the model type, for a model that we would not read as it reads itself."""
-        self.model, self.extension = model, extension
+    def __init__(self, model: Any, extension: Extension, *, kernels: bool = False) -> None:
+        """`kernels`: the probe's single tokens go through them. Raises ValueError, naming the model type, for a model
+        that we would not read as it reads itself."""
+        self.model, self.extension, self.kernels = model, extension, kernels
         self._inner = cast(Any, unwrap(model))
         self.device: torch.device = self._inner.device
         self.kind: str = self._inner.config.model_type
@@ -69,7 +71,7 @@ class PackedModel:
     def logits(
         self,
         step: PackedStep,
-        token_ids: np.ndarray,
+        token_ids: np.ndarray | torch.Tensor,
         scales: Sequence[float],
         token_scale: np.ndarray,
         places: Sequence[int],
@@ -78,7 +80,7 @@ class PackedModel:
 
         token_ids: (T,) int64. token_scale: (T,) int64, which of `scales` each token has.
         """
-        ids = torch.from_numpy(token_ids).to(self.device, non_blocking=True)[None]
+        ids = torch.as_tensor(token_ids).to(self.device, non_blocking=True)[None]
         which = torch.from_numpy(token_scale).to(self.device, non_blocking=True)
         kept = torch.tensor(list(places) or [0], device=self.device)  # a head over no rows is nothing to rely on
         extra = {"logits_to_keep": kept} if self._takes_places else {}
@@ -137,10 +139,14 @@ class PackedModel:
         per_row = -(-PROBE_TOKENS // size)
         pages = KeyValuePages(self.shapes, 2 * per_row, size, self.device)
         tables = [np.arange(1, per_row + 1) + per_row * row for row in range(2)]
+        on_device = BlockTables(2, per_row, self.device) if self.kernels else None
+        for row, table in enumerate(tables if on_device is not None else []):
+            on_device.set(row, table)  # type: ignore[union-attr]
         found: list[list[torch.Tensor]] = [[], []]
         cuts = [0, 7, 8, 17, PROBE_TOKENS]
         for start, end in pairwise(cuts):
-            step = PackedStep(pages, [Piece(table, start, end - start) for table in tables])
+            singles = np.arange(2 if end - start == 1 else 0)
+            step = PackedStep(pages, [Piece(table, start, end - start) for table in tables], on_device, singles)
             ids = torch.cat([row[start:end] for row in probe]).cpu().numpy()
             rows = np.repeat(np.arange(2), end - start)
             logits = self.logits(step, ids, self._probe_scales(), rows, range(2 * (end - start)))

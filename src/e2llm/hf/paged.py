@@ -26,7 +26,7 @@ SCORE_ELEMENTS = 2**28
 """Scores (query head, query, key) that are held at once where they are written out."""
 
 HARMLESS = {
-    *("position_ids", "cache_position", "use_cache", "past_key_values", "return_dict", "logits_to_keep"),
+    *("position_ids", "cache_position", "use_cache", "past_key_values", "cache", "return_dict", "logits_to_keep"),
     *("output_attentions", "output_hidden_states", "output_router_logits"),
 }
 

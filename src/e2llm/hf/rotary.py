@@ -71,6 +71,11 @@ def unwrap(model: Any) -> nn.Module:
     return model
 
 
+def _has_frequencies(module: nn.Module) -> bool:
+    held = isinstance(getattr(module, "inv_freq", None), torch.Tensor)
+    return held or any(name.endswith("_inv_freq") for name, _ in module.named_buffers(recurse=False))
+
+
 def find_rotary_owner(model: nn.Module) -> nn.Module:
     """The base model that owns `rotary_emb`. Raises ValueError naming the model type where there is none, or several
     rotary modules whose roles cannot be told apart."""
@@ -80,8 +85,10 @@ def find_rotary_owner(model: nn.Module) -> nn.Module:
         owner = getattr(inner, "model", owner)  # Llama 4: its base_model prefix names the multimodal wrapper
     # A falcon with ALiBi owns a rotary module too, and never calls it.
     alibi = bool(getattr(getattr(inner, "config", None), "alibi", False))
-    if alibi or not isinstance(getattr(owner, "rotary_emb", None), nn.Module):
-        kind = "no rotary embedding on its base model"
+    rotary = getattr(owner, "rotary_emb", None)
+    # CodeGen and GPT-J own a table of sines, from transformers 5.24 on under the same name.
+    if alibi or not isinstance(rotary, nn.Module) or not any(map(_has_frequencies, rotary.modules())):
+        kind = "no rotary embedding on its base model that holds an inv_freq"
         if alibi or _model_type(inner) in {"bloom", "mpt"}:
             kind = "ALiBi instead of rotary positions"
         elif any(name.endswith(("wpe", "embed_positions")) for name, _ in inner.named_modules()):

@@ -130,3 +130,11 @@ def _checked(choice: ScaleChoice, num_tokens: int, native_window: int, max_scale
 def window_of(scale: float, native_window: int, schedule: Schedule = ()) -> int:
     """Tokens that `scale` is made for: floor(scale * L), or the schedule's window where that is longer."""
     return max([int(native_window * scale), *(step.window for step in schedule if step.scale == scale)])
+
+
+def steps_of(native_window: int, max_scale: float, schedule: Schedule = ()) -> tuple[Step, ...]:
+    """The windows that `choose_scale` tells apart by the ladder, each with its scale: the schedule's, then the ladder's
+    that reach further."""
+    reached = schedule[-1].window if schedule else 0
+    rungs = [Step(int(native_window * scale), scale) for scale in ladder(max_scale)]
+    return (*schedule, *(rung for rung in rungs if rung.window > reached))

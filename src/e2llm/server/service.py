@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from e2llm.engine.request import Request, Sampling, ServingEngine
+from e2llm.positions.choose import steps_of
 from e2llm.server import schemas, shapes
 from e2llm.server.errors import ApiError, shown
 from e2llm.server.forms import ChatForm, CompletionForm, Form
@@ -143,11 +144,13 @@ class Service:
 
     def model_card(self) -> shapes.Model:
         engine = self.engine
+        steps = steps_of(engine.native_window, engine.max_scale, engine.schedule)
         info: shapes.ModelInfo = {
             "engine": engine.name,
             "native_window": engine.native_window,
             "max_scale": engine.max_scale,
             "max_window": self.max_window,
+            "windows": [{"window": step.window, "scale": step.scale} for step in steps],
             "chat": has_chat_template(engine.tokenizer),
         }
         return {

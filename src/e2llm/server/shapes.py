@@ -88,6 +88,13 @@ class Chat(TypedDict):
     e2llm: ScaleInfo
 
 
+class WindowInfo(TypedDict):
+    """Requests of up to `window` tokens, prompt and new, are read at `scale`."""
+
+    window: int
+    scale: float
+
+
 class ModelInfo(TypedDict):
     """What the page and other clients need to know of the model."""
 
@@ -95,6 +102,7 @@ class ModelInfo(TypedDict):
     native_window: int
     max_scale: float
     max_window: int
+    windows: list[WindowInfo]
     chat: bool
 
 

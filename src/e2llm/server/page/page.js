@@ -63,16 +63,10 @@ async function connect() {
   plan();
 }
 
-function ladder(info) {
-  const steps = [];
-  for (let scale = 1; scale < info.max_scale; scale *= 2) steps.push(scale);
-  return [...steps, info.max_scale];
-}
-
+// One bar a window that the server tells apart: of a calibrated schedule, several may have one scale.
 function drawLadder(info) {
-  const steps = ladder(info);
   $("ladder").replaceChildren(
-    ...steps.map((scale) => {
+    ...info.windows.map(({ window, scale }) => {
       const item = document.createElement("li");
       const bar = document.createElement("span");
       bar.className = "bar";
@@ -82,14 +76,18 @@ function drawLadder(info) {
       bar.append(fill);
       const label = document.createElement("small");
       label.textContent = `×${scale}`;
-      item.append(bar, short(Math.floor(scale * info.native_window)), label);
+      item.append(bar, short(window), label);
       item.dataset.scale = scale;
+      item.dataset.window = window;
       return item;
     }),
   );
+  // A scale's window is the longest that it is used for.
+  const windows = new Map(info.windows.map(({ window, scale }) => [scale, window]));
+  const choices = [...windows].sort(([a], [b]) => a - b);
   $("scale").replaceChildren(
     new Option("by length", ""),
-    ...steps.map((scale) => new Option(`${scale} (${short(Math.floor(scale * info.native_window))} tokens)`, scale)),
+    ...choices.map(([scale, window]) => new Option(`${scale} (${short(window)} tokens)`, scale)),
   );
 }
 
@@ -138,19 +136,19 @@ async function plan() {
     }
     const needed = found.count + found.max_new_tokens;
     const text = `${tokens(found.count)} + up to ${count.format(found.max_new_tokens)} new → window ${count.format(found.window)}, scale ${found.scale}`;
-    showPlan([text, ...found.warnings].join(". "), found.scale, needed / found.window, found.warnings.length > 0);
+    showPlan([text, ...found.warnings].join(". "), found.window, needed / found.window, found.warnings.length > 0);
   } catch (error) {
     if (error.name !== "AbortError") showPlan("The server cannot be reached.", null, 0, true);
   }
 }
 
-function showPlan(text, scale, share, bad = false) {
+function showPlan(text, window, share, bad = false) {
   $("plan-text").textContent = text;
   $("plan-text").classList.toggle("bad", bad);
   for (const item of $("ladder").children) {
-    const chosen = Number(item.dataset.scale) === scale;
+    const chosen = Number(item.dataset.window) === window;
     item.classList.toggle("chosen", chosen);
-    item.querySelector("progress").value = chosen ? Math.min(1, share) : Number(item.dataset.scale) < scale ? 1 : 0;
+    item.querySelector("progress").value = chosen ? Math.min(1, share) : Number(item.dataset.window) < window ? 1 : 0;
   }
 }
 
