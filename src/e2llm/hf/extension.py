@@ -229,7 +229,7 @@ class Extension:
         finally:
             self._wrapper.rows = before
 
-    def rows_of_length(self, length: int) -> _Rows:
+    def rows_of_length(self, length: int) -> RowTables:
         """Tables of `dynamic_ntk` once `length` tokens are read: at length / L, and no more than the scale that is
         set."""
         most = max(self._scale) if isinstance(self._scale, tuple) else (self._scale or 1.0)
