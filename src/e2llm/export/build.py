@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from e2llm.export import gguf_file, ollama, runtimes, vllm
+from e2llm.export import gguf_file, ollama, open_gguf, runtimes, vllm
 from e2llm.export.folder import ADAPTER_FOLDER, Source, write_folder
 from e2llm.export.gguf_vocabulary import read_vocabulary
 from e2llm.export.plan import ExportPlan
@@ -124,7 +124,10 @@ def build_gguf(job: Job, plan: ExportPlan, engine: Engine, staging: Path, probe:
     folder.mkdir()
     unscaled = dataclasses.replace(plan, scale=1.0, window=plan.native_window, scale_window=plan.native_window)
     write_folder(job.source, folder, unscaled, engine.info, trust_remote_code=job.trust_remote_code)
-    path = staging / f"{job.name}-{plan.window}-{job.gguf_type}.gguf"
+    if plan.open_scales:
+        open_gguf.check_open(plan)
+    window = "" if plan.open_scales else f"-{plan.window}"
+    path = staging / f"{job.name}{window}-{job.gguf_type}.gguf"
     gguf_file.write(path, folder, config, plan, vocabulary, kind=job.gguf_type, name=job.name)
     checks: list[Check] = []
     if probe is not None:
@@ -141,8 +144,13 @@ def build_gguf(job: Job, plan: ExportPlan, engine: Engine, staging: Path, probe:
         fits = vocabulary.differing == 0
         found = runtimes.check_llamacpp(path, probe, job.gguf_type, engine.tokenizer, fits)
         checks += map(require, found)
+        if plan.open_scales:
+            checks += open_gguf.prove(path, plan, engine, probe, job.gguf_type)
     shutil.rmtree(folder)
     commands = {"llama.cpp": f"llama-server -m {job.out.name}/{path.name} -c {plan.window}"}
+    if plan.open_scales:
+        open_gguf.write_beside(staging, engine)
+        commands = {"e2llm": f"e2llm serve {job.out.name} --engine llamacpp"} | commands
     if job.to == "ollama":
         write_atomic(staging / "Modelfile", ollama.modelfile(path.name, plan.window, vocabulary.chat_template))
         commands = {"Ollama": f"ollama create {job.name.lower()} -f {job.out.name}/Modelfile"} | commands

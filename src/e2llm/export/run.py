@@ -14,7 +14,7 @@ from e2llm.export import gguf_file
 from e2llm.export.build import Built, Job, Target, build_folder, build_gguf
 from e2llm.export.card import CardFacts, license_of, model_card
 from e2llm.export.folder import PROVENANCE, check_target, find_source
-from e2llm.export.plan import ExportPlan, make_plan
+from e2llm.export.plan import ExportPlan, make_open_plan, make_plan
 from e2llm.export.verify import Check, ask_engine, probe_tokens
 from e2llm.hf import current_versions
 from e2llm.hf.load import replace_folder
@@ -59,7 +59,8 @@ def export(
 ) -> ExportResult:
     """Write `checkpoint` at one fixed scale into folder `out`, for transformers, vLLM, llama.cpp or Ollama.
 
-    The scale is the one that serving chooses for `window` tokens, or `scale`. `out` is as it was until everything was
+    The scale is the one that serving chooses for `window` tokens, or `scale`; a GGUF with neither holds the unscaled
+    weights, for `e2llm serve --engine llamacpp`, which chooses for every request. `out` is as it was until everything was
     verified (`verify`): frequencies, logits and perplexity in transformers, tensors and metadata of a GGUF read back,
     and llama.cpp and vLLM where they are installed. `results` are Records for the model card; `method`,
     `native_window`, `dtype` and `device` as in `hf.load_model`. Raises ValueError for what cannot be said in the
@@ -75,7 +76,8 @@ def export(
         native_window=native_window,
         trust_remote_code=trust_remote_code,
     )
-    plan = make_plan(engine, window=window, scale=scale)
+    is_open = job.to == "gguf" and window is None and scale is None
+    plan = make_open_plan(engine) if is_open else make_plan(engine, window=window, scale=scale)
     for note in plan.notes:
         warnings.warn(note, ScaleWarning, stacklevel=2)
     staging = job.out.with_name(f".{job.out.name}.partial")
@@ -168,6 +170,7 @@ def _describe(
         "method": plan.method,
         "scale": plan.scale,
         "window": plan.window,
+        "open_scales": list(plan.open_scales),
         "native_window": plan.native_window,
         "attention_slope": plan.slope,
         "adapter": None if job.source.adapter is None else "kept" if job.keep_adapter else "merged",

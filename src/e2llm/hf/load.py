@@ -143,7 +143,7 @@ def load_model(
     if base is not None:
         model = _merged(model, path)
     model = model.to(device).eval()
-    info = CheckpointInfo.load(path) if path.is_dir() else None
+    info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
     scaled_to = exported_window(model.config) if info is None else None
