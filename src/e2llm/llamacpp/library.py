@@ -133,6 +133,8 @@ class Weights:
         params.n_outputs_max, params.n_outputs_max_per_seq = sequences, 1
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = KV_TYPES[kv_type][0]
+        if kv_type == "f32":  # the fused kernel rounds on the way: 1e-3 in a logit where this is 1e-6
+            params.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         if rope.scaling is not None:
             params.rope_scaling_type = SCALING_TYPES[rope.scaling]
