@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: scripts/ci_llamacpp.sh makes an environment")
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; see scripts/ci_llamacpp.sh")
 
-from served import GREEDY_ON, collect, engine_over, make_checkpoint, prompt, static_model, static_tokens
+from served import GREEDY_ON, collect, make_checkpoint, prompt, static_model, static_tokens
 
 from e2llm.engine.request import RefusedError, Request, Sampling
 from e2llm.export import export
@@ -192,13 +192,15 @@ def test_a_file_of_one_scale_is_served_as_it_is(here: Path, checkpoint: str) -> 
 def test_without_e2llm_json_it_says_what_it_assumes(here: Path, file: Path) -> None:
     (here / "bare.gguf").write_bytes(file.read_bytes())
     told: list[str] = []
-    with warnings.catch_warnings(), LlamaCppEngine.load(
-        "bare.gguf", kv_tokens=1024, threads=1, tell=told.append
-    ) as engine:
-        assert told == [
-            "no e2llm.json beside bare.gguf: assuming method yarn, native window 64 (the file's) and no training beyond it"
-        ]
-        assert collect(engine.submit(request(20)))[0] == static_tokens(static_model("llama", "yarn", 1.0, None), request(20))
+    with (
+        warnings.catch_warnings(),
+        LlamaCppEngine.load("bare.gguf", kv_tokens=1024, threads=1, tell=told.append) as engine,
+    ):
+        (note,) = told
+        assert note.startswith("no e2llm.json beside bare.gguf: assuming method yarn, native window 64")
+        assert collect(engine.submit(request(20)))[0] == static_tokens(
+            static_model("llama", "yarn", 1.0, None), request(20)
+        )
         with pytest.raises(RefusedError, match="largest trained window is 64"):
             engine.submit(request(100))
         longer = engine.submit(request(100, beyond_trained=True))

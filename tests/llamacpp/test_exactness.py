@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: scripts/ci_llamacpp.sh makes an environment")
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; see scripts/ci_llamacpp.sh")
 
 from served import GREEDY_ON, collect, engine_over, make_checkpoint, prompt, static_model, static_tokens
 

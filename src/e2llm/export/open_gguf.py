@@ -24,8 +24,8 @@ def check_open(plan: ExportPlan) -> None:
     """Raise ValueError where a scale cannot be told to llama.cpp, before anything is written."""
     if plan.method not in METHODS:
         raise ValueError(
-            f"method = {plan.method!r}: llama.cpp's contexts are told {', '.join(METHODS)}; give a window, or serve with "
-            "`e2llm serve`"
+            f"method = {plan.method!r}: llama.cpp's contexts are told {', '.join(METHODS)}; give a window, or serve "
+            "with `e2llm serve`"
         )
     for scale in plan.open_scales:
         context_rope(plan.ropes[None], plan.method, scale, plan.slope)

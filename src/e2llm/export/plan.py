@@ -77,8 +77,8 @@ def make_plan(engine: Engine, *, window: int | None, scale: float | None) -> Exp
     """
     if window is None and scale is None:
         raise ValueError(
-            "window: say which window to export for (--window 32k), or which scale (--scale 4); only --to gguf can leave "
-            "it open"
+            "window: say which window to export for (--window 32k), or which scale (--scale 4); only --to gguf can "
+            "leave it open"
         )
     if window is not None and window < 1:
         raise ValueError(f"window = {window}: use at least 1 token")

@@ -60,9 +60,9 @@ def export(
     """Write `checkpoint` at one fixed scale into folder `out`, for transformers, vLLM, llama.cpp or Ollama.
 
     The scale is the one that serving chooses for `window` tokens, or `scale`; a GGUF with neither holds the unscaled
-    weights, for `e2llm serve --engine llamacpp`, which chooses for every request. `out` is as it was until everything was
-    verified (`verify`): frequencies, logits and perplexity in transformers, tensors and metadata of a GGUF read back,
-    and llama.cpp and vLLM where they are installed. `results` are Records for the model card; `method`,
+    weights, for `e2llm serve --engine llamacpp`, which chooses for every request. `out` is as it was until everything
+    was verified (`verify`): frequencies, logits and perplexity in transformers, tensors and metadata of a GGUF read
+    back, and llama.cpp and vLLM where they are installed. `results` are Records for the model card; `method`,
     `native_window`, `dtype` and `device` as in `hf.load_model`. Raises ValueError for what cannot be said in the
     target's form, and for any difference found; warns (`ScaleWarning`) of scales that training did not draw.
     """

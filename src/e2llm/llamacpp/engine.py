@@ -72,7 +72,11 @@ class LlamaCppEngine:
         self.max_running = MAX_RUNNING if max_running is None else min(max_running, MAX_RUNNING)
         self.chunk_tokens = chunk_tokens
         self._threads = len(os.sched_getaffinity(0)) if threads is None else threads
-        for name, value in (("max_running", self.max_running), ("chunk_tokens", chunk_tokens), ("threads", self._threads)):
+        for name, value in (
+            ("max_running", self.max_running),
+            ("chunk_tokens", chunk_tokens),
+            ("threads", self._threads),
+        ):
             if value < 1:
                 raise ValueError(f"{name} = {value}: use at least 1")
         self.file = file = read_gguf(Path(path).expanduser())
@@ -84,9 +88,7 @@ class LlamaCppEngine:
         self.tokenizer = read_tokenizer(file.path)
         token_bytes = file.kv_values * KV_TYPES[self._kv_type][1]
         most = self.max_running * int(self.native_window * self.max_scale)
-        cells = CELLS * kv_pages(
-            token_bytes, CELLS, torch.device("cpu"), most, tokens=kv_tokens, total_bytes=kv_bytes
-        )
+        cells = CELLS * kv_pages(token_bytes, CELLS, torch.device("cpu"), most, tokens=kv_tokens, total_bytes=kv_bytes)
         self._weights = Weights(file.path, file.architecture, gpu_layers=gpu_layers)
         configured = configured_ends(file.path, self.tokenizer)
         self._ends = self._weights.end_tokens() if configured is None else configured
@@ -120,10 +122,10 @@ class LlamaCppEngine:
             raise ValueError(f"device = {device!r}: this engine runs on cpu, or cuda (the first GPU)")
         load_library()
         if device == "cuda" and not load_library().llama_supports_gpu_offload():
-            raise ValueError("device = 'cuda': this llama-cpp-python was built without a GPU; build it with one, or use cpu")
-        made = cls(
-            find_gguf(name, dtype=dtype, tell=tell), gpu_layers=-1 if device == "cuda" else 0, **options
-        )
+            raise ValueError(
+                "device = 'cuda': this llama-cpp-python was built without a GPU; build it with one, or use cpu"
+            )
+        made = cls(find_gguf(name, dtype=dtype, tell=tell), gpu_layers=-1 if device == "cuda" else 0, **options)
         for note in made.notes:
             tell(note)
         return made
@@ -200,7 +202,9 @@ class LlamaCppEngine:
             scale=request.scale,
         )
         if plan.scale > 1 and self.file.method == "none" and request.scale is not None:
-            raise RefusedError(f"scale = {plan.scale:g}: the frequencies of {self.file.path.name} are fixed; leave it out")
+            raise RefusedError(
+                f"scale = {plan.scale:g}: the frequencies of {self.file.path.name} are fixed; leave it out"
+            )
         total, largest = prompt + plan.max_new_tokens, int(self.native_window * self.max_scale)
         if total > largest and not request.beyond_trained:
             raise RefusedError(
@@ -209,8 +213,9 @@ class LlamaCppEngine:
             )
         if padded(total - 1) > self._contexts.total:
             raise RefusedError(
-                f"prompt ({prompt}) + new tokens ({plan.max_new_tokens}) need a context of {padded(total - 1)} key-value "
-                f"slots: this engine has {self._contexts.total}; shorten the request, or give the engine more kv_tokens"
+                f"prompt ({prompt}) + new tokens ({plan.max_new_tokens}) need a context of {padded(total - 1)} "
+                f"key-value slots: this engine has {self._contexts.total}; shorten the request, or give the engine "
+                "more kv_tokens"
             )
         return plan
 

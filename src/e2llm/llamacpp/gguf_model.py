@@ -45,7 +45,7 @@ class GgufModel:
 
 
 def read_gguf(path: Path) -> GgufModel:
-    """Raises ValueError for a file that cannot be read, and for families that llama.cpp may run otherwise than we do."""
+    """Raises ValueError for a file that cannot be read, and for families that llama.cpp may run otherwise than we."""
     fields, divisors = _read_fields(path)
     architecture = str(fields.get("general.architecture"))
     if architecture not in {known.name for known in ARCHITECTURES.values()}:
