@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from e2llm.export import gguf_file, ollama, open_gguf, runtimes, vllm
+from e2llm.export import gguf_file, lengths, ollama, open_gguf, runtimes, vllm
 from e2llm.export.folder import ADAPTER_FOLDER, Source, write_folder
 from e2llm.export.gguf_vocabulary import read_vocabulary
 from e2llm.export.plan import ExportPlan
@@ -63,17 +64,20 @@ def build_folder(job: Job, plan: ExportPlan, engine: Engine, staging: Path, prob
     )
     config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
     checks: list[Check] = []
+    found = vllm.overrides(plan, config) if job.to == "vllm" else {}
     if probe is not None:
         checks += verify_folder(job, plan, engine, staging, probe)
+        checks.append(require(lengths.check_folder_length(staging, plan)))
         if job.to == "vllm":
+            checks.append(require(lengths.check_vllm_length(config, found, vllm.text_section(config), plan)))
             checks.append(require(runtimes.check_vllm(staging, plan, config, probe)))
     rank = _adapter_rank(staging)
+    commands = {"transformers": _python(job.out.name, rank is not None)}
     # What is published must not name a place on this machine.
-    shown = vllm.command_line(job.out.name, plan, config, adapter_rank=rank, remote_code=job.trust_remote_code)
-    commands = {"vLLM": shown, "transformers": _python(job.out.name, rank is not None)}
-    if job.to == "hf":
-        commands = dict(reversed(commands.items()))
-    else:
+    with contextlib.suppress(ValueError) if job.to == "hf" else contextlib.nullcontext():  # vLLM cannot serve all of it
+        shown = vllm.command_line(job.out.name, plan, config, adapter_rank=rank, remote_code=job.trust_remote_code)
+        commands = commands | {"vLLM": shown} if job.to == "hf" else {"vLLM": shown} | commands
+    if job.to == "vllm":
         here = vllm.command_line(".", plan, config, adapter_rank=rank, remote_code=job.trust_remote_code)
         write_atomic(staging / COMMAND_FILE, _script(here, job.name))
         (staging / COMMAND_FILE).chmod(0o755)
@@ -151,8 +155,12 @@ def build_gguf(job: Job, plan: ExportPlan, engine: Engine, staging: Path, probe:
     if plan.open_scales:
         open_gguf.write_beside(staging, engine)
         commands = {"e2llm": f"e2llm serve {job.out.name} --engine llamacpp"} | commands
+    modelfile = None
     if job.to == "ollama":
-        write_atomic(staging / "Modelfile", ollama.modelfile(path.name, plan.window, vocabulary.chat_template))
+        modelfile = staging / "Modelfile"
+        write_atomic(modelfile, ollama.modelfile(path.name, plan.window, vocabulary.chat_template))
         commands = {"Ollama": f"ollama create {job.name.lower()} -f {job.out.name}/Modelfile"} | commands
+    if probe is not None:
+        checks.append(require(lengths.check_gguf_length(gguf_file.context_length(path), modelfile, plan)))
     warning = vocabulary.warning()
     return Built(commands, tuple(checks), (warning,) if warning else ())

@@ -128,11 +128,18 @@ def _check(
     )
 
 
+def _probe_window(plan: ExportPlan) -> int:
+    """Tokens that the long probe should pass: the native window, and the end of scale × native where that is read
+    past."""
+    past = plan.window > plan.scale * plan.native_window
+    return plan.window if past else plan.native_window
+
+
 def _build(job: Job, plan: ExportPlan, engine: Engine, staging: Path, verify_text: str | None) -> Built:
     probe = None
     if job.verify:
         config: Any = engine.model.config.get_text_config()
-        ids = probe_tokens(engine.tokenizer, int(config.vocab_size), plan.window, plan.native_window, verify_text)
+        ids = probe_tokens(engine.tokenizer, int(config.vocab_size), plan.window, _probe_window(plan), verify_text)
         probe = ask_engine(engine, plan, ids)
     build = build_gguf if job.to in ("gguf", "ollama") else build_folder
     built = build(job, plan, engine, staging, probe)
