@@ -41,7 +41,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["train", "paper", "--model", "x/y"], "data.sources = []"),
         (["train", "paper", "--set", "train.stps=1"], "did you mean train.steps"),
         (["generate", "./nowhere", "--prompt", "a"], "model = './nowhere': no such file or folder"),
-        (["generate", "m"], "give either --prompt"),
+        (["generate", "m", "--prompt", "a", "--prompt-file", "b"], "give either --prompt"),
         (["generate", "m", "--prompt-file", "nowhere.txt"], "prompt-file = 'nowhere.txt': no such file"),
         (["report", "a.json"], "name a page with --out"),
         (["recipes", "--show", "nope"], "recipe = 'nope'"),

@@ -70,4 +70,9 @@ def _load_engine(arguments: argparse.Namespace) -> ServingEngine:
         return LlamaCppEngine.load(arguments.model, **options)
     from e2llm.engine.batch import BatchEngine
 
-    return BatchEngine.load(arguments.model, **options)
+    engine = BatchEngine.load(arguments.model, **options)
+    if engine.info is None:
+        from e2llm.hf.checkpoint import assumed_without_info
+
+        print(assumed_without_info(arguments.model, engine.extension.method, engine.native_window), file=sys.stderr)
+    return engine

@@ -86,7 +86,13 @@ def load_engine(arguments: argparse.Namespace) -> ServingEngine:
         return LlamaCppEngine.load(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device, **options)
     from e2llm.engine.batch import BatchEngine
 
-    return BatchEngine.load(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device, **options)
+    engine = BatchEngine.load(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device, **options)
+    if engine.info is None:
+        from e2llm.hf.checkpoint import assumed_without_info
+
+        note = assumed_without_info(arguments.checkpoint, engine.extension.method, engine.native_window)
+        print(note, file=sys.stderr)
+    return engine
 
 
 def run(arguments: argparse.Namespace) -> int:
