@@ -33,7 +33,7 @@ ALLOWED = {
     "server": {"engine", "infer", "hf", "positions", "llamacpp"},
     "export": {"positions", "hf", "infer", "records"},
     "llamacpp": {"engine", "export", "hf", "infer", "positions"},
-    "benchmark": {"engine", "hf", "records"},
+    "benchmark": {"engine", "hf", "llamacpp", "records"},
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),
 }

@@ -85,8 +85,8 @@ def _convert(name: str, folder: Path, kind: str, tell: Callable[[str], None]) ->
         with warnings.catch_warnings():
             # Text is cut into tokens by the checkpoint's own tokenizer here, not by llama.cpp's.
             warnings.filterwarnings("ignore", message="tokenizer.ggml.pre", category=UserWarning)
-            compared = "float32" if kind == "f32" else "auto"  # in float32 the comparison is sharp
-            result = export(name, made, to="gguf", gguf_type=kind, dtype=compared, device="cpu")
+            # In float32 whatever is stored: torch's own bfloat16 sums would differ by more than a wrong scale does.
+            result = export(name, made, to="gguf", gguf_type=kind, dtype="float32", device="cpu")
         for check in result.checks:
             tell(check.line())
         try:
