@@ -56,6 +56,17 @@ def test_a_method_that_was_given_instead(tmp_path: Path) -> None:
     assert told is not None and (told.method, told.attention, told.schedule) == ("ntk", {}, [])
 
 
+def test_a_model_that_is_not_ours_gets_no_e2llm_json(tmp_path: Path) -> None:
+    """Who serves it says what is assumed; a method that was asked for is written down."""
+    checkpoint, _ = save_checkpoint(tmp_path / "model", bpe=True)
+    (tmp_path / "model/e2llm.json").unlink()
+    export(checkpoint, tmp_path / "out", to="gguf", verify=False)
+    assert not (tmp_path / "out/e2llm.json").exists()
+    export(checkpoint, tmp_path / "out", to="gguf", verify=False, method="linear")
+    told = CheckpointInfo.load(tmp_path / "out")
+    assert told is not None and (told.method, told.native_window, told.max_scale) == ("linear", WINDOW, 1.0)
+
+
 def test_other_targets_need_a_window(tmp_path: Path) -> None:
     checkpoint, _ = save_checkpoint(tmp_path / "model", bpe=True)
     for target in ("hf", "vllm", "ollama"):

@@ -1,6 +1,7 @@
 """A GGUF whose scale is left open: what stands beside the file, and the proof at the scales that may be chosen.
 
-Flows in: the engine, the plan, the file of unscaled weights. Flows out: e2llm.json, tokenizer and generation config in
+Flows in: the engine, the plan, the file of unscaled weights. Flows out: e2llm.json (where the checkpoint has one or a
+method was given), tokenizer and generation config in
 the folder, and `Check`s of what llama.cpp makes of each scale. `e2llm serve --engine llamacpp` reads such a folder.
 """
 
@@ -37,6 +38,9 @@ def write_beside(folder: Path, engine: Engine) -> None:
     generation: Any = getattr(engine.model, "generation_config", None)
     if generation is not None:
         generation.save_pretrained(folder)
+    assumed = "yarn" if engine.extension.rope.rope_type in ("default", "dynamic") else "linear"
+    if engine.info is None and engine.extension.method == assumed:
+        return  # what is served without one, with a line that says so
     info_of(engine.extension, engine.max_scale, engine.info).save(folder)
 
 

@@ -6,6 +6,7 @@ where the name was a checkpoint. What is made is verified by the export and stan
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ CACHE = Path(".e2llm-cache") / "gguf"
 """Beside `runs/`, where data keeps its tokens too."""
 KINDS = {None: "bf16", "auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 """dtype as for other engines -> storage of the matrices."""
+_PROBE_CHARACTERS = 2500
 _FORM = 1
 """Of what is cached; another number makes everything anew."""
 
@@ -86,7 +88,9 @@ def _convert(name: str, folder: Path, kind: str, tell: Callable[[str], None]) ->
             # Text is cut into tokens by the checkpoint's own tokenizer here, not by llama.cpp's.
             warnings.filterwarnings("ignore", message="tokenizer.ggml.pre", category=UserWarning)
             # In float32 whatever is stored: torch's own bfloat16 sums would differ by more than a wrong scale does.
-            result = export(name, made, to="gguf", gguf_type=kind, dtype="float32", device="cpu")
+            # Some hundred tokens of text are enough for that, and whoever starts a server waits for it.
+            text = Path(str(argparse.__file__)).read_text(encoding="utf-8")[:_PROBE_CHARACTERS]
+            result = export(name, made, to="gguf", gguf_type=kind, dtype="float32", device="cpu", verify_text=text)
         for check in result.checks:
             tell(check.line())
         try:
