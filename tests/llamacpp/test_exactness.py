@@ -94,4 +94,8 @@ def test_weights_are_in_memory_once(here: Path) -> None:
         name = str(engine.file.path.resolve())
         maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(name)]
         assert len(maps) >= 4 and all(line.split()[1].startswith("r--") for line in maps)
+        for scale in range(2, 40):  # callers may name any scale: what nobody uses is closed
+            request = Request(prompt_ids=prompt(5), max_new_tokens=2, sampling=GREEDY_ON, scale=scale / 5 + 1)
+            collect(engine.submit(request))
+        assert len(engine._weights._handles) <= 6 and len(engine.contexts()) <= 5
     assert torch.get_num_threads() == 1

@@ -8,7 +8,6 @@ figures are medians over rounds, ratios medians of each round's ratio. The first
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import threading
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from e2llm.engine import BatchEngine, Request, Sampling, ServingEngine
-from e2llm.llamacpp import LlamaCppEngine
+from e2llm.llamacpp.engine import LlamaCppEngine, usable_cores
 from e2llm.records import Record, make_row, portable
 
 Round = dict[str, float]
@@ -64,7 +63,7 @@ class Config:
 
 def measure(config: Config, *, progress: Callable[[str], None] = lambda line: None) -> Record:
     """Run both engines. Raises ValueError for what either refuses."""
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or usable_cores()
     torch.set_num_threads(threads)
     cells = 4 * config.requests * (config.prompt_tokens + config.new_tokens) + 8192
     llamacpp = LlamaCppEngine.load(

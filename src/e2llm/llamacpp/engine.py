@@ -39,6 +39,11 @@ CHUNK_TOKENS = 512
 _log = logging.getLogger(__name__)
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -71,7 +76,7 @@ class LlamaCppEngine:
         load_library()
         self.max_running = MAX_RUNNING if max_running is None else min(max_running, MAX_RUNNING)
         self.chunk_tokens = chunk_tokens
-        self._threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        self._threads = usable_cores() if threads is None else threads
         for name, value in (
             ("max_running", self.max_running),
             ("chunk_tokens", chunk_tokens),

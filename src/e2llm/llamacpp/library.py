@@ -8,7 +8,8 @@ thread-safe: one thread at a time uses a file's weights and contexts.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ class Weights:
         self._library = load_library()
         self.path, self.architecture, self._gpu_layers = path, architecture, gpu_layers
         self._handles: dict[float | None, Any] = {}
+        self._users: Counter[float | None] = Counter()
+        """Contexts of each handle: one that nobody uses is closed, or callers who name scales would fill the memory."""
         first = self._handle(None)
         self._vocabulary = self._library.llama_model_get_vocab(first)
         self.vocabulary = int(self._library.llama_vocab_n_tokens(self._vocabulary))
@@ -140,12 +143,21 @@ class Weights:
             params.rope_scaling_type = SCALING_TYPES[rope.scaling]
             params.rope_freq_base, params.rope_freq_scale = rope.freq_base, rope.freq_scale
             params.yarn_attn_factor, params.yarn_orig_ctx = rope.attn_factor, rope.original_window
-        made = library.llama_init_from_model(self._handle(rope.model_attn_factor), params)
+        factor = rope.model_attn_factor
+        made = library.llama_init_from_model(self._handle(factor), params)
+        self._users[factor] += 1
         if not made:
+            self._release(factor)
             raise LlamaCppError(f"a context of {size} tokens could not be made ({_said()})")
-        return Context(library, made, self.vocabulary, int(params.n_batch))
+        return Context(library, made, self.vocabulary, int(params.n_batch), lambda: self._release(factor))
+
+    def _release(self, factor: float | None) -> None:
+        self._users[factor] -= 1
+        if factor is not None and not self._users[factor]:
+            self._library.llama_model_free(self._handles.pop(factor))
 
     def close(self) -> None:
+        """Once its contexts are."""
         for handle in self._handles.values():
             self._library.llama_model_free(handle)
         self._handles.clear()
@@ -154,8 +166,10 @@ class Weights:
 class Context:
     """Keys and values of several texts at one scale."""
 
-    def __init__(self, library: Any, pointer: Any, vocabulary: int, batch_tokens: int) -> None:
-        self._library, self._pointer, self._vocabulary = library, pointer, vocabulary
+    def __init__(
+        self, library: Any, pointer: Any, vocabulary: int, batch_tokens: int, closed: Callable[[], None]
+    ) -> None:
+        self._library, self._pointer, self._vocabulary, self._closed = library, pointer, vocabulary, closed
         self.batch_tokens = batch_tokens
         """Most tokens of one pass."""
         self.size = int(library.llama_n_ctx(pointer))
@@ -192,6 +206,7 @@ class Context:
     def close(self) -> None:
         self._library.llama_batch_free(self._batch)
         self._library.llama_free(self._pointer)
+        self._closed()
 
 
 def _said() -> str:
