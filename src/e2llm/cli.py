@@ -266,7 +266,8 @@ stops an answer; /file PATH adds a file, /window N fixes the window, /stats, /re
 _serve_text = """Serve a checkpoint over HTTP with OpenAI's interface, and a page to try it on. Many requests run at
 once, each at the scale that its own length asks for; every answer says which. Needs pip install 'e2llm[serve]'."""
 _export_text = """Write a checkpoint at one fixed scale, as other runtimes serve it without us, and compare the result
-with the engine: frequencies, logits, perplexity. Nothing is left behind where they differ."""
+with the engine: frequencies, logits, perplexity. Nothing is left behind where they differ. A GGUF without a window or a
+scale holds the unscaled weights, for `e2llm serve --engine llamacpp`."""
 _benchmark_text = """Measure speed. What is compared takes turns on the same requests; the Record holds medians over
 rounds and the ratios between them."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,21 @@ def test_a_conversion_that_fails_leaves_nothing(here: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match="no room left"):
         find_gguf(checkpoint, tell=lambda line: None)
     assert not [path for path in Path(".e2llm-cache/gguf").iterdir()]
+
+
+def test_what_a_killed_process_left_is_taken_away(here: Path) -> None:
+    checkpoint, _ = save_checkpoint(here / "model", bpe=True)
+    name = find_gguf(checkpoint, tell=lambda line: None).parent.name
+    shutil.rmtree(Path(".e2llm-cache/gguf") / name)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = Path(f".e2llm-cache/gguf/.{name}.{gone.pid}.partial")
+    other = Path(".e2llm-cache/gguf/.another-bf16-0123.77.partial")
+    parent = Path(f".e2llm-cache/gguf/.{name}.{os.getppid()}.partial")
+    for path in (dead, other, parent):
+        path.mkdir()
+    find_gguf(checkpoint, tell=lambda line: None)
+    assert not dead.exists() and other.exists() and parent.exists()
 
 
 def test_what_is_given_is_found(here: Path) -> None:

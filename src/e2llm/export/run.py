@@ -37,6 +37,8 @@ class ExportResult:
     """Runtime -> how to serve it, from the folder that `folder` lies in; the first is the target's."""
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
+    open_scales: tuple[float, ...] = ()
+    """What the runtime chooses from; empty for one fixed scale."""
 
 
 def export(
@@ -93,7 +95,8 @@ def export(
     for note in built.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     notes = (*plan.notes, *built.notes)
-    return ExportResult(job.out, job.to, plan.scale, plan.window, plan.method, built.commands, built.checks, notes)
+    facts = (plan.scale, plan.window, plan.method)
+    return ExportResult(job.out, job.to, *facts, built.commands, built.checks, notes, plan.open_scales)
 
 
 def _check(

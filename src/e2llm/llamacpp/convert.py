@@ -77,10 +77,29 @@ def _fingerprint(path: Path, kind: str) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
+def _clear_abandoned(folder: Path) -> None:
+    """Take away what processes that are gone had begun to write for `folder`."""
+    for path in folder.parent.glob(f".{folder.name}.*.partial"):
+        owner = path.name.split(".")[-2]
+        if owner.isdigit() and not _is_running(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _convert(name: str, folder: Path, kind: str, tell: Callable[[str], None]) -> None:
     """Export beside `folder` and put it in place; of two processes that do so at once the first one's stays."""
     from e2llm.export import export
 
+    _clear_abandoned(folder)
     tell(f"writing {name} as GGUF ({kind}) into {folder}, once")
     made = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
