@@ -34,9 +34,10 @@ def overrides(plan: ExportPlan, config: dict[str, Any]) -> dict[str, Any]:
     said = plan.scale == 1 or text.get("rope_parameters", {}).get("rope_type") == "linear"
     if plan.method == "longrope" or (plan.window <= reach and said):
         return {}
-    longest = math.ceil(plan.scale_window / plan.scale) if plan.method == "linear" else plan.scale_window
-    found: dict[str, Any] = {"max_position_embeddings": longest}
     parameters = text.get("rope_parameters", {})
+    linear = plan.method == "linear" and parameters.get("rope_type") != "longrope"  # whose length is not multiplied
+    longest = math.ceil(plan.scale_window / plan.scale) if linear else plan.scale_window
+    found: dict[str, Any] = {"max_position_embeddings": longest}
     if plan.method == "yarn" and plan.window > reach and parameters.get("rope_type") != "longrope":
         if None not in plan.ropes:
             raise ValueError(
