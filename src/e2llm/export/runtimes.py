@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def open_llamacpp(path: Path, tokens: int, rope: ContextRope | None = None) -> A
         }
         if rope.model_attn_factor is not None:
             told["kv_overrides"] = {ATTN_FACTOR_KEY.format(architecture_of(path)): rope.model_attn_factor}
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), _weights_as_they_are():
         return llama_cpp.Llama(
             str(path),
             n_ctx=tokens,
@@ -58,6 +59,26 @@ def open_llamacpp(path: Path, tokens: int, rope: ContextRope | None = None) -> A
             n_threads_batch=torch.get_num_threads(),
             **told,
         )
+
+
+@contextlib.contextmanager
+def _weights_as_they_are() -> Iterator[None]:
+    """Without llama.cpp's rearranged copies of the weights, whose AMX form of q8_0 crashed the process in 0.3.36; the
+    class that we open has no argument for it."""
+    import llama_cpp.llama_cpp as interface
+
+    original = interface.llama_model_default_params
+
+    def changed() -> Any:
+        params = original()
+        params.use_extra_bufts = False
+        return params
+
+    interface.llama_model_default_params = changed
+    try:
+        yield
+    finally:
+        interface.llama_model_default_params = original
 
 
 def architecture_of(path: Path) -> str:

@@ -75,7 +75,7 @@ def load_library() -> Any:
         ) from error
     needed = {"kv_unified", "yarn_orig_ctx", "n_outputs_max", "rope_scaling_type", "flash_attn_type"}
     missing = needed - {name for name, _ in llama_cpp.llama_context_params._fields_}
-    missing |= {"load_mode"} - {name for name, _ in llama_cpp.llama_model_params._fields_}
+    missing |= {"load_mode", "use_extra_bufts"} - {name for name, _ in llama_cpp.llama_model_params._fields_}
     if missing:
         raise ValueError(
             f"llama-cpp-python {llama_cpp.__version__} has no {', '.join(sorted(missing))} in its parameters: "
@@ -107,6 +107,8 @@ class Weights:
             params = library.llama_model_default_params()
             params.n_gpu_layers = self._gpu_layers
             params.load_mode = library.llama_load_mode_from_str(b"mmap")
+            # Rearranged copies of the weights would be one a handle, and AMX's for q8_0 crashed (docs/decisions.md).
+            params.use_extra_bufts = False
             if attn_factor is not None:
                 overrides = (library.llama_model_kv_override * 2)()  # an empty key ends them
                 overrides[0].tag = _FLOAT_OVERRIDE
