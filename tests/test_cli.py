@@ -41,7 +41,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["train", "paper", "--model", "x/y"], "data.sources = []"),
         (["train", "paper", "--set", "train.stps=1"], "did you mean train.steps"),
         (["generate", "./nowhere", "--prompt", "a"], "model = './nowhere': no such file or folder"),
-        (["generate", "m"], "give either --prompt"),
+        (["generate", "m", "--prompt", "a", "--prompt-file", "b"], "give either --prompt"),
         (["evaluate", "m", "--suite", "ruler"], "corpora = {}: give at least one"),
         (["evaluate", "m", "--suite", "choice"], "corpora = {}: give at least one"),
         (["evaluate", "m", "--qa", "qa_3=x"], "qa = ['qa_3']: name qa_1 or qa_2"),

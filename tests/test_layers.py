@@ -28,10 +28,12 @@ ALLOWED = {
     "report": {"records"},
     "api": {"config", "positions", "hf", "infer"},
     "engine": {"positions", "hf", "infer"},
-    "chat": {"engine", "infer"},
-    "server": {"engine", "infer", "positions"},
+    "generate": {"engine", "infer", "hf"},
+    "chat": {"engine", "infer", "hf", "llamacpp"},
+    "server": {"engine", "infer", "hf", "positions", "llamacpp"},
     "export": {"positions", "hf", "infer", "records"},
-    "benchmark": {"engine", "hf", "records"},
+    "llamacpp": {"engine", "export", "hf", "infer", "positions"},
+    "benchmark": {"engine", "hf", "llamacpp", "records"},
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),
 }
@@ -41,7 +43,7 @@ TORCH_FREE = [
     *("e2llm", "e2llm.cli", "e2llm.config", "e2llm.records", "e2llm.report", "e2llm.version"),
     *("e2llm.positions.scales", "e2llm.positions.placement", "e2llm.positions.choose", "e2llm.positions.coverage"),
     *("e2llm.positions.rope", "e2llm.positions.oracle", "e2llm.positions.attention"),
-    *("e2llm.server", "e2llm.server.command", "e2llm.chat.command"),
+    *("e2llm.server", "e2llm.server.command", "e2llm.chat.command", "e2llm.generate"),
 ]
 
 

@@ -7,6 +7,7 @@ A ValueError is the user's to mend: one line, exit 2; --traceback shows where it
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,39 +61,6 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     for step in found.schedule:
         print(f"up to {step.window:>9,} tokens: scale {step.scale:g}")
     print(f"{Path(arguments.model) / 'e2llm.json'}\n{arguments.out}")
-    return 0
-
-
-def _generate(arguments: argparse.Namespace) -> int:
-    if (arguments.prompt is None) == (arguments.prompt_file is None):
-        raise ValueError("prompt: give either --prompt TEXT or --prompt-file FILE ('-' for standard input)")
-    if arguments.prompt_file == "-":
-        prompt = sys.stdin.read()
-    elif arguments.prompt_file is not None:
-        path = Path(arguments.prompt_file)
-        if not path.is_file():
-            raise ValueError(f"prompt-file = {arguments.prompt_file!r}: no such file")
-        prompt = path.read_text(encoding="utf-8")
-    else:
-        prompt = arguments.prompt
-    from e2llm.infer import Engine
-
-    engine = Engine.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    completion = engine.generate(
-        prompt,
-        max_new_tokens=arguments.max_new_tokens,
-        scale=arguments.scale,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-        stop=tuple(arguments.stop),
-    )
-    print(completion.text)
-    print(
-        f"[{completion.prompt_tokens} prompt + {len(completion.token_ids)} new tokens, scale {completion.scale:g}, "
-        f"window {completion.window}, finished by {completion.finish_reason}, {completion.seconds:.1f} s]",
-        file=sys.stderr,
-    )
     return 0
 
 
@@ -199,23 +167,6 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(stage=_calibrate)
 
 
-def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("generate", help="answer a prompt of any length at its own scale")
-    add = parser.add_argument
-    add("model", help="checkpoint folder, hub name or .gguf file")
-    add("--prompt", help="the prompt itself")
-    add("--prompt-file", help="file that holds the prompt; '-' reads standard input")
-    add("--max-new-tokens", type=int, help="default: 1024, and never beyond the scale's window")
-    add("--scale", type=float, help="default: chosen from prompt and new tokens")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top-p", type=float, default=1.0)
-    add("--seed", type=int, default=0)
-    add("--stop", action="append", default=[], help="text that ends the answer; repeatable")
-    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
-    add("--device")
-    parser.set_defaults(stage=_generate)
-
-
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("report", help="one self-contained page, or tables, from Records")
     parser.add_argument("records", nargs="+", help="Record files (JSON)")
@@ -249,12 +200,14 @@ def _add_small(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    import e2llm.generate as generate
     from e2llm.benchmark import command as benchmark
     from e2llm.chat import command as chat
     from e2llm.export import command as export
     from e2llm.server import command as server
 
     for name, module, text, more in (
+        ("generate", generate, "answer a prompt of any length at its own scale", _generate_text),
         ("chat", chat, "talk to a checkpoint in the terminal", _chat_text),
         ("serve", server, "answer over HTTP, as OpenAI's interface, each request at its own scale", _serve_text),
         ("export", export, "one fixed scale, for transformers, vLLM, llama.cpp or Ollama", _export_text),
@@ -265,12 +218,15 @@ def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser.set_defaults(stage=module.run)
 
 
+_generate_text = """Continue a text, as it is written. The prompt comes from --prompt, from --prompt-file, or through a
+pipe. The last line, on standard error, says the scale, the window and why it ended."""
 _chat_text = """Talk to a checkpoint. Every answer is read at the scale that the conversation's length asks for. Ctrl-C
 stops an answer; /file PATH adds a file, /window N fixes the window, /stats, /reset and /exit do what they say."""
 _serve_text = """Serve a checkpoint over HTTP with OpenAI's interface, and a page to try it on. Many requests run at
 once, each at the scale that its own length asks for; every answer says which. Needs pip install 'e2llm[serve]'."""
 _export_text = """Write a checkpoint at one fixed scale, as other runtimes serve it without us, and compare the result
-with the engine: frequencies, logits, perplexity. Nothing is left behind where they differ."""
+with the engine: frequencies, logits, perplexity. Nothing is left behind where they differ. A GGUF without a window or a
+scale holds the unscaled weights, for `e2llm serve --engine llamacpp`."""
 _benchmark_text = """Measure speed. What is compared takes turns on the same requests; the Record holds medians over
 rounds and the ratios between them."""
 
@@ -289,7 +245,6 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_evaluate,
         _add_calibrate,
-        _add_generate,
         _add_serving,
         _add_report,
         _add_coverage,
@@ -299,7 +254,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 143 after SIGTERM."""
+    """Entry point. Returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 141 for a closed pipe,
+    143 after SIGTERM."""
     arguments = build_parser().parse_args(argv)
     stage: Callable[[argparse.Namespace], int] = arguments.stage
     try:
@@ -311,6 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has left; at exit Python would complain of it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -263,9 +263,15 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        beyond_trained: bool = True,
+        on_token: Callable[[int], object] | None = None,
     ) -> Completion:
         """Complete `prompt` (text, or token ids taken as they are) until end of text, a stop string or the length
-        limit."""
+        limit.
+
+        Past the largest trained window a `ScaleWarning` is given, or without `beyond_trained` the request is refused
+        with a ValueError. `on_token` is called with every new token as soon as it is drawn.
+        """
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature = {temperature}: use 0 (greedy) or more")
         if not 0 < top_p <= 1:
@@ -277,9 +283,17 @@ class Engine:
             raise ValueError("tokenizer = None: without one a prompt is a list of token ids and stop is empty")
         prompt_ids = self.tokenizer(prompt).input_ids if isinstance(prompt, str) else list(prompt)
         plan = self.plan(len(prompt_ids), max_new_tokens=max_new_tokens, scale=scale)
+        total, largest = len(prompt_ids) + plan.max_new_tokens, int(self.native_window * self.max_scale)
+        if total > largest and not beyond_trained:
+            raise ValueError(
+                f"prompt ({len(prompt_ids)}) + new tokens ({plan.max_new_tokens}) = {total} tokens: the largest "
+                f"trained window is {largest} tokens; shorten the request, or allow it (beyond_trained)"
+            )
         for message in plan.warnings:
             warnings.warn(message, ScaleWarning, stacklevel=2)
-        return self.complete(prompt_ids, plan, stops=stops, temperature=temperature, top_p=top_p, seed=seed)
+        return self.complete(
+            prompt_ids, plan, stops=stops, temperature=temperature, top_p=top_p, seed=seed, on_token=on_token
+        )
 
     def complete(
         self,
@@ -290,6 +304,7 @@ class Engine:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        on_token: Callable[[int], object] | None = None,
     ) -> Completion:
         """Run a request as planned. `generate` checks and plans; measurements that set the scale on purpose call
         this."""
@@ -299,7 +314,9 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
         with self.at_scale(plan.scale):
-            tokens, text, reason = self._decode(list(prompt_ids), plan, stops, temperature, top_p, generator)
+            tokens, text, reason = self._decode(
+                list(prompt_ids), plan, stops, temperature, top_p, generator, on_token or (lambda token: None)
+            )
         return Completion(
             token_ids=tokens,
             text=text,
@@ -319,12 +336,14 @@ class Engine:
         temperature: float,
         top_p: float,
         generator: torch.Generator | None,
+        on_token: Callable[[int], object],
     ) -> tuple[list[int], str, Literal["stop", "length"]]:
         ends = end_tokens(self.model, self.tokenizer)
         logits, cache = self.prefill(prompt_ids)
         tokens: list[int] = []
         while True:
             tokens.append(int(sample_token(logits, temperature=temperature, top_p=top_p, generator=generator)))
+            on_token(tokens[-1])
             if tokens[-1] in ends:
                 return tokens, self._text(tokens), "stop"
             if stops:

@@ -1,4 +1,4 @@
-"""What lies beside the weights: command lines, Modelfiles, the model card, and the command itself."""
+"""What lies beside the weights: command lines, Modelfiles, and the command itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from checkpoints import checkpoint_info, save_checkpoint
 
 from e2llm.export import command, export
 from e2llm.export.ollama import modelfile
-from e2llm.records import Record, make_row
 
 
 def overrides_of(line: str) -> dict[str, Any]:
@@ -86,32 +85,6 @@ def test_ollama_folder(tmp_path: Path) -> None:
     (path,) = (tmp_path / "out").glob("*.gguf")
     assert f"FROM ./{path.name}\nPARAMETER num_ctx 256" in (tmp_path / "out/Modelfile").read_text()
     assert next(iter(result.commands.values())).startswith("ollama create ")
-
-
-def test_card(tmp_path: Path) -> None:
-    data = [{"path": str(tmp_path / "books")}]
-    info = checkpoint_info(base_model="owner/base-1b", checkpoint="recommended", steps=70, tokens=12345, data=data)
-    name, _ = save_checkpoint(tmp_path / "model", info=info)
-    rows = [make_row("perplexity", 8.125, "ratio", 100, window=256, scale=4.0, corpus="novels")]
-    Record("evaluate", {}, rows).save(tmp_path / "r.json")
-    export(name, tmp_path / "out", scale=4, results=[tmp_path / "r.json"])
-    card = (tmp_path / "out/README.md").read_text()
-    front = card.split("---")[1]
-    assert "base_model: owner/base-1b" in front and "library_name: transformers" in front
-    assert "pipeline_tag: text-generation" in front and "# license: fill in" in front and "- yarn" in front
-    assert "| novels | 256 | 4.0 | perplexity | 8.125 | ratio | 100 |" in card
-    assert "recommended" in card and "70 steps, 12345 tokens" in card and "- path books" in card
-    assert "Not known to the exporter" in card and "verified: frequencies in transformers" in card
-    for path in ("README.md", "e2llm_export.json", "config.json", "e2llm.json"):
-        assert str(tmp_path) not in (tmp_path / "out" / path).read_text(), "no path of this machine"
-
-
-def test_card_takes_the_license_of_the_source(tmp_path: Path) -> None:
-    name, _ = save_checkpoint(tmp_path / "model")
-    (tmp_path / "model/README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# base\n")
-    export(name, tmp_path / "out", scale=4, verify=False)
-    card = (tmp_path / "out/README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n# base_model:") and "verification was turned off" in card
 
 
 def parse(*words: str) -> argparse.Namespace:

@@ -37,7 +37,7 @@ def test_equals_transformers_own_scaling(tmp_path: Path, model_type: str, method
     assert torch.equal(plain_logits(tmp_path / "out", ids), expected)
     assert not torch.allclose(unscaled, expected, atol=1e-4)
     assert (result.scale, result.window, result.method) == (4.0, 200, method)
-    assert all(check.passed for check in result.checks) and len(result.checks) == 2
+    assert all(check.passed for check in result.checks) and len(result.checks) == 3
 
 
 def test_only_full_attention_is_scaled(tmp_path: Path) -> None:

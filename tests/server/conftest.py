@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import gc
+import importlib.util
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +26,7 @@ from sequential_engine import SequentialEngine
 
 from e2llm.engine.batch import BatchEngine
 from e2llm.infer import Engine
+from e2llm.llamacpp.convert import find_gguf
 from e2llm.quickstart import TINY
 from e2llm.server import ServerSettings, create_app
 
@@ -91,7 +98,33 @@ def batch_engine(twin: Engine) -> Any:
     return engine
 
 
+def llamacpp_engine(twin: Engine) -> Any:
+    """llama.cpp over the same weights in float32, with the sequential engine's `before_step`."""
+    from e2llm.llamacpp import LlamaCppEngine
+
+    engine: Any = LlamaCppEngine(twin_gguf(), max_scale=16.0, kv_tokens=KV_TOKENS)
+    engine.tokenizer = twin.tokenizer
+    engine.before_step = lambda: None
+    compute = engine._compute
+
+    def slowed(*arguments: Any) -> Any:
+        engine.before_step()
+        return compute(*arguments)
+
+    engine._compute = slowed
+    return engine
+
+
+@functools.cache
+def twin_gguf() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="e2llm-gguf-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return find_gguf(str(TINY), dtype="float32", cache=folder, tell=lambda line: None)
+
+
 ENGINES = {"batch": batch_engine, "sequential": SequentialEngine}
+if importlib.util.find_spec("llama_cpp") is not None:  # its own environment: scripts/ci_llamacpp.sh
+    ENGINES["llamacpp"] = llamacpp_engine
 
 
 @pytest.fixture

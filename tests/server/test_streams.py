@@ -8,7 +8,9 @@ import time
 
 import httpx
 import pytest
-from conftest import until
+from conftest import ENGINES, until
+
+pytestmark = pytest.mark.parametrize("engine", [name for name in ENGINES if name != "sequential"], indirect=True)
 
 BODY = {"prompt": "def add(a, b):", "max_tokens": 400, "temperature": 0, "ignore_eos": True}
 

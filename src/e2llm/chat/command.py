@@ -8,6 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from e2llm.engine.request import ServingEngine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "approximate",
     )
     add("--kv-gib", type=float, help="memory for keys and values, GiB (default: chosen by the engine)")
+    add("--engine", choices=("e2llm", "llamacpp"), default="e2llm", help="what runs the model (e2llm)")
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default: bfloat16 on a GPU, else float32")
     add("--device", help="cuda, cuda:1, cpu (default: the GPU where there is one)")
 
@@ -37,7 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Talk until the user leaves. Raises ValueError for what the user can mend."""
     from e2llm.chat.conversation import Conversation, Options
     from e2llm.chat.terminal import talk, window_tokens
-    from e2llm.engine.batch import BatchEngine
     from e2llm.engine.request import Sampling
 
     if arguments.kv_gib is not None and not arguments.kv_gib > 0:
@@ -46,14 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     window = window_tokens(arguments.window)
     with contextlib.suppress(ImportError):  # line editing and history, where Python has it
         import readline  # noqa: F401
-    engine = BatchEngine.load(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        kv_bytes=None if arguments.kv_gib is None else int(arguments.kv_gib * 2**30),
-        max_running=1,
-        rerotate=arguments.rerotate,
-    )
+    engine = _load_engine(arguments)
     try:
         options = Options(
             sampling=sampling,
@@ -68,3 +65,22 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         engine.close()
     return 0
+
+
+def _load_engine(arguments: argparse.Namespace) -> ServingEngine:
+    kv_bytes = None if arguments.kv_gib is None else int(arguments.kv_gib * 2**30)
+    options = {"dtype": arguments.dtype, "device": arguments.device, "kv_bytes": kv_bytes, "max_running": 1}
+    if arguments.engine == "llamacpp":
+        if arguments.rerotate:
+            raise ValueError("rerotate: the llamacpp engine reads a conversation again; leave it out, or use e2llm's")
+        from e2llm.llamacpp.engine import LlamaCppEngine
+
+        return LlamaCppEngine.load(arguments.model, **options)
+    from e2llm.engine.batch import BatchEngine
+
+    engine = BatchEngine.load(arguments.model, **options, rerotate=arguments.rerotate)
+    if engine.info is None:
+        from e2llm.hf.checkpoint import assumed_without_info
+
+        print(assumed_without_info(arguments.model, engine.extension.method, engine.native_window), file=sys.stderr)
+    return engine

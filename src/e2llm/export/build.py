@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from e2llm.export import gguf_file, ollama, runtimes, vllm
+from e2llm.export import gguf_file, lengths, ollama, open_gguf, runtimes, vllm
 from e2llm.export.folder import ADAPTER_FOLDER, Source, write_folder
 from e2llm.export.gguf_vocabulary import read_vocabulary
 from e2llm.export.plan import ExportPlan
@@ -63,17 +64,20 @@ def build_folder(job: Job, plan: ExportPlan, engine: Engine, staging: Path, prob
     )
     config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
     checks: list[Check] = []
+    found = vllm.overrides(plan, config) if job.to == "vllm" else {}
     if probe is not None:
         checks += verify_folder(job, plan, engine, staging, probe)
+        checks.append(require(lengths.check_folder_length(staging, plan)))
         if job.to == "vllm":
+            checks.append(require(lengths.check_vllm_length(config, found, vllm.text_section(config), plan)))
             checks.append(require(runtimes.check_vllm(staging, plan, config, probe)))
     rank = _adapter_rank(staging)
+    commands = {"transformers": _python(job.out.name, rank is not None)}
     # What is published must not name a place on this machine.
-    shown = vllm.command_line(job.out.name, plan, config, adapter_rank=rank, remote_code=job.trust_remote_code)
-    commands = {"vLLM": shown, "transformers": _python(job.out.name, rank is not None)}
-    if job.to == "hf":
-        commands = dict(reversed(commands.items()))
-    else:
+    with contextlib.suppress(ValueError) if job.to == "hf" else contextlib.nullcontext():  # vLLM cannot serve all of it
+        shown = vllm.command_line(job.out.name, plan, config, adapter_rank=rank, remote_code=job.trust_remote_code)
+        commands = commands | {"vLLM": shown} if job.to == "hf" else {"vLLM": shown} | commands
+    if job.to == "vllm":
         here = vllm.command_line(".", plan, config, adapter_rank=rank, remote_code=job.trust_remote_code)
         write_atomic(staging / COMMAND_FILE, _script(here, job.name))
         (staging / COMMAND_FILE).chmod(0o755)
@@ -124,7 +128,10 @@ def build_gguf(job: Job, plan: ExportPlan, engine: Engine, staging: Path, probe:
     folder.mkdir()
     unscaled = dataclasses.replace(plan, scale=1.0, window=plan.native_window, scale_window=plan.native_window)
     write_folder(job.source, folder, unscaled, engine.info, trust_remote_code=job.trust_remote_code)
-    path = staging / f"{job.name}-{plan.window}-{job.gguf_type}.gguf"
+    if plan.open_scales:
+        open_gguf.check_open(plan)
+    window = "" if plan.open_scales else f"-{plan.window}"
+    path = staging / f"{job.name}{window}-{job.gguf_type}.gguf"
     gguf_file.write(path, folder, config, plan, vocabulary, kind=job.gguf_type, name=job.name)
     checks: list[Check] = []
     if probe is not None:
@@ -141,10 +148,19 @@ def build_gguf(job: Job, plan: ExportPlan, engine: Engine, staging: Path, probe:
         fits = vocabulary.differing == 0
         found = runtimes.check_llamacpp(path, probe, job.gguf_type, engine.tokenizer, fits)
         checks += map(require, found)
+        if plan.open_scales:
+            checks += open_gguf.prove(path, plan, engine, probe, job.gguf_type)
     shutil.rmtree(folder)
     commands = {"llama.cpp": f"llama-server -m {job.out.name}/{path.name} -c {plan.window}"}
+    if plan.open_scales:
+        open_gguf.write_beside(staging, engine)
+        commands = {"e2llm": f"e2llm serve {job.out.name} --engine llamacpp"} | commands
+    modelfile = None
     if job.to == "ollama":
-        write_atomic(staging / "Modelfile", ollama.modelfile(path.name, plan.window, vocabulary.chat_template))
+        modelfile = staging / "Modelfile"
+        write_atomic(modelfile, ollama.modelfile(path.name, plan.window, vocabulary.chat_template))
         commands = {"Ollama": f"ollama create {job.name.lower()} -f {job.out.name}/Modelfile"} | commands
+    if probe is not None:
+        checks.append(require(lengths.check_gguf_length(gguf_file.context_length(path), modelfile, plan)))
     warning = vocabulary.warning()
     return Built(commands, tuple(checks), (warning,) if warning else ())

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2llm.export.card_metadata import front_matter
+from e2llm.export.lengths import said
 from e2llm.export.plan import ExportPlan
 from e2llm.export.verify import Check
 from e2llm.hf import CheckpointInfo
+from e2llm.positions.choose import Step, ladder, parse_schedule
 from e2llm.records import Record, merge
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LABELS = ("checkpoint", "method", "corpus", "protocol", "task", "window", "scale")
 MAX_ROWS = 60
 
@@ -54,10 +56,11 @@ def license_of(folder: Path | None) -> str | None:
 def model_card(facts: CardFacts) -> str:
     """The whole README.md."""
     parts = [
-        _front_matter(facts),
-        f"# {facts.name}, {_tokens(facts.plan.window)} tokens",
+        front_matter(facts),
+        f"# {facts.name}, {'any window' if facts.plan.open_scales else f'{_tokens(facts.plan.window)} tokens'}",
         _summary(facts),
         _facts_table(facts),
+        _windows(facts),
         _usage(facts),
         _training(facts.info),
         _verification(facts),
@@ -71,21 +74,10 @@ def _tokens(count: int) -> str:
     return f"{count // 1024}k" if count % 1024 == 0 and count >= 1024 else str(count)
 
 
-def _front_matter(facts: CardFacts) -> str:
-    lines = ["---"]
-    lines.append(f"license: {facts.license}" if facts.license else "# license: fill in before publishing")
-    if _HUB_NAME.fullmatch(facts.base_model):
-        lines.append(f"base_model: {facts.base_model}")
-    else:
-        lines.append("# base_model: owner/name of the model that was extended")
-    library = "transformers" if facts.target in ("hf", "vllm") else "gguf"
-    lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
-    tags = ["e2llm", "long-context", facts.plan.method, *(["gguf"] if library == "gguf" else [])]
-    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
-
-
 def _summary(facts: CardFacts) -> str:
     plan = facts.plan
+    if plan.open_scales:
+        return _open_summary(facts)
     text = (
         f"A checkpoint of native window {plan.native_window}, exported at the fixed scale {plan.scale:g} "
         f"({plan.method}) for windows of up to {plan.window} tokens. It needs nothing of e2llm to be served: the scale "
@@ -96,17 +88,54 @@ def _summary(facts: CardFacts) -> str:
             f" A fixed scale costs some quality on short inputs; for requests below {plan.native_window} tokens the "
             "checkpoint itself at scale 1 is better, and `e2llm serve` chooses for every request."
         )
-    return "\n\n".join([text, *(f"**Note:** {note}." for note in facts.notes)])
+    if plan.window > plan.scale * plan.native_window:
+        text += (
+            f" A calibration found this scale best for this window: {said(plan)}. A runtime that takes scale × native "
+            "window for the longest text has to be told the window, as the commands below do."
+        )
+    return "\n\n".join([text, *_notes(facts)])
+
+
+def _notes(facts: CardFacts) -> list[str]:
+    return [f"**Note:** {note}." for note in facts.notes]
+
+
+def _open_summary(facts: CardFacts) -> str:
+    text = (
+        f"The unscaled weights of a checkpoint of native window {facts.plan.native_window}. `e2llm serve --engine "
+        "llamacpp` reads every request at the scale that its length asks for, from e2llm.json. Other runtimes read the "
+        f"file within {facts.plan.native_window} tokens; for a longer window in them, export one with `--window`."
+    )
+    return "\n\n".join([text, *_notes(facts)])
+
+
+def _windows(facts: CardFacts) -> str:
+    """Which scale reads what, as serving the checkpoint itself chooses: e2llm.json's schedule, or the ladder."""
+    info, plan = facts.info, facts.plan
+    if info is None:
+        return ""
+    steps = parse_schedule(info.schedule) or tuple(
+        Step(int(scale * info.native_window), scale) for scale in ladder(info.max_scale)
+    )
+    how = "measured by a calibration" if info.schedule else "the smallest step of 1, 2, 4, … that holds them"
+    lines = ["## Windows", "", f"Prompt and new tokens of a request, and the scale that reads them best ({how}):", ""]
+    lines += ["| up to tokens | scale |", "|---:|---:|", *(f"| {step.window} | {step.scale:g} |" for step in steps)]
+    largest = int(info.native_window * info.max_scale)
+    fixed = "" if plan.open_scales else f" This export has scale {plan.scale:g}."
+    return "\n".join([*lines, "", f"Training went up to {largest} tokens.{fixed}"])
 
 
 def _facts_table(facts: CardFacts) -> str:
     plan = facts.plan
-    rows = [
-        ("base model", facts.base_model or "not known"),
+    fixed = [
         ("window", f"{plan.window} tokens"),
         ("scale", f"{plan.scale:g}"),
-        ("method", plan.method),
         ("attention scale on cos and sin", f"{next(iter(plan.frequencies().values())).attention_scale:.6f}"),
+    ]
+    rows = [
+        ("base model", facts.base_model or "not known"),
+        *([("scales", ", ".join(f"{scale:g}" for scale in plan.open_scales))] if plan.open_scales else fixed),
+        ("method", plan.method),
         ("native window", f"{plan.native_window} tokens"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="checkpoint or adapter folder, hub name or .gguf file")
     parser.add_argument("--out", required=True, help="folder to write; nothing is there before it is verified")
     parser.add_argument("--to", choices=("hf", "vllm", "gguf", "ollama"), default="hf", help="who will serve it (hf)")
-    parser.add_argument("--window", type=_window, metavar="TOKENS", help="window to export for, e.g. 64k")
+    parser.add_argument("--window", type=_window, metavar="TOKENS", help="window to export for: 64k (gguf: left open)")
     parser.add_argument("--scale", type=float, help="the scale itself (chosen by the window, as in serving)")
     parser.add_argument(
         "--gguf-type",
@@ -76,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for note in result.notes:
         print(f"warning: {note}", file=sys.stderr)
-    print(f"scale {result.scale:g}, window {result.window}, method {result.method}", file=sys.stderr)
+    fixed = f"scale {result.scale:g}, window {result.window}"
+    shown = ", ".join(f"{scale:g}" for scale in result.open_scales)
+    print(f"{f'scales {shown}' if shown else fixed}, method {result.method}", file=sys.stderr)
     for check in result.checks:
         print(check.line(), file=sys.stderr)
     for runtime, command in result.commands.items():

@@ -163,6 +163,14 @@ def read_back(path: Path, folder: Path, config: Any, plan: ExportPlan, vocabular
     ]
 
 
+def context_length(path: Path) -> int:
+    """What a file says of its longest text, tokens."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    return int(fields[f"{fields['general.architecture'].contents()}.context_length"].contents())
+
+
 def _check_rope(fields: dict[str, Any], tensors: dict[str, Any], architecture: Architecture, plan: ExportPlan) -> Check:
     name = "frequencies in the GGUF"
     prefix = f"{architecture.name}.rope."

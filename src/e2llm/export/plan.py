@@ -12,7 +12,7 @@ from typing import Any
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.infer import Engine
 from e2llm.positions.attention import YARN_SLOPE
-from e2llm.positions.choose import choose_scale, window_of
+from e2llm.positions.choose import choose_scale, ladder, window_of
 from e2llm.positions.frequencies import Frequencies, frequencies
 from e2llm.positions.rope import Rope
 
@@ -37,6 +37,9 @@ class ExportPlan:
     """Rotary embedding of each layer type that is scaled, as pretrained; {None: rope} where there is one."""
     notes: tuple[str, ...] = ()
     """What whoever exports should know."""
+    open_scales: tuple[float, ...] = ()
+    """Scales that the runtime is to choose from for every request: an export of the unscaled weights, whose own `scale`
+    is 1. Empty: one fixed scale."""
 
     def frequencies(self) -> dict[str | None, Frequencies]:
         """What the engine serves each layer type with at this scale."""
@@ -48,13 +51,35 @@ class ExportPlan:
         return self.scale == 1 or self.slope is None or self.slope == own
 
 
+def make_open_plan(engine: Engine) -> ExportPlan:
+    """The weights as they are, for a runtime that chooses a scale for every request (`e2llm serve --engine
+    llamacpp`): whoever reads them without us has the native window."""
+    extension = engine.extension
+    schedule = extension.schedule
+    scales = {*(step.scale for step in schedule), *ladder(engine.max_scale)}
+    rotary: Any = find_rotary_owner(engine.model).rotary_emb
+    return ExportPlan(
+        method=extension.method,
+        scale=1.0,
+        window=engine.native_window,
+        scale_window=engine.native_window,
+        native_window=engine.native_window,
+        slope=extension.attention.serving(),
+        ropes=dict(rotary.ropes),
+        open_scales=tuple(sorted(scales)),
+    )
+
+
 def make_plan(engine: Engine, *, window: int | None, scale: float | None) -> ExportPlan:
     """Scale for `window` as serving chooses it for so many tokens, or the scale that is asked for.
 
     Raises ValueError where neither is given, and for a window that the scale cannot hold.
     """
     if window is None and scale is None:
-        raise ValueError("window: say which window to export for (--window 32k), or which scale (--scale 4)")
+        raise ValueError(
+            "window: say which window to export for (--window 32k), or which scale (--scale 4); only --to gguf can "
+            "leave it open"
+        )
     if window is not None and window < 1:
         raise ValueError(f"window = {window}: use at least 1 token")
     native, largest, extension = engine.native_window, engine.max_scale, engine.extension

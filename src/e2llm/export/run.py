@@ -14,7 +14,7 @@ from e2llm.export import gguf_file
 from e2llm.export.build import Built, Job, Target, build_folder, build_gguf
 from e2llm.export.card import CardFacts, license_of, model_card
 from e2llm.export.folder import PROVENANCE, check_target, find_source
-from e2llm.export.plan import ExportPlan, make_plan
+from e2llm.export.plan import ExportPlan, make_open_plan, make_plan
 from e2llm.export.verify import Check, ask_engine, probe_tokens
 from e2llm.hf import current_versions
 from e2llm.hf.load import replace_folder
@@ -37,6 +37,8 @@ class ExportResult:
     """Runtime -> how to serve it, from the folder that `folder` lies in; the first is the target's."""
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
+    open_scales: tuple[float, ...] = ()
+    """What the runtime chooses from; empty for one fixed scale."""
 
 
 def export(
@@ -59,9 +61,10 @@ def export(
 ) -> ExportResult:
     """Write `checkpoint` at one fixed scale into folder `out`, for transformers, vLLM, llama.cpp or Ollama.
 
-    The scale is the one that serving chooses for `window` tokens, or `scale`. `out` is as it was until everything was
-    verified (`verify`): frequencies, logits and perplexity in transformers, tensors and metadata of a GGUF read back,
-    and llama.cpp and vLLM where they are installed. `results` are Records for the model card; `method`,
+    The scale is the one that serving chooses for `window` tokens, or `scale`; a GGUF with neither holds the unscaled
+    weights, for `e2llm serve --engine llamacpp`, which chooses for every request. `out` is as it was until everything
+    was verified (`verify`): frequencies, logits and perplexity in transformers, tensors and metadata of a GGUF read
+    back, and llama.cpp and vLLM where they are installed. `results` are Records for the model card; `method`,
     `native_window`, `dtype` and `device` as in `hf.load_model`. Raises ValueError for what cannot be said in the
     target's form, and for any difference found; warns (`ScaleWarning`) of scales that training did not draw.
     """
@@ -75,7 +78,8 @@ def export(
         native_window=native_window,
         trust_remote_code=trust_remote_code,
     )
-    plan = make_plan(engine, window=window, scale=scale)
+    is_open = job.to == "gguf" and window is None and scale is None
+    plan = make_open_plan(engine) if is_open else make_plan(engine, window=window, scale=scale)
     for note in plan.notes:
         warnings.warn(note, ScaleWarning, stacklevel=2)
     staging = job.out.with_name(f".{job.out.name}.partial")
@@ -91,7 +95,8 @@ def export(
     for note in built.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     notes = (*plan.notes, *built.notes)
-    return ExportResult(job.out, job.to, plan.scale, plan.window, plan.method, built.commands, built.checks, notes)
+    facts = (plan.scale, plan.window, plan.method)
+    return ExportResult(job.out, job.to, *facts, built.commands, built.checks, notes, plan.open_scales)
 
 
 def _check(
@@ -126,11 +131,18 @@ def _check(
     )
 
 
+def _probe_window(plan: ExportPlan) -> int:
+    """Tokens that the long probe should pass: the native window, and the end of scale × native where that is read
+    past."""
+    past = plan.window > plan.scale * plan.native_window
+    return plan.window if past else plan.native_window
+
+
 def _build(job: Job, plan: ExportPlan, engine: Engine, staging: Path, verify_text: str | None) -> Built:
     probe = None
     if job.verify:
         config: Any = engine.model.config.get_text_config()
-        ids = probe_tokens(engine.tokenizer, int(config.vocab_size), plan.window, plan.native_window, verify_text)
+        ids = probe_tokens(engine.tokenizer, int(config.vocab_size), plan.window, _probe_window(plan), verify_text)
         probe = ask_engine(engine, plan, ids)
     build = build_gguf if job.to in ("gguf", "ollama") else build_folder
     built = build(job, plan, engine, staging, probe)
@@ -168,6 +180,7 @@ def _describe(
         "method": plan.method,
         "scale": plan.scale,
         "window": plan.window,
+        "open_scales": list(plan.open_scales),
         "native_window": plan.native_window,
         "attention_slope": plan.slope,
         "adapter": None if job.source.adapter is None else "kept" if job.keep_adapter else "merged",

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from e2llm.export import vllm
+from e2llm.export.gguf_context import ATTN_FACTOR_KEY, SCALING_TYPES, ContextRope
 from e2llm.export.gguf_file import installed_version
 from e2llm.export.gguf_vocabulary import SAMPLES
 from e2llm.export.plan import ExportPlan
@@ -27,11 +29,23 @@ _LLAMACPP_LOGITS = {"f32": 0.001, "f16": 0.005, "bf16": 0.04, "q8_0": 0.06}
 _LLAMACPP_NATS = {"f32": 1e-4, "f16": 1e-3, "bf16": 5e-3, "q8_0": 1e-2}
 
 
-def open_llamacpp(path: Path, tokens: int) -> Any:
-    """A context of `tokens` over the file, float32 keys and values, as many threads as torch has."""
+def open_llamacpp(path: Path, tokens: int, rope: ContextRope | None = None) -> Any:
+    """A context of `tokens` over the file, float32 keys and values, as many threads as torch has. `rope`: read at a
+    scale that the file does not name."""
     import llama_cpp
 
-    with contextlib.redirect_stderr(io.StringIO()):
+    told: dict[str, Any] = {}
+    if rope is not None and rope.scaling is not None:
+        told = {
+            "rope_scaling_type": SCALING_TYPES[rope.scaling],
+            "rope_freq_base": rope.freq_base,
+            "rope_freq_scale": rope.freq_scale,
+            "yarn_attn_factor": rope.attn_factor,
+            "yarn_orig_ctx": rope.original_window,
+        }
+        if rope.model_attn_factor is not None:
+            told["kv_overrides"] = {ATTN_FACTOR_KEY.format(architecture_of(path)): rope.model_attn_factor}
+    with contextlib.redirect_stderr(io.StringIO()), _weights_as_they_are():
         return llama_cpp.Llama(
             str(path),
             n_ctx=tokens,
@@ -43,7 +57,35 @@ def open_llamacpp(path: Path, tokens: int) -> Any:
             n_gpu_layers=0,
             n_threads=torch.get_num_threads(),
             n_threads_batch=torch.get_num_threads(),
+            **told,
         )
+
+
+@contextlib.contextmanager
+def _weights_as_they_are() -> Iterator[None]:
+    """Without llama.cpp's rearranged copies of the weights, whose AMX form of q8_0 crashed the process in 0.3.36; the
+    class that we open has no argument for it."""
+    import llama_cpp.llama_cpp as interface
+
+    original = interface.llama_model_default_params
+
+    def changed() -> Any:
+        params = original()
+        params.use_extra_bufts = False
+        return params
+
+    interface.llama_model_default_params = changed
+    try:
+        yield
+    finally:
+        interface.llama_model_default_params = original
+
+
+def architecture_of(path: Path) -> str:
+    """llama.cpp's name of the family in a GGUF file."""
+    from gguf import GGUFReader
+
+    return str(GGUFReader(path).fields["general.architecture"].contents())
 
 
 def check_llamacpp(path: Path, probe: Probe, kind: str, tokenizer: Any, fits: bool) -> list[Check]:
@@ -62,6 +104,22 @@ def check_llamacpp(path: Path, probe: Probe, kind: str, tokenizer: Any, fits: bo
     nats_apart = max(_LLAMACPP_NATS[kind], NATS_TOLERANCE[probe.dtype])
     nats = mean_nats(long, probe.long)
     return [*checks, compare(f"logits and perplexity in {where}", probe, short, long[-1], nats, stored, nats_apart)]
+
+
+def check_context(path: Path, probe: Probe, kind: str, rope: ContextRope, scale: float) -> Check:
+    """Logits and perplexity in llama.cpp at a scale that its context is told."""
+    version = installed_version("llama-cpp-python")
+    name = f"logits and perplexity in llama.cpp at scale {scale:g}"
+    if version is None:
+        return Check(name, None, "llama-cpp-python is not installed")
+    model = open_llamacpp(path, len(probe.long) + 8, rope)
+    try:
+        short, long = _scores(model, probe.short), _scores(model, probe.long)
+    finally:
+        model.close()
+    stored = max(_LLAMACPP_LOGITS[kind], TOLERANCE[probe.dtype])
+    nats_apart = max(_LLAMACPP_NATS[kind], NATS_TOLERANCE[probe.dtype])
+    return compare(name, probe, short, long[-1], mean_nats(long, probe.long), stored, nats_apart)
 
 
 def _scores(model: Any, ids: list[int]) -> torch.Tensor:

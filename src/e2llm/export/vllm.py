@@ -5,8 +5,10 @@ vLLM reads the folder's config, with three exceptions that the command line has 
 as it is since then (vllm-project/vllm#56446): given the scale's window, both serve it. The same YaRN knew no
 `attention_factor`, only `attn_factor` on top of its own 0.1 ln(g) + 1: given both keys, each version reads its own.
 Unscaled types (ntk is one, with another base) are cut at `max_position_embeddings`; linear at that times the factor,
-which falls short where a checkpoint reads past scale times native window. `hf_overrides` replaces rope_parameters
-whole, so they repeat everything.
+which falls short where a checkpoint reads past scale times native window. There its YaRN is of no use at all: the
+table of cos and sin ends at factor times `original_max_position_embeddings`, and another factor is another set of
+frequencies. The same frequencies are said as LongRoPE's divisors then, whose table reaches `max_position_embeddings`.
+`hf_overrides` replaces rope_parameters whole, so they repeat everything.
 """
 
 from __future__ import annotations
@@ -17,20 +19,33 @@ import shlex
 from typing import Any
 
 from e2llm.export.plan import ExportPlan
+from e2llm.export.rope_config import as_longrope
 from e2llm.positions.attention import YARN_SLOPE, attention_scale
 
 
 def overrides(plan: ExportPlan, config: dict[str, Any]) -> dict[str, Any]:
-    """What --hf-overrides has to say for this export; empty where the config alone does. `config`: config.json."""
-    section = _text_section(config)
+    """What --hf-overrides has to say for this export; empty where the config alone does. `config`: config.json.
+
+    Raises ValueError for a window that vLLM's tables do not reach in any words.
+    """
+    section = text_section(config)
     text = config if section is None else config[section]
     reach = int(plan.scale * plan.native_window)
     said = plan.scale == 1 or text.get("rope_parameters", {}).get("rope_type") == "linear"
     if plan.method == "longrope" or (plan.window <= reach and said):
         return {}
-    longest = math.ceil(plan.scale_window / plan.scale) if plan.method == "linear" else plan.scale_window
-    found: dict[str, Any] = {"max_position_embeddings": longest}
     parameters = text.get("rope_parameters", {})
+    linear = plan.method == "linear" and parameters.get("rope_type") != "longrope"  # whose length is not multiplied
+    longest = math.ceil(plan.scale_window / plan.scale) if linear else plan.scale_window
+    found: dict[str, Any] = {"max_position_embeddings": longest}
+    if plan.method == "yarn" and plan.window > reach and parameters.get("rope_type") != "longrope":
+        if None not in plan.ropes:
+            raise ValueError(
+                f"window = {plan.window}: vLLM's YaRN reads {reach} tokens at scale {plan.scale:g}, and a model with "
+                f"rope parameters by layer type has no other words for it; export with --scale "
+                f"{math.ceil(plan.window / plan.native_window)}, or serve with `e2llm serve`"
+            )
+        parameters = as_longrope(parameters, plan.ropes[None], plan)
     if parameters.get("rope_type") == "longrope":  # by default it makes an attention scale of the ratio of windows
         scale = parameters["attention_factor"]
         found["rope_parameters"] = {**parameters, "short_mscale": scale, "long_mscale": scale}
@@ -43,7 +58,7 @@ def overrides(plan: ExportPlan, config: dict[str, Any]) -> dict[str, Any]:
     return found if section is None else {section: found}
 
 
-def _text_section(config: dict[str, Any]) -> str | None:
+def text_section(config: dict[str, Any]) -> str | None:
     """Name of the section that holds the language model's settings, where it is not the config itself."""
     if "max_position_embeddings" in config or "rope_parameters" in config:
         return None

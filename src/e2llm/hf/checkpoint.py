@@ -96,6 +96,14 @@ class CheckpointInfo:
         return cls(**raw)
 
 
+def assumed_without_info(name: str, method: str, native_window: int) -> str:
+    """One line for whoever serves a checkpoint that has no e2llm.json."""
+    return (
+        f"no e2llm.json with {name}: assuming method {method}, native window {native_window} (the model's own) and no "
+        "training beyond it"
+    )
+
+
 def _check_values(raw: dict[str, Any], path: Path) -> None:
     """Raise ValueError naming `path` and the field whose value a checkpoint cannot have."""
     hints = typing.get_type_hints(CheckpointInfo)

@@ -8,9 +8,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import PickleError
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from e2llm.hf.checkpoint import CheckpointInfo
@@ -88,13 +90,18 @@ def _base_of_adapter(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _reading(name: str, path: Path) -> Iterator[None]:
-    """transformers' OSError for what cannot be found or read, as the ValueError of a name to mend."""
+def _reading(name: str, path: Path, part: str = "") -> Iterator[None]:
+    """What transformers and safetensors raise for what cannot be found or read, as the ValueError of a name to mend."""
     try:
         yield
-    except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        what = "cannot be read" if path.exists() else "neither a local file or folder nor reachable on the hub"
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, SafetensorError, PickleError) as error:
+        whole = str(error).strip()
+        # An OSError goes on with advice for other cases; a ValueError says what to do.
+        reason = whole.split("\n")[0] if isinstance(error, OSError) else " ".join(whole.split())[:600]
+        missing = isinstance(error, OSError) and not path.exists()
+        what = "neither a local file or folder nor reachable on the hub" if missing else f"{part}cannot be read"
         raise ValueError(f"model = {name!r}: {what} ({reason})") from error
 
 
@@ -105,7 +112,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     path = _check_name(name)
     if path.is_dir() and _is_adapter(path) and not (path / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of_adapter(path), trust_remote_code=trust_remote_code)
-    with _reading(name, path):
+    with _reading(name, path, "its tokenizer "):
         if path.suffix == ".gguf":
             folder, extra = _gguf_arguments(path)
             extra.pop("quantization_config")
@@ -134,7 +141,7 @@ def load_model(
     """
     path = _check_name(name)
     base = _base_of_adapter(path) if path.is_dir() and _is_adapter(path) else None
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
@@ -143,7 +150,7 @@ def load_model(
     if base is not None:
         model = _merged(model, path)
     model = model.to(device).eval()
-    info = CheckpointInfo.load(path) if path.is_dir() else None
+    info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
     scaled_to = exported_window(model.config) if info is None else None
@@ -171,6 +178,17 @@ def load_model(
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
 
 
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The device, checked to be there. Raises ValueError."""
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device = {str(wanted)!r}: no such device; use cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device = {str(wanted)!r}: GPUs here: {torch.cuda.device_count()}; use one of them, or cpu")
+    return device
+
+
 def _read_weights(name: str, arguments: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -181,7 +199,11 @@ def _read_weights(name: str, arguments: dict[str, Any]) -> Any:
         _check_unscaled(path)
         arguments = arguments | extra
     with _reading(name, path):
-        return AutoModelForCausalLM.from_pretrained(source, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **arguments)
+    model, told = loaded
+    if lacking := sorted(told["missing_keys"]):  # transformers would make them up at random, and only warn
+        raise ValueError(f"model = {name!r}: weights are missing from its files ({len(lacking)}, such as {lacking[0]})")
+    return model
 
 
 def _merged(model: nn.Module, adapter: Path) -> Any:

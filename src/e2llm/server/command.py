@@ -74,19 +74,25 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
 
 def load_engine(arguments: argparse.Namespace) -> ServingEngine:
     """The engine that was asked for, with its thread running. Raises ValueError for one that is not here."""
-    if arguments.engine != "e2llm":
-        raise ValueError(f"engine = {arguments.engine!r}: this release serves with e2llm alone; use --engine e2llm")
+    if arguments.engine == "vllm":
+        raise ValueError(f"engine = {arguments.engine!r}: not in this release; use --engine e2llm")
     if arguments.kv_gib is not None and not arguments.kv_gib > 0:
         raise ValueError(f"kv-gib = {arguments.kv_gib}: use more than 0, or leave it out")
+    kv_bytes = None if arguments.kv_gib is None else int(arguments.kv_gib * 2**30)
+    options = {"kv_bytes": kv_bytes, "max_running": arguments.max_concurrent}
+    if arguments.engine == "llamacpp":
+        from e2llm.llamacpp.engine import LlamaCppEngine
+
+        return LlamaCppEngine.load(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device, **options)
     from e2llm.engine.batch import BatchEngine
 
-    return BatchEngine.load(
-        arguments.checkpoint,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        kv_bytes=None if arguments.kv_gib is None else int(arguments.kv_gib * 2**30),
-        max_running=arguments.max_concurrent,
-    )
+    engine = BatchEngine.load(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device, **options)
+    if engine.info is None:
+        from e2llm.hf.checkpoint import assumed_without_info
+
+        note = assumed_without_info(arguments.checkpoint, engine.extension.method, engine.native_window)
+        print(note, file=sys.stderr)
+    return engine
 
 
 def run(arguments: argparse.Namespace) -> int:
