@@ -65,7 +65,7 @@ def test_overrides_reach_nested_keys_and_convert() -> None:
         ("placement.kind=jump", r"placement\.kind = 'jump': choose one of"),
         ("placement.min_jumps=5", r"placement\.min_jumps = 5"),
         ("data.window=4", r"data\.window = 4"),
-        ("data.sources=[{path=\"a\", synthetic=\"copies\"}]", "give path or synthetic"),
+        ('data.sources=[{path="a", synthetic="copies"}]', "give path or synthetic"),
         ("data.sources=3", "expected a list"),
         ("train=3", "expected a table"),
         ("train.betas=[0.9]", "two betas"),

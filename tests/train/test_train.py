@@ -132,9 +132,7 @@ def test_the_checkpoint_loads_without_us_and_was_trained(base: Path, unbroken: P
     assert not same_weights(base / "model", unbroken / "model")
 
 
-def test_the_draws_that_arrive_are_the_samplers(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_draws_that_arrive_are_the_samplers(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = PlacingTrainer.compute_loss
 
@@ -220,9 +218,7 @@ def test_sigterm_saves_and_resume_ends_equal(base: Path, unbroken: Path, tmp_pat
     file = tmp_path / "recipe.toml"
     file.write_text(to_toml(recipe))
     code = _CHILD.replace("import time; time.sleep(60)", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(file), "2"], capture_output=True, text=True, timeout=120
-    )
+    process = subprocess.run([sys.executable, "-c", code, str(file), "2"], capture_output=True, text=True, timeout=120)
     assert process.returncode == 143, process.stderr
     assert "stopped by SIGTERM after step 3" in process.stderr
     assert (output / "checkpoints" / "checkpoint-3" / "COMPLETE").is_file()
@@ -276,7 +272,7 @@ def test_16_bit_master_weights_are_refused(base: Path, tmp_path: Path) -> None:
         ("model.name=./nowhere", "no such file or folder"),
         ('data.sources=[{path="./nowhere"}]', "nowhere"),
         ("data.window=100000", "a window needs 100000"),
-        ("train.trackers=[\"wandb\"]", "wandb is not installed"),
+        ('train.trackers=["wandb"]', "wandb is not installed"),
         ("method=longrope", "no long_factor"),
     ],
 )

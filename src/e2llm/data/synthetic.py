@@ -62,6 +62,7 @@ class Draw:
 
 # --- names and values ------------------------------------------------------------------------------------------------
 
+
 def _phrase(draw: Draw) -> str:
     if draw.chance(0.6):
         words = [draw.pick(draw.words if draw.chance(0.6) else WORDS) for _ in range(draw.number(1, 3))]
@@ -116,23 +117,53 @@ def _value(draw: Draw, *, in_sentence: bool) -> str:
 # --- ways to state a fact and to come back to it (K = name, V = value) ------------------------------------------------
 
 SENTENCES = (
-    "The K is V.", "The K is V.", "V is the K.", "Note that the K is V.", "For the K, use V.", "The K was set to V.",
-    "They wrote down V as the K.", "The K is V. Once more: V.", "The K is V, and V is what the K stays.",
-    "Keep in mind: the K is V.", "The K: V.", "Nobody else knows that the K is V.",
+    "The K is V.",
+    "The K is V.",
+    "V is the K.",
+    "Note that the K is V.",
+    "For the K, use V.",
+    "The K was set to V.",
+    "They wrote down V as the K.",
+    "The K is V. Once more: V.",
+    "The K is V, and V is what the K stays.",
+    "Keep in mind: the K is V.",
+    "The K: V.",
+    "Nobody else knows that the K is V.",
 )
 SENTENCE_ASKS = (
-    "So the K is V.", "As stated above, the K is V.", "Which K was given? V.", "Question: what was the K?\nAnswer: V.",
-    "The K, again: V.", "Tell me the K: V.", "Recall the K. It is V.", "I asked about the K and they said V.",
-    "Q: the K?\nA: V", "We saw that the K is V.", "The K is V.",
+    "So the K is V.",
+    "As stated above, the K is V.",
+    "Which K was given? V.",
+    "Question: what was the K?\nAnswer: V.",
+    "The K, again: V.",
+    "Tell me the K: V.",
+    "Recall the K. It is V.",
+    "I asked about the K and they said V.",
+    "Q: the K?\nA: V",
+    "We saw that the K is V.",
+    "The K is V.",
     # A question that names K right before the answer: the lookup must pass over that mention, which has no value.
-    "Which K is it? The K is V.", "Do you remember the K? The K is V.", "Who can tell me the K? The K is V.",
-    "Someone asked about the K. The K is V.", "Can you name the K? Yes, the K is V.", "Was there a K? The K is V.",
-    "About the K: the K is V.", "Any idea of the K? Sure: the K is V.", "Back to the K. We know the K is V.",
+    "Which K is it? The K is V.",
+    "Do you remember the K? The K is V.",
+    "Who can tell me the K? The K is V.",
+    "Someone asked about the K. The K is V.",
+    "Can you name the K? Yes, the K is V.",
+    "Was there a K? The K is V.",
+    "About the K: the K is V.",
+    "Any idea of the K? Sure: the K is V.",
+    "Back to the K. We know the K is V.",
 )
 ASSIGNMENTS = ("K = V", "self.K = V", "set(K, V)", "K: V", "K -> V", "export K=V", "# K is V")
 ASSIGNMENT_ASKS = ("assert K == V", ">>> K\nV", "print(K)  # V", "K: V", "K = V", "# K was V", "get(K) == V")
-PAIRS = (('{"K": "V"', ', "K": "V"', "}"), ("{'K': V", ",\n 'K': V", "}"), ("| K | V |", "\n| K | V |", ""),
-         ("K: V", "\nK: V", ""), ("[settings]\nK = V", "\nK = V", ""), ("K=V", " K=V", ""), ("(K V)", " (K V)", ""))
+PAIRS = (
+    ('{"K": "V"', ', "K": "V"', "}"),
+    ("{'K': V", ",\n 'K': V", "}"),
+    ("| K | V |", "\n| K | V |", ""),
+    ("K: V", "\nK: V", ""),
+    ("[settings]\nK = V", "\nK = V", ""),
+    ("K=V", " K=V", ""),
+    ("(K V)", " (K V)", ""),
+)
 PAIR_ASKS = ('"K": "V"', "'K': V", "| K | V |", "K: V", "K = V", "K=V", "(K V)")
 
 
@@ -170,8 +201,10 @@ def _facts(draw: Draw) -> tuple[list[str], list[str]]:
         values = [_value(draw, in_sentence=False) for _ in names]
         row = draw.number(0, len(PAIRS) - 1)
         first, later, end = PAIRS[row]
-        blocks = ["".join(_fill(later if i else first, n, v)
-                          for i, (n, v) in enumerate(zip(names, values, strict=True))) + end]
+        blocks = [
+            "".join(_fill(later if i else first, n, v) for i, (n, v) in enumerate(zip(names, values, strict=True)))
+            + end
+        ]
         asks = (PAIR_ASKS[row],)
     chosen = draw.rng.permutation(len(names))[: draw.number(1, min(5, len(names)))].tolist()
     return blocks, [_fill(draw.pick(asks), names[i], values[i]) for i in chosen]
@@ -179,14 +212,17 @@ def _facts(draw: Draw) -> tuple[list[str], list[str]]:
 
 # --- passages ---------------------------------------------------------------------------------------------------------
 
+
 def _filler_lines(draw: Draw, characters: int) -> list[str]:
     """Lines of words or of code-like text, about `characters` in all."""
     lines, total, is_code = [], 0, draw.chance(0.4)
     while total < characters:
         if is_code:
             names = (draw.identifier(), draw.identifier())
-            line = "".join(draw.pick(names) if c == "@" else draw.digits(draw.number(1, 3)) if c == "%" else c
-                           for c in draw.pick(CODE_LINES))
+            line = "".join(
+                draw.pick(names) if c == "@" else draw.digits(draw.number(1, 3)) if c == "%" else c
+                for c in draw.pick(CODE_LINES)
+            )
         else:
             words = []
             for _ in range(draw.number(3, 7)):
@@ -242,8 +278,10 @@ def _items(draw: Draw, count: int) -> list[str]:
     if kind == 4:
         return [draw.characters("0123456789abcdef", draw.number(2, 8)) for _ in range(count)]
     if kind == 5:
-        return [draw.characters("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-+", draw.number(1, 6))
-                for _ in range(count)]
+        return [
+            draw.characters("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-+", draw.number(1, 6))
+            for _ in range(count)
+        ]
     pools = (NOUNS, ADJECTIVES, VERBS, FUNCTION_WORDS)
     return [draw.pick(draw.pick(pools)) if draw.chance(0.6) else draw.digits(draw.number(1, 4)) for _ in range(count)]
 

@@ -1,12 +1,12 @@
 """One training run: recipe -> run folder.
 
-    <output>/recipe.toml    the resolved recipe
-    <output>/checkpoints/   Trainer checkpoints, each complete or ignored
-    <output>/metrics.jsonl  every log line
-    <output>/train.json     Record of kind "train": loss curve, held-out loss by scale, speed, memory
-    <output>/model/         the last weights: plain HF folder and e2llm.json
-    <output>/best/          the weights with the lowest held-out loss, where it was measured more than once
-    <output>/adapter/       the LoRA adapter, where one was trained
+<output>/recipe.toml    the resolved recipe
+<output>/checkpoints/   Trainer checkpoints, each complete or ignored
+<output>/metrics.jsonl  every log line
+<output>/train.json     Record of kind "train": loss curve, held-out loss by scale, speed, memory
+<output>/model/         the last weights: plain HF folder and e2llm.json
+<output>/best/          the weights with the lowest held-out loss, where it was measured more than once
+<output>/adapter/       the LoRA adapter, where one was trained
 """
 
 from __future__ import annotations
@@ -278,9 +278,7 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
                 made.append(make_row("loss", value, "nats", recipe.train.evaluate_windows, **where, **labels))
     speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     if speeds:
-        made.append(
-            make_row("tokens_per_second", speeds[len(speeds) // 2], "tokens/s", len(speeds), **labels)
-        )
+        made.append(make_row("tokens_per_second", speeds[len(speeds) // 2], "tokens/s", len(speeds), **labels))
     runtime = next((row["train_runtime"] for row in rows if "train_runtime" in row), None)
     if runtime is not None:
         made.append(make_row("train_seconds", runtime, "s", recipe.train.steps, **labels))
@@ -310,8 +308,11 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         checkpoint=recipe.name,
         seed=recipe.seed,
         steps=trainer.state.global_step,
-        tokens=trainer.state.global_step * trainer.args.train_batch_size * trainer.args.world_size
-        * recipe.train.gradient_accumulation * recipe.data.window,
+        tokens=trainer.state.global_step
+        * trainer.args.train_batch_size
+        * trainer.args.world_size
+        * recipe.train.gradient_accumulation
+        * recipe.data.window,
         data=portable(corpus.provenance),
         versions=current_versions("torch", "transformers", "peft"),
     )

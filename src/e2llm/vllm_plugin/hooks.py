@@ -1,4 +1,4 @@
-"""The plugin's hooks into vLLM that every process needs: the model config, the rotary embedding, the taking of requests.
+"""The hooks into vLLM that every process needs: the model config, the rotary embedding, the taking of requests.
 
 The hooks of the model runner are put in by the worker that builds a marked model (`rotary.py`). Where vLLM's version or
 a hook is not what we know, only a guard goes in: it refuses e2llm checkpoints and leaves every other model alone.

@@ -1,5 +1,5 @@
-"""Everything that makes the plugin refuse, each with its sentence. Wrong scales are never served: what is not known here
-to work stops the engine at its start.
+"""Everything that makes the plugin refuse, each with its sentence. Wrong scales are never served: what is not known to
+work stops the engine at its start.
 
 Flows in: versions, hooks, configs. Flows out: nothing, or a ValueError. Imports no vLLM.
 """

@@ -37,9 +37,7 @@ class ManyScalesRotary(RotaryEmbeddingBase):
         scaling: Scaling,
         most_tokens: int,
     ) -> None:
-        super().__init__(
-            head_size, rotary_dim, scaling.native_window, base, is_neox_style, dtype, init_cache=False
-        )
+        super().__init__(head_size, rotary_dim, scaling.native_window, base, is_neox_style, dtype, init_cache=False)
         device = torch.get_default_device()
         tables = rotary_tables(unscaled_rope(rotary_dim, base, scaling.native_window), scaling, dtype)
         self.tables: torch.Tensor

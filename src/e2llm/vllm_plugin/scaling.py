@@ -1,4 +1,4 @@
-"""What one vLLM engine can do with scales: method, windows, the scales that have rotary tables, where each table begins.
+"""What one vLLM engine can do with scales: its method and windows, which scales have tables and where each begins.
 
 Flows in: e2llm.json, settings of the operator. Flows out: `Scaling`, plain numbers that travel to every process of vLLM
 inside its model config. No torch, no vLLM.
@@ -133,8 +133,11 @@ def _check_settings(settings: Mapping[str, Any], info: CheckpointInfo | None) ->
         raise ValueError(f"e2llm.{min(unknown)}: no such setting; known are {', '.join(_SETTINGS)}")
     for name, value in settings.items():
         expected = _SETTINGS[name]
-        if not isinstance(value, expected) or (expected is int and (isinstance(value, bool) or value < 1)):
-            raise ValueError(f"e2llm.{name} = {value!r}: use a {expected.__name__}" + " above 0" * (expected is int))
+        if not isinstance(value, expected):
+            raise ValueError(f"e2llm.{name} = {value!r}: use a {expected.__name__}")
+    window = settings.get("max_window", 1)
+    if isinstance(window, bool) or window < 1:
+        raise ValueError(f"e2llm.max_window = {window!r}: use whole tokens, at least 1")
     for scale in settings.get("scales", ()):
         if not isinstance(scale, int | float) or isinstance(scale, bool) or not (math.isfinite(scale) and scale >= 1):
             raise ValueError(f"e2llm.scales: {scale!r}: a scale is a finite ratio of at least 1")

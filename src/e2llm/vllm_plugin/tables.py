@@ -7,6 +7,7 @@ of `positions.frequencies`, so a table holds what transformers' static scaling c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,3 +54,18 @@ def write_row_starts(
     for target in targets:
         target[: len(values)].copy_(values, non_blocking=True)
         target[len(values) : num_padded_tokens].zero_()
+
+
+def spread_row_starts(targets: Sequence[torch.Tensor], request_row_starts: torch.Tensor, batch: Any) -> None:
+    """Write each token's first table row into `targets`, in place and without waiting for the device.
+
+    request_row_starts: (requests there can be,) int64. batch: vLLM's `InputBatch`, whose `idx_mapping` names the
+    request of each place in the batch and whose `query_start_loc` where its tokens begin; both may be longer, padded.
+    """
+    count, tokens = batch.num_reqs, batch.num_tokens
+    own = request_row_starts[batch.idx_mapping[:count].long()]
+    begins = batch.query_start_loc[: count + 1].long()
+    spread = torch.repeat_interleave(own, begins[1:] - begins[:-1], output_size=tokens)
+    for target in targets:
+        target[:tokens].copy_(spread)
+        target[tokens : batch.num_tokens_after_padding].zero_()

@@ -12,6 +12,7 @@ import torch
 from e2llm.vllm_plugin.loaded import find_rotaries, row_start
 from e2llm.vllm_plugin.marking import scaling_of
 from e2llm.vllm_plugin.refusals import Hook
+from e2llm.vllm_plugin.tables import spread_row_starts
 
 RESOLVE = Hook("vllm.v1.worker.gpu.model_states", "resolve_model_state_cls", ("vllm_config", "model"))
 STATE = "vllm.v1.worker.gpu.model_states.default"
@@ -71,18 +72,3 @@ def _state_class(base: Any) -> Any:
             return found
 
     return ManyScalesState
-
-
-def spread_row_starts(targets: list[torch.Tensor], request_row_starts: torch.Tensor, batch: Any) -> None:
-    """Write each token's first table row into `targets`, in place and without waiting for the device.
-
-    request_row_starts: (requests there can be,) int64. batch: vLLM's `InputBatch`, whose `idx_mapping` names the
-    request of each place in the batch and whose `query_start_loc` where its tokens begin; both may be longer, padded.
-    """
-    count, tokens = batch.num_reqs, batch.num_tokens
-    own = request_row_starts[batch.idx_mapping[:count].long()]
-    begins = batch.query_start_loc[: count + 1].long()
-    spread = torch.repeat_interleave(own, begins[1:] - begins[:-1], output_size=tokens)
-    for target in targets:
-        target[:tokens].copy_(spread)
-        target[tokens : batch.num_tokens_after_padding].zero_()
