@@ -1,4 +1,4 @@
-"""Stand-ins for the plain values that the plugin reads off vLLM's configs."""
+"""Stand-ins for the plain values that the plugin reads off vLLM's configs, and prompts for the embedded base."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from e2llm.vllm_plugin.scaling import Scaling, make_scaling
+
+PROMPTS = (
+    "The import statement combines two operations; it searches for",
+    "class Reader:\n    def __init__(self, name):\n        self.name = name\n",
+    "for key, value in sorted(self.items()):\n",
+    "Return a new list that holds the elements of the first one, in the order in which they",
+)
 
 
 class TextConfig(SimpleNamespace):

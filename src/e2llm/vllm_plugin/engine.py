@@ -67,7 +67,7 @@ class VllmEngine:
         self._prompt_total = self._cached_total = self._output_total = 0
         self._failure: BaseException | None = None
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock, self._closing = threading.Lock(), threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="e2llm-vllm", daemon=True)
         self._thread.start()
@@ -150,15 +150,14 @@ class VllmEngine:
         return bool(self._call(self._llm.reset_prefix_cache()).result(60))
 
     def close(self, *, drain: bool = False) -> None:
-        """Stop vLLM and its processes; with `drain` when all requests taken are done, else they end as `cancelled`."""
+        """Stop vLLM and its processes; with `drain` when all requests taken are done, else they end as `cancelled`.
+        More than once does no harm."""
         with self._lock:
-            first, self._closed = not self._closed, True
-        if not self._thread.is_alive():
-            return
-        self._call(self._finish(drain)).result()
-        if first:
-            self._llm.shutdown()
-            self._stop_loop()
+            self._closed = True
+        with self._closing:
+            if not self._loop.is_closed():
+                self._call(self._finish(drain)).result()
+                self._stop_loop()
 
     # ---- the event loop's thread
 
@@ -219,6 +218,12 @@ class VllmEngine:
             for task in tasks:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        handler = self._llm.output_handler
+        if handler is not None:  # before its processes go: it would report their end as a failure
+            handler.cancel()
+            await asyncio.gather(handler, return_exceptions=True)
+        self._llm.shutdown()
+        del self._llm  # while its clean-up still finds what it needs
 
     # ---- any thread
 
