@@ -64,7 +64,7 @@ def complete(client: Any, prompt: Any, **options: Any) -> Any:
 
 
 def metric(url: str, name: str) -> float:
-    found = re.search(rf"^e2llm_{name} ([0-9.e+]+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    found = re.search(rf"^e2llm_engine_{name} ([0-9.e+]+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
     assert found is not None, name
     return float(found[1])
 
