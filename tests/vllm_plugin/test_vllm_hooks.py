@@ -125,24 +125,24 @@ def test_the_v2_runner_is_refused_without_its_flag(
 
     register()
 
-    def rotary(**settings: Any) -> Any:
+    def rotary(use_v2: bool, **settings: Any) -> Any:
         config = EngineArgs(
             model=str(checkpoint("yarn")),
             dtype="float32",
             hf_overrides={"e2llm": settings},
             kv_cache_memory_bytes=2**28,
         ).create_engine_config()
-        with set_current_vllm_config(config):
+        with monkeypatch.context() as patch, set_current_vllm_config(config):
+            patch.setattr(VllmConfig, "use_v2_model_runner", use_v2)
+            patch.setattr("e2llm.vllm_plugin.rotary._install_runner_hooks", lambda config: None)
             return rotary_embedding.get_rope(
                 64, 512, True, config.model_config.hf_config.rope_parameters, torch.float32
             )
 
-    assert isinstance(rotary(), ManyScalesRotary)
-    monkeypatch.setattr(VllmConfig, "use_v2_model_runner", True)
+    assert isinstance(rotary(False), ManyScalesRotary)
     with pytest.raises(ValueError, match="is untested with the V2 model runner"):
-        rotary()
-    monkeypatch.setattr("e2llm.vllm_plugin.rotary._install_runner_hooks", lambda config: None)
-    assert isinstance(rotary(allow_untested=True), ManyScalesRotary)
+        rotary(True)
+    assert isinstance(rotary(True, allow_untested=True), ManyScalesRotary)
 
 
 def test_vllms_own_interface(checkpoint: Callable[[str], Path], static: Callable[..., list[int]]) -> None:
