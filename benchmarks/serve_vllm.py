@@ -27,8 +27,6 @@ from e2llm.positions.attention import attention_scale
 from e2llm.records import Record, make_row, portable
 
 CONTESTANTS = (("vllm", "single"), ("vllm-plugin", "single"), ("vllm-plugin", "mixed"))
-REPEATS = 3
-"""Turns of each contestant in a round; its figure is their median."""
 
 
 def main() -> int:
@@ -37,10 +35,10 @@ def main() -> int:
     add("checkpoint", help="folder with config.json and e2llm.json, method linear or yarn")
     add("--scale", type=float, default=4.0, help="of stock vLLM, and of the plugin's single batch (4)")
     add("--scales", type=float, nargs="+", default=[1.0, 2.0, 4.0, 8.0], help="of the mixed batch (1 2 4 8)")
-    add("--requests", type=int, default=16, help="in one batch (16)")
-    add("--prompt-tokens", type=int, default=128)
+    add("--requests", type=int, default=9, help="in one batch (9)")
+    add("--prompt-tokens", type=int, default=64)
     add("--new-tokens", type=int, default=32)
-    add("--rounds", type=int, default=9, help="after the warm-up (9)")
+    add("--rounds", type=int, default=15, help="after the warm-up (15)")
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--eager", action="store_true", help="no torch.compile")
     add("--base-model", default="", help="label of the model in tables")
@@ -164,12 +162,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[tuple[str, str], float]]
     tokens, rounds = arguments.requests * arguments.new_tokens, []
     try:
         for number in range(arguments.rounds + 1):
-            seconds: dict[tuple[str, str], list[float]] = {who: [] for who in CONTESTANTS}
-            for repeat in range(REPEATS):
-                turn = (number + repeat) % len(CONTESTANTS)
-                for who in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
-                    seconds[who].append(workers[who[0]].run([number, repeat, who[1] == "mixed"], scales[who[1]]))
-            found = {who: tokens / statistics.median(taken) for who, taken in seconds.items()}
+            found: dict[tuple[str, str], float] = {}
+            turn = number % len(CONTESTANTS)
+            for who in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
+                found[who] = tokens / workers[who[0]].run([number, who[1] == "mixed"], scales[who[1]])
             print(f"round {number} of {arguments.rounds}: {found}", file=sys.stderr)
             if number:
                 rounds.append(found)
@@ -193,7 +189,9 @@ def to_record(arguments: argparse.Namespace, rounds: list[dict[tuple[str, str], 
     config = {name: value for name, value in vars(arguments).items() if name not in {"worker", "out"}}
     return Record(
         kind="serve",
-        config=portable({**config, "vllm": vllm.__version__, "device": "cpu", "repeats": REPEATS}),
+        config=portable(
+            {**config, "vllm": vllm.__version__, "device": "cpu", "threads": os.environ.get("OMP_NUM_THREADS")}
+        ),
         rows=[
             make_row(metric, statistics.median(values), unit, len(values), engine=who[0], mix=who[1], **base)
             for who, metric, unit, values in measured
