@@ -160,3 +160,24 @@ def test_refusals(served: tuple[str, Any]) -> None:
     for ids in ((), (4096,), (-1,)):
         with pytest.raises(ValueError, match=r"empty|vocabulary"):
             engine.submit(plain(ids, None))
+
+
+def test_more_requests_than_memory(checkpoint: Callable[[str], Path], static: Callable[..., list[int]]) -> None:
+    """vLLM throws requests out of a full memory and reads them again later: at the scale that they had."""
+    options = json.dumps({"enforce_eager": True, "enable_prefix_caching": False})
+    folder = checkpoint("linear")
+    engine = load_engine(str(folder), max_running=12, kv_bytes=34 * 2**20, options=options)  # 8,500 tokens
+    try:
+        ids = engine.tokenizer(" ".join(PROMPTS)).input_ids * 40
+        prompts = [(ids[i : i + 900 - 20 * i], scale) for i, scale in enumerate([2.0, 4.0, 8.0] * 4)]
+        streams = [engine.submit(plain(prompt, scale, max_new_tokens=100)) for prompt, scale in prompts]
+        assert sum(len(prompt) + 100 for prompt, _ in prompts) > engine.stats().kv_tokens_total
+        for (prompt, scale), stream in zip(prompts, streams, strict=True):
+            assert read(stream)[0] == static("linear", scale, prompt, 100), (len(prompt), scale)
+    finally:
+        engine.close()
+
+
+def test_a_vllm_that_does_not_start_says_why(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match=r"(?s)vLLM did not start: .*max_model_len \(99999\)"):
+        load_engine(str(checkpoint("linear")), options='{"max_model_len": 99999}')
