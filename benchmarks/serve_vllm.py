@@ -3,7 +3,8 @@
 Flows in: a checkpoint folder with e2llm.json. Flows out: a Record. Two processes of vLLM stand by, one without the
 plugin (the scale in `hf_overrides`) and one with it; they take turns on the same requests (random tokens, no end of
 text), round after round, in an order that turns each time. Ratios are medians of each round's ratio, so that a
-machine's slow minute falls out. The first round warms up and is not counted. Needs vLLM:
+machine's slow minute falls out; the ratio of processor time is there because other work on the machine moves it less.
+The first round warms up and is not counted. Needs vLLM:
 
     python benchmarks/serve_vllm.py CHECKPOINT --out benchmarks/results/serve_vllm.json
 """
@@ -38,7 +39,7 @@ def main() -> int:
     add("--requests", type=int, default=9, help="in one batch (9)")
     add("--prompt-tokens", type=int, default=64)
     add("--new-tokens", type=int, default=32)
-    add("--rounds", type=int, default=15, help="after the warm-up (15)")
+    add("--rounds", type=int, default=30, help="after the warm-up (30)")
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--eager", action="store_true", help="no torch.compile")
     add("--base-model", default="", help="label of the model in tables")
@@ -76,7 +77,8 @@ def fixed_scale(checkpoint: str, scale: float) -> dict[str, Any]:
 
 
 def work(arguments: argparse.Namespace) -> int:
-    """Start vLLM, say so, then run one batch for each line on standard input and answer with its seconds."""
+    """Start vLLM, say so, then run one batch for each line on standard input and answer with its seconds
+    and those of the processor."""
     from vllm import LLM, SamplingParams
 
     stock = arguments.worker == "vllm"
@@ -108,12 +110,12 @@ def work(arguments: argparse.Namespace) -> int:
             )
             for i in range(arguments.requests)
         ]
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         found = llm.generate([{"prompt_token_ids": row} for row in rows], params, use_tqdm=False)
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
         made = sum(len(one.outputs[0].token_ids) for one in found)
         assert made == arguments.requests * arguments.new_tokens, made
-        print("ROUND", seconds, flush=True)
+        print("ROUND", seconds, busy, flush=True)
     return 0
 
 
@@ -141,12 +143,13 @@ class Worker:
                 return line.split()[1:]
         raise RuntimeError(f"vLLM ended with {self.process.wait()} before it said {word}")
 
-    def run(self, seed: list[int], scales: list[float]) -> float:
-        """Seconds of one batch."""
+    def run(self, seed: list[int], scales: list[float]) -> tuple[float, float]:
+        """Seconds of one batch, and of the processor on it."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"seed": seed, "scales": scales}) + "\n")
         self.process.stdin.flush()
-        return float(self.answer("ROUND")[0])
+        seconds, busy = self.answer("ROUND")
+        return float(seconds), float(busy)
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -154,18 +157,22 @@ class Worker:
         self.process.wait()
 
 
-def measure(arguments: argparse.Namespace) -> list[dict[tuple[str, str], float]]:
-    """Output tokens a second of each contestant, round after round. The mixed batch has prompts of its own: those of
-    the single one would be found in the prefix cache."""
+Round = dict[tuple[str, str], tuple[float, float]]
+"""Of each contestant: seconds, processor seconds."""
+
+
+def measure(arguments: argparse.Namespace) -> list[Round]:
+    """Round after round. The mixed batch has prompts of its own: those of the single one would be found in the prefix
+    cache."""
     workers = {name: Worker(name) for name in ("vllm", "vllm-plugin")}
     scales = {"single": [arguments.scale], "mixed": arguments.scales}
-    tokens, rounds = arguments.requests * arguments.new_tokens, []
+    rounds = []
     try:
         for number in range(arguments.rounds + 1):
-            found: dict[tuple[str, str], float] = {}
+            found: Round = {}
             turn = number % len(CONTESTANTS)
             for who in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
-                found[who] = tokens / workers[who[0]].run([number, who[1] == "mixed"], scales[who[1]])
+                found[who] = workers[who[0]].run([number, who[1] == "mixed"], scales[who[1]])
             print(f"round {number} of {arguments.rounds}: {found}", file=sys.stderr)
             if number:
                 rounds.append(found)
@@ -175,7 +182,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[tuple[str, str], float]]
     return rounds
 
 
-def to_record(arguments: argparse.Namespace, rounds: list[dict[tuple[str, str], float]]) -> Record:
+def to_record(arguments: argparse.Namespace, rounds: list[Round]) -> Record:
     """Rows: medians over rounds. Examples: every round."""
     import vllm
 
@@ -183,9 +190,14 @@ def to_record(arguments: argparse.Namespace, rounds: list[dict[tuple[str, str], 
     assert info is not None
     base = {"base_model": arguments.base_model or Path(arguments.checkpoint).name, "method": info.method}
     base["window"] = arguments.prompt_tokens + arguments.new_tokens
-    stock = CONTESTANTS[0]
-    measured = [(who, "output_tokens_per_second", "tokens/s", [one[who] for one in rounds]) for who in CONTESTANTS]
-    measured += [(who, "ratio_to_vllm", "ratio", [one[who] / one[stock] for one in rounds]) for who in CONTESTANTS[1:]]
+    stock, tokens = CONTESTANTS[0], arguments.requests * arguments.new_tokens
+    measured = [
+        (who, "output_tokens_per_second", "tokens/s", [tokens / one[who][0] for one in rounds]) for who in CONTESTANTS
+    ]
+    for place, metric in enumerate(("ratio_to_vllm", "processor_ratio_to_vllm")):
+        measured += [
+            (who, metric, "ratio", [one[stock][place] / one[who][place] for one in rounds]) for who in CONTESTANTS[1:]
+        ]
     config = {name: value for name, value in vars(arguments).items() if name not in {"worker", "out"}}
     return Record(
         kind="serve",
