@@ -16,6 +16,7 @@ from typing import Any
 from e2llm.vllm_plugin.admission import SCALE_KEY, admit, cache_salt, read_wish
 from e2llm.vllm_plugin.marking import default_max_tokens, extended_checkpoint, mark, scaling_of, settings_of
 from e2llm.vllm_plugin.refusals import Hook, check_version
+from e2llm.vllm_plugin.scaling import Scaling
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ APPLY = Hook(
     ("positions", "query", "key", "head_size", "rotary_dim", "cos_sin_cache", "is_neox_style"),
 )
 ADMIT = Hook("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", ("request_id", "prompt", "params"))
-EVERYWHERE = (CONFIG, DEFAULTS, GET_ROPE, APPLY, ADMIT)
+REFUSE = Hook("vllm.exceptions", "VLLMValidationError", ("message",))
+EVERYWHERE = (CONFIG, DEFAULTS, GET_ROPE, APPLY, ADMIT, REFUSE)
 
 _installed: dict[str, bool] = {}
 
@@ -91,29 +93,38 @@ def _wrap_defaults(original: Any) -> Any:
 
 
 def _wrap_admission(original: Any) -> Any:
+    from vllm.exceptions import VLLMValidationError
+
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def process_inputs(self: Any, *arguments: Any, **named: Any) -> Any:
         scaling = scaling_of(self.model_config)
         request = original(self, *arguments, **named)
-        if scaling is None:
-            return request
-        params = signature.bind(self, *arguments, **named).arguments["params"]
-        sampling = request.sampling_params
-        if sampling is None or request.resumable or request.prompt_token_ids is None:
-            raise ValueError("e2llm's vLLM plugin takes requests that are whole token ids and ask for text")
-        # vLLM has filled a missing limit with its longest request; the caller's own params still lack it.
-        limit, wish = params.max_tokens, read_wish(sampling.extra_args)
-        plan = admit(scaling, len(request.prompt_token_ids), limit, wish, self.model_config.max_model_len)
-        sampling.max_tokens = plan.max_new_tokens
-        if sampling.min_tokens > plan.max_new_tokens:
-            raise ValueError(f"min_tokens = {sampling.min_tokens}: this request gets {plan.max_new_tokens} tokens")
-        sampling.extra_args = {**(sampling.extra_args or {}), SCALE_KEY: plan.scale}
-        request.cache_salt = cache_salt(plan.scale, request.cache_salt)
+        if scaling is not None:
+            # vLLM fills a missing limit with its longest request; the caller's own params still lack it.
+            limit = signature.bind(self, *arguments, **named).arguments["params"].max_tokens
+            try:
+                _fix(request, limit, scaling, self.model_config.max_model_len)
+            except ValueError as error:  # what vLLM's server answers with status 400; a ValueError would be 500
+                raise VLLMValidationError(str(error)) from error
         return request
 
     return process_inputs
+
+
+def _fix(request: Any, max_tokens: int | None, scaling: Scaling, max_model_len: int) -> None:
+    """Write scale, length and salt into vLLM's request. Raises ValueError for one that is refused."""
+    sampling = request.sampling_params
+    if request.resumable or request.prompt_token_ids is None:
+        raise ValueError("e2llm's vLLM plugin takes requests whose whole prompt is there, as token ids")
+    wish = read_wish(sampling.extra_args)
+    plan = admit(scaling, len(request.prompt_token_ids), max_tokens, wish, max_model_len)
+    if sampling.min_tokens > plan.max_new_tokens:
+        raise ValueError(f"min_tokens = {sampling.min_tokens}: this request gets {plan.max_new_tokens} tokens")
+    sampling.max_tokens = plan.max_new_tokens
+    sampling.extra_args = {**(sampling.extra_args or {}), SCALE_KEY: plan.scale}
+    request.cache_salt = cache_salt(plan.scale, request.cache_salt)
 
 
 def _install_guard(problem: str) -> None:
