@@ -4,7 +4,8 @@ Flows in: a checkpoint folder with e2llm.json. Flows out: a Record. Two processe
 plugin (the scale in `hf_overrides`) and one with it; they take turns on the same requests (random tokens, no end of
 text), round after round, in an order that turns each time. Ratios are medians of each round's ratio, so that a
 machine's slow minute falls out; the ratio of processor time is there because other work on the machine moves it less.
-The first round warms up and is not counted. Needs vLLM:
+Both processes are started anew, in the other order, half way: what the second one finds (memory, caches) is not what
+the first one did. The first round of a start warms up and is not counted. Needs vLLM:
 
     python benchmarks/serve_vllm.py CHECKPOINT --out benchmarks/results/serve_vllm.json
 """
@@ -39,7 +40,8 @@ def main() -> int:
     add("--requests", type=int, default=9, help="in one batch (9)")
     add("--prompt-tokens", type=int, default=64)
     add("--new-tokens", type=int, default=32)
-    add("--rounds", type=int, default=30, help="after the warm-up (30)")
+    add("--starts", type=int, default=2, help="of both processes, in turning order (2)")
+    add("--rounds", type=int, default=15, help="of each start, after a warm-up (15)")
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--eager", action="store_true", help="no torch.compile")
     add("--base-model", default="", help="label of the model in tables")
@@ -48,7 +50,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)
-    rounds = measure(arguments)
+    rounds = [found for start in range(arguments.starts) for found in measure(arguments, start)]
     record = to_record(arguments, rounds)
     record.save(arguments.out)
     for row in record.rows:
@@ -161,10 +163,11 @@ Round = dict[tuple[str, str], tuple[float, float]]
 """Of each contestant: seconds, processor seconds."""
 
 
-def measure(arguments: argparse.Namespace) -> list[Round]:
-    """Round after round. The mixed batch has prompts of its own: those of the single one would be found in the prefix
-    cache."""
-    workers = {name: Worker(name) for name in ("vllm", "vllm-plugin")}
+def measure(arguments: argparse.Namespace, start: int) -> list[Round]:
+    """Round after round, by two processes started in the one order or the other. The mixed batch has prompts of its
+    own: those of the single one would be found in the prefix cache."""
+    names = ("vllm", "vllm-plugin") if not start % 2 else ("vllm-plugin", "vllm")
+    workers = {name: Worker(name) for name in names}
     scales = {"single": [arguments.scale], "mixed": arguments.scales}
     rounds = []
     try:
@@ -172,7 +175,7 @@ def measure(arguments: argparse.Namespace) -> list[Round]:
             found: Round = {}
             turn = number % len(CONTESTANTS)
             for who in CONTESTANTS[turn:] + CONTESTANTS[:turn]:
-                found[who] = workers[who[0]].run([number, who[1] == "mixed"], scales[who[1]])
+                found[who] = workers[who[0]].run([start, number, who[1] == "mixed"], scales[who[1]])
             print(f"round {number} of {arguments.rounds}: {found}", file=sys.stderr)
             if number:
                 rounds.append(found)
