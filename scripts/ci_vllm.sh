@@ -16,15 +16,19 @@ not_run() {
   exit 0
 }
 
-found=
+found='' reason=''
 for python in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
-  "$python" -m venv --clear "$work/venv" 2>/dev/null || continue
+  if ! "$python" -m venv --clear "$work/venv" >/dev/null 2>&1; then
+    reason="$reason $python: makes no virtual environment."
+    continue
+  fi
   if "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$torch" >"$work/pip.log" 2>&1; then
     found=$python
     break
   fi
+  reason="$reason $python: $(grep -m 1 ERROR "$work/pip.log" || tail -n 1 "$work/pip.log")"
 done
-[ -n "$found" ] || not_run "No interpreter here for which pip finds $torch: $(tail -n 1 "$work/pip.log" 2>/dev/null)"
+[ -n "$found" ] || not_run "pip finds no $torch for an interpreter here:$reason"
 
 pip() { "$work/venv/bin/python" -m pip "$@" --quiet --disable-pip-version-check; }
 pip install "$torch" "$vllm" -e '.[serve]' 'pytest>=8,<10' 'pytest-timeout>=2,<3' 'pytest-xdist>=3,<4' \
