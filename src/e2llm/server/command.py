@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default: bfloat16 on a GPU, else float32")
     add("--device", help="cuda, cuda:1, cpu (default: the GPU where there is one)")
     add("--kv-gib", type=float, help="memory for keys and values, GiB (default: chosen by the engine)")
+    add("--vllm-options", metavar="JSON", help="with --engine vllm: further engine arguments of vLLM, an object")
     keys = f"file with one API key a line; also ${KEYS_VARIABLE}, separated by commas (default: no key)"
     add("--api-key-file", metavar="FILE", help=keys)
     limits = parser.add_argument_group("limits")
@@ -74,19 +75,28 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
 
 def load_engine(arguments: argparse.Namespace) -> ServingEngine:
     """The engine that was asked for, with its thread running. Raises ValueError for one that is not here."""
-    if arguments.engine == "vllm":
-        raise ValueError(f"engine = {arguments.engine!r}: not in this release; use --engine e2llm")
     if arguments.kv_gib is not None and not arguments.kv_gib > 0:
         raise ValueError(f"kv-gib = {arguments.kv_gib}: use more than 0, or leave it out")
-    kv_bytes = None if arguments.kv_gib is None else int(arguments.kv_gib * 2**30)
-    options = {"kv_bytes": kv_bytes, "max_running": arguments.max_concurrent}
+    if arguments.vllm_options is not None and arguments.engine != "vllm":
+        raise ValueError(f"vllm-options with --engine {arguments.engine}: they are vLLM's own; leave them out")
+    options: dict[str, Any] = {
+        "dtype": arguments.dtype,
+        "device": arguments.device,
+        "kv_bytes": None if arguments.kv_gib is None else int(arguments.kv_gib * 2**30),
+        "max_running": arguments.max_concurrent,
+    }
+    if arguments.engine == "vllm":
+        from e2llm.vllm_plugin import load_engine as load_vllm
+
+        served: ServingEngine = load_vllm(arguments.checkpoint, **options, options=arguments.vllm_options)
+        return served
     if arguments.engine == "llamacpp":
         from e2llm.llamacpp.engine import LlamaCppEngine
 
-        return LlamaCppEngine.load(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device, **options)
+        return LlamaCppEngine.load(arguments.checkpoint, **options)
     from e2llm.engine.batch import BatchEngine
 
-    engine = BatchEngine.load(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device, **options)
+    engine = BatchEngine.load(arguments.checkpoint, **options)
     if engine.info is None:
         from e2llm.hf.checkpoint import assumed_without_info
 
