@@ -223,7 +223,7 @@ def test_no_scales_at_all_is_refused(model: nn.Module) -> None:
             extension.set_scale(scale)
 
 
-@pytest.mark.parametrize("scale", ["two", [None], [[2.0, 3.0]], object()], ids=str)
+@pytest.mark.parametrize("scale", ["two", [None], [[2.0, 3.0]], object()], ids=["text", "none", "nested", "object"])
 def test_what_is_no_scale_is_refused(model: nn.Module, scale: object) -> None:
     with pytest.raises(ValueError, match=r"scale = .*: give a number"):
         install(model).set_scale(scale)

@@ -142,7 +142,7 @@ def test_unknown_layout_is_refused() -> None:
 def test_a_module_without_frequencies_is_refused() -> None:
     model = tiny_model("llama")
     model.model.rotary_emb = nn.Identity()
-    with pytest.raises(ValueError, match=r"Identity holds no inv_freq.*supported"):
+    with pytest.raises(ValueError, match=r"'llama' has no rotary embedding.*holds an inv_freq.*supported"):
         install(model)
 
 
