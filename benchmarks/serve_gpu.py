@@ -50,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smollm2", help="folder or .gguf file; left out: its shape with random weights")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/e2llm-serve-gpu"), help="for random weights")
+    parser.add_argument("--work", type=Path, default=Path("runs/serve-gpu"), help="for random weights")
     parser.add_argument("--rounds", default="3")
     parser.add_argument("--only", choices=["smollm2", "llama"], help="one of the two models")
     parser.add_argument("--small", action="store_true", help="tiny sizes: does everything run? (also without a GPU)")

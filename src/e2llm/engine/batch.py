@@ -21,6 +21,7 @@ from e2llm.engine.admission import admit
 from e2llm.engine.forward import Attention, Flight, Forward, Step, choose_attention
 from e2llm.engine.memory import kv_pages
 from e2llm.engine.pages import Pages
+from e2llm.engine.planning import plan_trained
 from e2llm.engine.request import Admission, EngineStats, FinishReason, Output, RefusedError, Request
 from e2llm.engine.running import Running, pages_needed
 from e2llm.engine.schedule import next_step
@@ -28,7 +29,7 @@ from e2llm.engine.stream import QueueStream
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
 from e2llm.hf.packed import KeyValuePages
 from e2llm.hf.packed_model import PackedModel
-from e2llm.infer import RequestPlan, end_tokens, plan_request, reads_in_chunks
+from e2llm.infer import RequestPlan, end_tokens, reads_in_chunks
 from e2llm.positions.choose import Policy, Schedule
 
 PAGE_TOKENS = 16
@@ -213,7 +214,7 @@ class BatchEngine:
             raise ValueError(f"prompt_ids: tokens are 0 to {self._packed.vocabulary - 1}, the model's vocabulary")
         if request.sampling.stop and self.tokenizer is None:
             raise ValueError(f"stop = {request.sampling.stop!r}: an engine without a tokenizer knows no text")
-        plan = plan_request(
+        plan = plan_trained(
             prompt,
             native_window=self.native_window,
             max_scale=self.max_scale,
@@ -221,16 +222,11 @@ class BatchEngine:
             schedule=self.schedule,
             max_new_tokens=request.max_new_tokens,
             scale=request.scale,
+            beyond_trained=request.beyond_trained,
         )
         if self.extension.rope.max_scale is not None and plan.scale > self.extension.rope.max_scale:
             raise RefusedError(
                 f"scale = {plan.scale:g}: the model's frequencies reach {self.extension.rope.max_scale:g}"
-            )
-        total, largest = prompt + plan.max_new_tokens, int(self.native_window * self.max_scale)
-        if total > largest and not request.beyond_trained:
-            raise RefusedError(
-                f"prompt ({prompt}) + new tokens ({plan.max_new_tokens}) = {total} tokens: the largest trained window "
-                f"is {largest} tokens; shorten the request, or set beyond_trained"
             )
         needed = pages_needed(prompt, plan.max_new_tokens, self.page_tokens)
         if needed > self._pages.num_pages:

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from e2llm.engine.memory import kv_pages
+from e2llm.engine.planning import plan_trained
 from e2llm.engine.request import Admission, EngineStats, FinishReason, Output, RefusedError, Request
 from e2llm.engine.running import Running
 from e2llm.engine.sampling import Drawn, draw
 from e2llm.engine.schedule import next_step
 from e2llm.engine.stream import QueueStream
 from e2llm.export.gguf_context import context_rope
-from e2llm.infer import RequestPlan, plan_request
+from e2llm.infer import RequestPlan
 from e2llm.llamacpp.contexts import Contexts, Held
 from e2llm.llamacpp.convert import find_gguf
 from e2llm.llamacpp.gguf_model import configured_ends, read_gguf, read_tokenizer
@@ -198,24 +199,20 @@ class LlamaCppEngine:
         prompt = len(request.prompt_ids)
         if not all(0 <= token < self._weights.vocabulary for token in request.prompt_ids):
             raise ValueError(f"prompt_ids: tokens are 0 to {self._weights.vocabulary - 1}, the model's vocabulary")
-        plan = plan_request(
+        plan = plan_trained(
             prompt,
             native_window=self.native_window,
             max_scale=self.max_scale,
             schedule=self.schedule,
             max_new_tokens=request.max_new_tokens,
             scale=request.scale,
+            beyond_trained=request.beyond_trained,
         )
         if plan.scale > 1 and self.file.method == "none" and request.scale is not None:
             raise RefusedError(
                 f"scale = {plan.scale:g}: the frequencies of {self.file.path.name} are fixed; leave it out"
             )
-        total, largest = prompt + plan.max_new_tokens, int(self.native_window * self.max_scale)
-        if total > largest and not request.beyond_trained:
-            raise RefusedError(
-                f"prompt ({prompt}) + new tokens ({plan.max_new_tokens}) = {total} tokens: the largest trained window "
-                f"is {largest} tokens; shorten the request, or set beyond_trained"
-            )
+        total = prompt + plan.max_new_tokens
         if padded(total - 1) > self._contexts.total:
             raise RefusedError(
                 f"prompt ({prompt}) + new tokens ({plan.max_new_tokens}) need a context of {padded(total - 1)} "

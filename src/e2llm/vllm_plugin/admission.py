@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from e2llm.engine.planning import plan_trained
 from e2llm.engine.request import RefusedError
-from e2llm.infer import RequestPlan, plan_request
+from e2llm.infer import RequestPlan
 from e2llm.vllm_plugin.scaling import Scaling
 
 SCALE_KEY = "e2llm_scale"
@@ -47,21 +48,17 @@ def admit(
     Raises RefusedError (a ValueError) for a scale without a table, a request longer than the largest trained window
     (unless asked for) or than its scale's table, ValueError for what makes no sense.
     """
-    plan = plan_request(
+    plan = plan_trained(
         prompt_tokens,
         native_window=scaling.native_window,
         max_scale=scaling.max_scale,
         schedule=scaling.schedule,
         max_new_tokens=max_new_tokens,
         scale=wish.scale,
+        beyond_trained=wish.beyond_trained,
     )
     total = prompt_tokens + plan.max_new_tokens
     asked = f"prompt ({prompt_tokens}) + new tokens ({plan.max_new_tokens}) = {total} tokens"
-    if total > scaling.trained_window and not wish.beyond_trained:
-        raise RefusedError(
-            f"{asked}: the largest trained window is {scaling.trained_window} tokens; shorten the request, or set "
-            "beyond_trained"
-        )
     longest = min(scaling.max_window, max_model_len)
     if total > longest:
         raise RefusedError(
