@@ -63,7 +63,7 @@ def open_llamacpp(path: Path, tokens: int, rope: ContextRope | None = None) -> A
 
 @contextlib.contextmanager
 def _weights_as_they_are() -> Iterator[None]:
-    """Without llama.cpp's rearranged copies of the weights, whose AMX form of q8_0 crashed the process in 0.3.36; the
+    """Without llama.cpp's rearranged copies of the weights, with which q8_0 crashed the process in 0.3.36; the
     class that we open has no argument for it."""
     import llama_cpp.llama_cpp as interface
 

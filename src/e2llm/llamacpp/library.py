@@ -107,7 +107,7 @@ class Weights:
             params = library.llama_model_default_params()
             params.n_gpu_layers = self._gpu_layers
             params.load_mode = library.llama_load_mode_from_str(b"mmap")
-            # Rearranged copies of the weights would be one a handle, and AMX's for q8_0 crashed (docs/decisions.md).
+            # Rearranged copies of the weights would be one a handle, and for q8_0 they crashed (docs/decisions.md).
             params.use_extra_bufts = False
             if attn_factor is not None:
                 overrides = (library.llama_model_kv_override * 2)()  # an empty key ends them
