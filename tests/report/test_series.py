@@ -34,6 +34,18 @@ def test_serving_row_is_the_smallest_scale_that_covers(window, scales, served):
     assert serving_row([_row(window, float(scale)) for scale in scales])["scale"] == served
 
 
+def test_a_calibration_stands_apart_from_results():
+    """It reads other documents under the same corpus label: its values beside results would be read as theirs."""
+    measured = Record("evaluate", {}, [_row(corpus="a", protocol="whole", value=6.0)], environment={})
+    calibrated = Record("calibrate", {}, [_row(corpus="a", protocol="whole", value=3.0)], environment={})
+    found = sections(all_rows([measured, calibrated]), "perplexity")
+    assert [(one.labels["protocol"], [row["value"] for row in one.rows]) for one in found] == [
+        ("whole", [6.0]),
+        ("calibration", [3.0]),
+    ]
+    assert calibrated.rows[0]["protocol"] == "whole", "the Record itself is as it was"
+
+
 def test_sections_never_mix():
     rows = [_row(corpus="a"), _row(corpus="b"), _row(corpus="b", protocol="sliding"), _row(base_model="other")]
     assert len(sections([*rows, make_row("perplexity", 3.0, "ratio", 1)], "perplexity")) == 4

@@ -21,6 +21,7 @@ TASK_NAMES = {
 PROTOCOL_NAMES = {
     "whole": "whole windows",
     "sliding": "sliding window",
+    "calibration": "calibration, on documents of its own",
     "position": "whole windows",
     "difference": "whole against sliding",
     "key_tokens": "tokens that need the context",

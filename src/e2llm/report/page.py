@@ -79,8 +79,8 @@ def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
         blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
     text = (
         '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
-        "measured at the smallest scale, of those evaluated, that covers its window: the one that a request of that "
-        "length is served with. Best of a column in bold.</p>"
+        "measured at the scale that a request of that length is served with: the calibrated one, else the smallest of "
+        "those evaluated that covers its window. Best of a column in bold.</p>"
     )
     return Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "")
 

@@ -88,10 +88,17 @@ class Section:
 
 
 def all_rows(records: Sequence[Record]) -> list[Row]:
-    """Rows of all Records, with `source`, and with `native_window` where only the Record's config gives it."""
-    natives = dict(zip(source_names(records), (_native_window(r.config) for r in records), strict=True))
+    """Rows of all Records, with `source`, and with `native_window` where only the Record's config gives it.
+
+    Those of a calibration get a protocol of that name: it reads documents that results must not be compared with.
+    """
+    names = source_names(records)
+    natives = dict(zip(names, (_native_window(r.config) for r in records), strict=True))
+    calibrations = {name for name, record in zip(names, records, strict=True) if record.kind == "calibrate"}
     rows = merge(records)
     for row in rows:
+        if row["source"] in calibrations:
+            row["protocol"] = "calibration"
         native = natives[row["source"]]
         if row.get("native_window") is None and native is not None:
             row["native_window"] = native
