@@ -131,3 +131,26 @@ def test_a_process_serves_and_stops_when_told():
 def test_load_engine_says_what_is_not_here():
     with pytest.raises(ValueError, match=r"pip install 'e2llm\[llamacpp\]'"):
         load_engine(parse("--engine", "llamacpp"))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llamacpp"])
+def test_keys_are_turned_by_our_own_engine_only(engine):
+    with pytest.raises(ValueError, match=f"rerotate with --engine {engine}: .*leave it out"):
+        load_engine(parse("--engine", engine, "--rerotate"))
+
+
+def test_rerotate_reaches_the_engine():
+    from e2llm.engine import Request
+
+    shared = tuple(range(5, 205))
+    turned = {}
+    for flags in ((), ("--rerotate",)):
+        engine = load_engine(parse("--kv-gib", "0.05", *flags))
+        try:
+            for scale in (1.0, 2.0):  # the same beginning, at the next scale
+                for _ in engine.submit(Request(prompt_ids=shared, max_new_tokens=2, scale=scale, beyond_trained=True)):
+                    pass
+            turned[flags] = engine.stats().turned_tokens_total
+        finally:
+            engine.close()
+    assert turned[()] == 0 < turned["--rerotate",]

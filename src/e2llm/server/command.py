@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default: bfloat16 on a GPU, else float32")
     add("--device", help="cuda, cuda:1, cpu (default: the GPU where there is one)")
     add("--kv-gib", type=float, help="memory for keys and values, GiB (default: chosen by the engine)")
+    turned = "turn the cached keys of a conversation that outgrows its scale instead of reading it again: approximate"
+    add("--rerotate", action="store_true", help=turned)
     add("--vllm-options", metavar="JSON", help="with --engine vllm: further engine arguments of vLLM, an object")
     keys = f"file with one API key a line; also ${KEYS_VARIABLE}, separated by commas (default: no key)"
     add("--api-key-file", metavar="FILE", help=keys)
@@ -79,6 +81,8 @@ def load_engine(arguments: argparse.Namespace) -> ServingEngine:
         raise ValueError(f"kv-gib = {arguments.kv_gib}: use more than 0, or leave it out")
     if arguments.vllm_options is not None and arguments.engine != "vllm":
         raise ValueError(f"vllm-options with --engine {arguments.engine}: they are vLLM's own; leave them out")
+    if arguments.rerotate and arguments.engine != "e2llm":
+        raise ValueError(f"rerotate with --engine {arguments.engine}: it reads a conversation again; leave it out")
     options: dict[str, Any] = {
         "dtype": arguments.dtype,
         "device": arguments.device,
@@ -96,7 +100,7 @@ def load_engine(arguments: argparse.Namespace) -> ServingEngine:
         return LlamaCppEngine.load(arguments.checkpoint, **options)
     from e2llm.engine.batch import BatchEngine
 
-    engine = BatchEngine.load(arguments.checkpoint, **options)
+    engine = BatchEngine.load(arguments.checkpoint, **options, rerotate=arguments.rerotate)
     if engine.info is None:
         from e2llm.hf.checkpoint import assumed_without_info
 
