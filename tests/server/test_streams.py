@@ -124,6 +124,8 @@ def test_logs_say_what_happened_and_not_what_was_said(serve, caplog):
         client.post("/v1/completions", json=body | {"temperature": "my secret plan"})
     from e2llm.server.logs import JsonFormatter
 
+    ended = (200, 400)  # a line is written when its request has ended, which a client may learn first
+    until(lambda: {getattr(r, "fields", {}).get("status") for r in caplog.records} >= set(ended), 5)
     lines = [JsonFormatter().format(record) for record in caplog.records if record.name == "e2llm.server"]
     told = [json.loads(line) for line in lines]
     done = next(line for line in told if line.get("request_id") == request_id)
@@ -136,7 +138,8 @@ def test_logs_have_prompts_when_asked_for(serve, caplog):
     caplog.set_level("INFO", logger="e2llm.server")
     with serve(log_prompts=True).client() as client:
         client.post("/v1/completions", json=BODY | {"prompt": "my plan", "max_tokens": 1})
-    assert any(getattr(r, "fields", {}).get("prompt") == "my plan" for r in caplog.records)
+    # The line is written when the request has ended, which a client may learn first.
+    until(lambda: any(getattr(r, "fields", {}).get("prompt") == "my plan" for r in caplog.records), 5)
 
 
 def test_metrics_count_what_ran(serve):
