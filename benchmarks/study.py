@@ -10,8 +10,8 @@ that no final result is reported on. The plan is a TOML file:
     recipe = "recommended"                 # a shipped recipe or a TOML file
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0)
-    scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window); keys at
-                                           # the first
+    scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window)
+    key_scales = {131072 = [12, 16]}       # the same for keys; default: the first of `scales`
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for docs/study.md
@@ -54,6 +54,8 @@ class Run:
     predicted: str
     scales: dict[int, tuple[float, ...]]
     """Window -> scales measured; a window that is not named is read at window / L."""
+    key_scales: dict[int, tuple[float, ...]]
+    """The same for retrieval."""
     slopes: tuple[float, ...]
     """Attention slopes at which the windows of `scales` are measured once more."""
 
@@ -71,15 +73,19 @@ def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str
 
 
 def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]) -> Run:
-    extra = sorted(row.keys() - {"name", "recipe", "set", "planted", "predicted", "concluded", "scales", "slopes"})
+    known = {"name", "recipe", "set", "planted", "predicted", "concluded", "scales", "key_scales", "slopes"}
+    extra = sorted(row.keys() - known)
     if extra:
         raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
     more = f', separator="<|endoftext|>", planted={row.get("planted", 0.0)}'
     sources = ", ".join(f"{{path={json.dumps(str(f))}, weight={f.stat().st_size}{more}}}" for f in files)
     given = [f"data.sources=[{sources}]", *settings, *row.get("set", []), f"name={row['name']}"]
     scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
+    key_scales = {window: found[:1] for window, found in scales.items()}
+    key_scales |= {int(window): tuple(map(float, found)) for window, found in row.get("key_scales", {}).items()}
     recipe = load_recipe(row.get("recipe", "recommended"), given)
-    return Run(row["name"], recipe, row.get("predicted", ""), scales, tuple(map(float, row.get("slopes", []))))
+    slopes = tuple(map(float, row.get("slopes", [])))
+    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes)
 
 
 class Study:
@@ -131,7 +137,7 @@ class Study:
         for window in self.args.key_windows if self.args.prompts else ():
             config = EvaluateConfig(
                 windows=(window,),
-                scales=run.scales.get(window, ())[:1],
+                scales=run.key_scales.get(window, ()),
                 protocols=tuple(self.args.tasks),
                 prompts=self.args.prompts,
                 checkpoint=run.name,
