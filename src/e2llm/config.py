@@ -36,7 +36,8 @@ class ModelConfig:
     name: str = ""
     """Folder, hub name or .gguf file of the base model."""
     dtype: DType = "float32"
-    """Type of the weights. float32 keeps master weights; bfloat16 is for frozen bases under LoRA."""
+    """Type of the weights. float32 keeps master weights; bfloat16 is for frozen bases under LoRA, and for
+    train.optimizer = adamw_split, which keeps what the weights lack."""
     attn_implementation: str | None = None
     """transformers' attention backend (sdpa, eager, flex_attention, …); None lets transformers choose."""
     trust_remote_code: bool = False
@@ -133,6 +134,10 @@ class TrainConfig:
     """Windows a device takes at once."""
     gradient_accumulation: int = 1
     """Batches a device adds up before an optimizer step."""
+    optimizer: Literal["adamw", "adamw_split"] = "adamw"
+    """adamw: in the type of the weights. adamw_split: bfloat16 weights whose float32 masters are exact, because the 16
+    bits that a weight lacks stand beside it. Faster and smaller than float32 weights under autocast; the residual stream is
+    bfloat16 then, as in serving."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
@@ -205,13 +210,29 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.placement.check_window(self.data.window)
+        split = self.train.optimizer == "adamw_split"
         low_precision = self.model.dtype in ("bfloat16", "float16")
         _require(
-            not (low_precision and self.lora.rank == 0),
+            not (low_precision and self.lora.rank == 0 and not split),
             "model.dtype",
             self.model.dtype,
             "full fine-tuning loses small updates to rounding in 16-bit weights; use float32 (arithmetic stays "
-            "train.precision) or train adapters with lora.rank",
+            "train.precision), bfloat16 with train.optimizer = adamw_split, or train adapters with lora.rank",
+        )
+        if split:
+            self._check_split()
+
+    def _check_split(self) -> None:
+        name, value = "train.optimizer", self.train.optimizer
+        _require(self.model.dtype == "bfloat16", name, value, f"needs model.dtype = bfloat16, not {self.model.dtype}")
+        _require(self.train.precision == "bfloat16", name, value, "needs train.precision = bfloat16")
+        _require(self.lora.rank == 0, name, value, "adapters are float32 already: use adamw with lora.rank")
+        _require(
+            self.train.gradient_accumulation == 1,
+            name,
+            value,
+            "gradients of several batches would be added up in bfloat16; use train.gradient_accumulation = 1 and a "
+            "larger train.batch_size, or adamw",
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,3 +305,46 @@ def test_a_loaded_model_trains_the_same(base: Path, unbroken: Path, tmp_path: Pa
     with pytest.raises(ValueError, match=r"its extension is Extension\(method='yarn'.*install it with 'linear'"):
         train_loaded(other, model, tokenizer, corpus, quiet=True)
     assert not (tmp_path / "third").exists()
+
+
+SPLIT = ("train.optimizer=adamw_split", "model.dtype=bfloat16", "train.precision=bfloat16")
+
+
+def test_split_weights_train_like_float32_and_resume_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    steps = ("train.steps=30", "train.save_every=10", "train.keep_checkpoints=3", "train.warmup_steps=2")
+    reference = train(small(base, tmp_path / "float32", *steps), quiet=True)
+    run = small(base, tmp_path / "split", *steps, *SPLIT)
+    result = train(run, quiet=True)
+    assert result.record is not None and reference.record is not None and result.model_folder is not None
+    losses = [
+        [row["value"] for row in record.rows if row["metric"] == "loss" and row["split"] == "train"]
+        for record in (result.record, reference.record)
+    ]
+    assert losses[1][-1] < losses[1][0] - 0.1, "something was learned"
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 0.02
+    assert all(w.dtype == torch.bfloat16 for w in weights(result.model_folder).values())
+
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "split", cut)
+    shutil.rmtree(cut / "model")
+    for later in ("checkpoint-20", "checkpoint-30"):
+        shutil.rmtree(cut / "checkpoints" / later, ignore_errors=True)
+    assert (cut / "checkpoints" / "checkpoint-10").is_dir()
+    again = dataclasses.replace(run, output=str(cut))
+    (cut / "recipe.toml").write_text(to_toml(again))
+    assert train(again, resume=True, quiet=True).steps == 30
+    assert same_weights(cut / "model", tmp_path / "split" / "model")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.dtype=float32",), "needs model.dtype = bfloat16, not float32"),
+        (("train.precision=float32",), "needs train.precision = bfloat16"),
+        (("lora.rank=4",), "adapters are float32 already"),
+        (("train.gradient_accumulation=2",), "added up in bfloat16"),
+    ],
+)
+def test_where_split_weights_make_no_sense(base: Path, tmp_path: Path, overrides: tuple[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"train.optimizer = .*{message}"):
+        small(base, tmp_path, *SPLIT, *overrides)

@@ -273,11 +273,11 @@ class Extension:
         for layer_type in self._wrapper.ropes:
             found = [self._frequencies(layer_type, scale, slope) for scale in scales]
             device = _device(self._wrapper.inner)
-            inv_freq[layer_type] = torch.stack([f.inv_freq for f in found]).to(device)[:, None, :]
+            inv_freq[layer_type] = _sent(torch.stack([f.inv_freq for f in found]), device)[:, None, :]
             attention_scales = torch.tensor([f.attention_scale for f in found], dtype=torch.float32)
-            attention[layer_type] = attention_scales.to(device)[:, None, None]
+            attention[layer_type] = _sent(attention_scales, device)[:, None, None]
         if positions is not None:
-            positions = positions.to(_device(self._wrapper.inner))
+            positions = _sent(positions, _device(self._wrapper.inner))
         return RowTables(inv_freq, attention, positions)
 
     @torch.compiler.disable
@@ -302,6 +302,13 @@ class Extension:
                 raise ValueError(f"{len(indices)} sample indices were named for a batch of {batch} rows")
         self.place([self.sampler.draw(index, window) for index in indices])
         self._drawn = True
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`. From pinned memory, so that the host does not wait for what the device still computes."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _scales(scale: Any) -> float | tuple[float, ...]:

@@ -41,6 +41,7 @@ from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
 from e2llm.train.adapters import add_adapters, merge_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
+from e2llm.train.split_adamw import SplitAdamW
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
 
 
@@ -238,9 +239,14 @@ def _build_trainer(
         eval_dataset=held_out,
         data_collator=PlacingCollator(sampler),
         callbacks=[StopOnNaN(), metrics, bar, stop],
+        optimizer_cls_and_kwargs=_split_optimizer(config) if config.optimizer == "adamw_split" else None,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer, (metrics, bar, stop)
+
+
+def _split_optimizer(config: TrainConfig) -> tuple[type[SplitAdamW], dict[str, Any]]:
+    return SplitAdamW, {"lr": config.learning_rate, "betas": tuple(config.betas)}
 
 
 def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.TrainingArguments:
@@ -278,6 +284,8 @@ def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.T
         remove_unused_columns=False,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=on_gpu,
+        # Pinned batches are copied while the device computes: the host never waits for a step to end.
+        accelerator_config={"non_blocking": on_gpu},
         report_to=list(config.trackers) or "none",
         disable_tqdm=True,
     )

@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from e2llm.data import collate
 from e2llm.hf import Extension
 from e2llm.positions.placement import PositionSampler
+from e2llm.train.split_adamw import SplitAdamW
 
 COMPLETE = "COMPLETE"
 """File written last into a checkpoint folder: without it the folder is the rest of a save that was cut off."""
@@ -98,6 +99,21 @@ class PlacingTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        split = self._split_adamw()
+        # Its step clips while it reads the gradients; scaling them here would round them to bfloat16 once more.
+        return super()._clip_grad_norm(model) if split is None else split.clip(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        split = self._split_adamw()
+        if split is not None and grad_norm is None:
+            return split.clip(0.0)
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _split_adamw(self) -> SplitAdamW | None:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        return optimizer if isinstance(optimizer, SplitAdamW) else None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
