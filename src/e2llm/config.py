@@ -136,8 +136,8 @@ class TrainConfig:
     """Batches a device adds up before an optimizer step."""
     optimizer: Literal["adamw", "adamw_split"] = "adamw"
     """adamw: in the type of the weights. adamw_split: bfloat16 weights whose float32 masters are exact, because the 16
-    bits that a weight lacks stand beside it. Faster and smaller than float32 weights under autocast; the residual stream is
-    bfloat16 then, as in serving."""
+    bits that a weight lacks stand beside it. Faster and smaller than float32 weights under autocast; the residual
+    stream is bfloat16 then, as in serving."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
