@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from pathlib import Path
@@ -13,7 +14,7 @@ from architectures import WINDOW, tiny_model
 from texts import character_tokenizer, random_documents
 
 from e2llm.cli import main
-from e2llm.evaluate.calibrate import calibrate, run
+from e2llm.evaluate.calibrate import best_scale, calibrate, run
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import load_documents
 from e2llm.evaluate.perplexity import whole_windows
@@ -85,6 +86,7 @@ def test_candidates_are_never_below_one(checkpoint: Path) -> None:
         ({"ratios": ()}, r"ratios = \[\]"),
         ({"ratios": (0.5, -1)}, r"ratios = \[0\.5, -1\]"),
         ({"windows": [64 * WINDOW]}, "shorter than the window"),
+        ({"prompts": -1}, "prompts = -1"),
     ],
 )
 def test_what_cannot_be_calibrated(checkpoint: Path, options: dict, message: str) -> None:
@@ -110,9 +112,53 @@ def test_what_has_nothing_to_calibrate(checkpoint: Path, texts: Path, tmp_path: 
 def test_the_command(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     arguments = ["calibrate", str(checkpoint), "--corpus", f"noise={texts}", "--windows", str(2 * WINDOW)]
+    arguments += ["--prompts", "0"]
     assert main([*arguments, "--ratios", "0.5", "1", "--device", "cpu", "--out", str(out)]) == 0
     assert f"up to {2 * WINDOW:>9,} tokens: scale" in capsys.readouterr().out
     assert len(CheckpointInfo.load(checkpoint).schedule) == 2 and len(Record.load(out).rows) == 2
     assert np.isfinite([row["value"] for row in Record.load(out).rows]).all()
     assert main(["calibrate", str(checkpoint), "--device", "cpu"]) == 2
     assert "corpora = {}" in capsys.readouterr().err
+
+
+def rows_of(*found: tuple[float, float, float | None]) -> list[dict[str, Any]]:
+    """Rows of one window: (scale, perplexity, share of keys or None where none were asked)."""
+    rows: list[dict[str, Any]] = []
+    for scale, perplexity, keys in found:
+        where = {"window": 128, "scale": scale}
+        rows.append({"metric": "perplexity", "value": perplexity, "n": 100, **where})
+        if keys is not None:
+            rows.append({"metric": "retrieval", "value": keys, "n": 10, **where})
+            rows.append({"metric": "retrieval", "value": 1.0, "n": 1, "depth": 0.5, **where})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("found", "best"),
+    [
+        ([(12, 3.7, None), (16, 3.8, None)], 12),
+        ([(12, 3.7, 0.3), (14, 3.75, 0.9), (16, 3.8, 1.0)], 14),
+        ([(12, 3.7, 0.3), (14, 3.75, 0.8), (16, 3.8, 1.0)], 16),
+        ([(12, 3.7, 0.0), (16, 3.8, 0.0)], 12),
+        ([(12, 3.7, 0.05), (16, 3.8, 0.1)], 12),
+    ],
+)
+def test_a_scale_that_loses_the_keys_is_not_the_best(found: list[Any], best: float) -> None:
+    assert best_scale(rows_of(*found), 128) == best
+
+
+def test_keys_are_asked_at_every_scale(tmp_path: Path) -> None:
+    model = tiny_model("llama", max_position_embeddings=512)
+    folder = save_model(
+        model, character_tokenizer(), tmp_path / "model", dataclasses.replace(INFO, native_window=512)
+    )
+    engine = Engine.load(str(folder), device="cpu")
+    config = EvaluateConfig(device="cpu")
+    found = calibrate(
+        engine, {"noise": random_documents(1, 1024)}, config, windows=[1024], ratios=(0.5, 1.0), prompts=2
+    )
+    asked = [row for row in found.record.rows if row["metric"] == "retrieval" and "depth" not in row]
+    assert [(row["scale"], row["n"]) for row in asked] == [(1.0, 2), (2.0, 2)]
+    examples = [e for e in found.record.examples if e.get("metric") == "retrieval"]
+    by_scale = [[e["expected"] for e in examples if e["scale"] == scale] for scale in (1.0, 2.0)]
+    assert by_scale[0] == by_scale[1], "the same prompts at every scale"

@@ -1,8 +1,10 @@
 """Which scale reads a window best: measured on text, written into the checkpoint's e2llm.json.
 
-Flows in: a loaded checkpoint, long documents that no result is reported on. Flows out: a Record of perplexity over
-(window, scale) and the schedule made of each window's best. The ladder's g = window / L is the smallest scale at which
-no position lies outside what training drew; a model that was trained at every distance may read better at less.
+Flows in: a loaded checkpoint, long documents that no result is reported on. Flows out: a Record of perplexity and pass
+keys over (window, scale) and the schedule made of each window's best. The ladder's g = window / L is the smallest scale
+at which no position lies outside what training drew; a model that was trained at every distance may read better at
+less. Perplexity alone misleads: most tokens need nothing from far away, and a scale at which far keys are lost can
+still have the lowest loss. Hence both are asked.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from e2llm.records import Record
 
 RATIOS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25)
 """Scales tried for a window, as shares of window / L."""
+KEYS_GIVEN_UP = 0.1
+"""Share of pass keys that a scale may find fewer than the best one and still be taken for its perplexity."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Calibration:
 
     schedule: Schedule
     record: Record
-    """kind `calibrate`: perplexity by window, scale and corpus."""
+    """kind `calibrate`: perplexity by window, scale and corpus, pass keys of the first corpus."""
 
 
 def calibrate(
@@ -41,35 +45,40 @@ def calibrate(
     *,
     windows: Sequence[int] = (),
     ratios: Sequence[float] = RATIOS,
+    prompts: int = 0,
     partial: Path | None = None,
     progress: bool = False,
 ) -> Calibration:
-    """Measure every window at every ratio * window / L and keep the best, by nats a token over all corpora together.
+    """Measure every window at every ratio * window / L and keep the best: the lowest nats a token over all corpora
+    together, among those that find as many pass keys as any (`KEYS_GIVEN_UP`).
+
+    `prompts`: pass keys asked at each window and scale, the same ones at each, in the first corpus's documents; 0 goes
+    by perplexity alone, which can choose a scale that loses what stands far away.
 
     `windows`: longer than the native one, which keeps scale 1 (the model as it was); () for the ladder's up to
     max_scale * L that the documents reach. `config` carries labels and what is written into the Record. Raises
     ValueError for windows that are not longer than L, ratios that are not positive, and documents that are too short.
     """
     windows = sorted(windows) or _ladder_windows(engine, corpora)
-    _check(engine, corpora, windows, ratios)
+    _check(engine, corpora, windows, ratios, prompts)
     records = []
     for window in windows:
-        measured = dataclasses.replace(
-            config,
-            windows=(window,),
-            scales=_candidates(window / engine.native_window, ratios),
-            protocols=("whole",),
-        )
+        scales = _candidates(window / engine.native_window, ratios)
+        measured = dataclasses.replace(config, windows=(window,), scales=scales, protocols=("whole",))
         cut = {
             label: [dataclasses.replace(document, tokens=document.tokens[:window]) for document in documents]
             for label, documents in corpora.items()
         }
         records.append(evaluate(engine, cut, measured, partial=partial, progress=progress))
+        if prompts:
+            asked = dataclasses.replace(measured, protocols=("pass_key",), prompts=prompts)
+            first = dict(list(cut.items())[:1])
+            records.append(evaluate(engine, first, asked, partial=partial, progress=progress))
     rows = [row for record in records for row in record.rows]
     best = [Step(window, best_scale(rows, window)) for window in windows]
     record = Record(
         kind="calibrate",
-        config={**records[-1].config, "windows": list(windows), "ratios": list(ratios), "scales": []},
+        config={**records[-1].config, "prompts": prompts, "windows": list(windows), "ratios": list(ratios), "scales": []},
         rows=rows,
         examples=[example for record in records for example in record.examples],
     )
@@ -83,7 +92,11 @@ def _ladder_windows(engine: Engine, corpora: Mapping[str, Sequence[Document]]) -
 
 
 def _check(
-    engine: Engine, corpora: Mapping[str, Sequence[Document]], windows: Sequence[int], ratios: Sequence[float]
+    engine: Engine,
+    corpora: Mapping[str, Sequence[Document]],
+    windows: Sequence[int],
+    ratios: Sequence[float],
+    prompts: int,
 ) -> None:
     if engine.extension.method == "none":
         raise ValueError("method = 'none': it has no scale to calibrate; name another method")
@@ -100,6 +113,8 @@ def _check(
         )
     if not ratios or any(not math.isfinite(ratio) or ratio <= 0 for ratio in ratios):
         raise ValueError(f"ratios = {list(ratios)}: use positive numbers, such as 0.5 to 1.25")
+    if prompts < 0:
+        raise ValueError(f"prompts = {prompts}: ask 10 or more pass keys a scale, or 0 for none")
     for label, documents in corpora.items():
         short = [d.name for d in documents if len(d.tokens) < max(windows)]
         if short or not documents:
@@ -112,16 +127,27 @@ def _candidates(adequate: float, ratios: Sequence[float]) -> tuple[float, ...]:
 
 
 def best_scale(rows: Sequence[Mapping[str, Any]], window: int) -> float:
-    """Scale with the fewest nats over all corpora; the smaller one where two are equal."""
+    """Scale with the fewest nats over all corpora, among those that find enough keys where keys were asked; the smaller
+    one where two are equal."""
     nats: dict[float, float] = {}
+    found: dict[float, float] = {}
     for row in rows:
-        if row["window"] == window:
+        if row["window"] == window and row["metric"] == "perplexity":
             nats[row["scale"]] = nats.get(row["scale"], 0.0) + math.log(row["value"]) * row["n"]
-    return min(sorted(nats), key=lambda scale: nats[scale])
+        elif row["window"] == window and row["metric"] == "retrieval" and "depth" not in row:
+            found[row["scale"]] = row["value"]
+    least = max(found.values(), default=0.0) - KEYS_GIVEN_UP
+    enough = [scale for scale in sorted(nats) if found.get(scale, 0.0) >= least - 1e-9]
+    return min(enough, key=lambda scale: nats[scale])
 
 
 def run(
-    config: EvaluateConfig, *, windows: Sequence[int] = (), ratios: Sequence[float] = RATIOS, progress: bool = True
+    config: EvaluateConfig,
+    *,
+    windows: Sequence[int] = (),
+    ratios: Sequence[float] = RATIOS,
+    prompts: int = 0,
+    progress: bool = True,
 ) -> Calibration:
     """Calibrate the checkpoint folder `config.model`: writes its e2llm.json and the Record `config.out`."""
     folder = Path(config.model)
@@ -140,7 +166,9 @@ def run(
         for label, path in config.corpora.items()
     }
     partial = Path(f"{config.out}.partial.jsonl")
-    found = calibrate(engine, corpora, config, windows=windows, ratios=ratios, partial=partial, progress=progress)
+    found = calibrate(
+        engine, corpora, config, windows=windows, ratios=ratios, prompts=prompts, partial=partial, progress=progress
+    )
     schedule = [dataclasses.asdict(step) for step in found.schedule]
     dataclasses.replace(engine.info, schedule=schedule).save(folder)
     found.record.save(config.out)
