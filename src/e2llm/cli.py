@@ -152,7 +152,8 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "calibrate",
         help="measure which scale reads each window best, and keep it with the checkpoint",
         description="Measure perplexity and pass keys at several scales for each window and write the best ones (the "
-        "lowest loss among those that find the keys) into the checkpoint's e2llm.json, where serving and evaluation find them. Use text that no result is reported on.",
+        "lowest loss among those that find the keys) into the checkpoint's e2llm.json, where serving and evaluation "
+        "find them. Use text that no result is reported on.",
     )
     add = parser.add_argument
     add("model", help="checkpoint folder with an e2llm.json")

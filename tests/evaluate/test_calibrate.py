@@ -149,9 +149,7 @@ def test_a_scale_that_loses_the_keys_is_not_the_best(found: list[Any], best: flo
 
 def test_keys_are_asked_at_every_scale(tmp_path: Path) -> None:
     model = tiny_model("llama", max_position_embeddings=512)
-    folder = save_model(
-        model, character_tokenizer(), tmp_path / "model", dataclasses.replace(INFO, native_window=512)
-    )
+    folder = save_model(model, character_tokenizer(), tmp_path / "model", dataclasses.replace(INFO, native_window=512))
     engine = Engine.load(str(folder), device="cpu")
     config = EvaluateConfig(device="cpu")
     found = calibrate(

@@ -78,7 +78,13 @@ def calibrate(
     best = [Step(window, best_scale(rows, window)) for window in windows]
     record = Record(
         kind="calibrate",
-        config={**records[-1].config, "prompts": prompts, "windows": list(windows), "ratios": list(ratios), "scales": []},
+        config={
+            **records[-1].config,
+            "prompts": prompts,
+            "windows": list(windows),
+            "ratios": list(ratios),
+            "scales": [],
+        },
         rows=rows,
         examples=[example for record in records for example in record.examples],
     )
