@@ -44,7 +44,8 @@ def serving_blocks(records: Sequence[Record]) -> list[str]:
     note = (
         "Made by `e2llm benchmark`. Contestants take turns on the same requests in one run; figures are medians over "
         "rounds, ratios medians of each round's ratio. `single`: all requests at one scale, `mixed`: several in one "
-        "batch. Floor: the model's matrix products and attention alone, of the same shapes; bandwidth: a large copy."
+        "batch. transformers: its own continuous batching, with default settings. Floor: the model's matrix products "
+        "and attention alone, of the same shapes; bandwidth: a large copy."
     )
     return ["## Serving", note, *blocks]
 
