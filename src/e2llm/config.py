@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from e2llm.config_distributed import DistributedConfig
 from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.placement import PlacementConfig
 from e2llm.positions.scales import ScalesConfig
@@ -207,8 +208,15 @@ class Recipe:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     lora: LoraSection = field(default_factory=LoraSection)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
+        _require(
+            not (self.distributed.global_batch and self.train.gradient_accumulation > 1),
+            "train.gradient_accumulation",
+            self.train.gradient_accumulation,
+            "it follows from distributed.global_batch; leave it out",
+        )
         self.placement.check_window(self.data.window)
         split = self.train.optimizer == "adamw_split"
         low_precision = self.model.dtype in ("bfloat16", "float16")
@@ -227,6 +235,12 @@ class Recipe:
         _require(self.model.dtype == "bfloat16", name, value, f"needs model.dtype = bfloat16, not {self.model.dtype}")
         _require(self.train.precision == "bfloat16", name, value, "needs train.precision = bfloat16")
         _require(self.lora.rank == 0, name, value, "adapters are float32 already: use adamw with lora.rank")
+        _require(
+            self.distributed.strategy in ("none", "ddp"),
+            name,
+            value,
+            f"distributed.strategy = {self.distributed.strategy} keeps float32 masters itself: use adamw",
+        )
         _require(
             self.train.gradient_accumulation == 1,
             name,

@@ -118,14 +118,25 @@ def test_autocast_stays_close_to_the_models_own() -> None:
         assert difference < 2e-2, f"{name}: {difference}"
 
 
-def test_no_more_logits_than_asked_are_held() -> None:
+def test_no_more_logits_than_asked_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    ids, seen = token_ids(2, 40), []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    ids, seen, called = token_ids(2, 40), [], []
+    own = nn.Linear.forward
+
+    def spy(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        logits = own(layer, hidden)
+        if layer is model.lm_head:
+            seen.append(logits.shape[0])
+        return logits
+
+    monkeypatch.setattr(nn.Linear, "forward", spy)
     with chunked_forward(model, rows=32):
         seen.clear()
+        model.lm_head.register_forward_hook(lambda module, inputs, output: called.append(output.shape))
         trained(model, input_ids=ids, labels=ids)
     assert seen == [32, 32, 16]
+    assert called == [()], "one call a batch: sharded weights are gathered around it"
+    assert model.lm_head(torch.zeros(3, 64)).shape == (3, 128), "the output layer is its own again"
 
 
 def test_router_losses_keep_the_models_own_forward() -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_run import WINDOW, make_base, small, weights
+from transformers import AutoModelForCausalLM
 
-from e2llm.config import Recipe, load_recipe, to_toml
+from e2llm.config import load_recipe, to_toml
 from e2llm.data import build_corpus
 from e2llm.hf import CheckpointInfo, get_extension, load_model
 from e2llm.positions.placement import PositionSampler
@@ -26,68 +25,10 @@ from e2llm.records import Record
 from e2llm.train import train, train_loaded
 from e2llm.train.trainer import PlacingTrainer
 
-WINDOW = 48
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with L = 64 and a byte-level tokenizer, and text beside it."""
-    folder = tmp_path_factory.mktemp("base")
-    words = [f"w{i} " for i in range(200)]
-    generator = torch.Generator().manual_seed(0)
-    text = folder / "text"
-    text.mkdir()
-    for document in range(6):
-        picks = torch.randint(0, 200, (400,), generator=generator).tolist()
-        (text / f"{document}.txt").write_text("".join(words[i] for i in picks))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.train_from_iterator(
-        [p.read_text() for p in text.iterdir()],
-        trainers.BpeTrainer(vocab_size=300, special_tokens=["<eos>"], show_progress=False),
-    )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder / "model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=300,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        eos_token_id=0,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    return folder
-
-
-def small(base: Path, output: Path, *overrides: str) -> Recipe:
-    return load_recipe(
-        "recommended",
-        [
-            f"model.name={base / 'model'}",
-            f'data.sources=[{{path="{base / "text"}"}}]',
-            f"data.window={WINDOW}",
-            "data.held_out_fraction=0.2",
-            f"data.cache_dir={base / 'cache'}",
-            f"output={output}",
-            "train.steps=6",
-            "train.batch_size=2",
-            "train.workers=0",
-            "train.log_every=1",
-            "train.precision=float32",
-            "train.learning_rate=1e-3",
-            "train.evaluate_scales=[1, 4]",
-            "train.evaluate_windows=2",
-            *overrides,
-        ],
-    )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -3,7 +3,8 @@
 Flows in: a causal LM whose step from hidden states to logits is known (`hf.head`). Flows out: the same model instance,
 whose forward with labels makes logits for a piece of the tokens at a time, takes their gradient at once and keeps only
 the gradient of the hidden states. Nothing is computed twice, and the memory of logits does not grow with batch or
-window. Knows no Trainer. N = tokens of the batch, H = hidden size, V = vocabulary.
+window. The pieces are made inside one call of the output layer: who shards a model (FSDP2, ZeRO-3) gathers a layer's
+weights by hooks around its call, once. Knows no Trainer. N = tokens of the batch, H = hidden size, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -80,23 +81,9 @@ class _ChunkedLoss(torch.autograd.Function):
         return of_hidden, None, None, None, None, *weights
 
 
-def chunked_loss(
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    head: Head,
-    weights: list[nn.Parameter],
-    rows: int,
-    kernel: Kernel = summed_nats,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed next-token loss (nats, float32 scalar) and the number of tokens it counts (int64 scalar).
-
-    hidden: (B, T, H) of the body. labels: (B, T) int64, `IGNORED` where a token carries no loss; position p is scored
-    against label p + 1, as transformers does. `weights`: parameters of `head` that are trained. `rows`: tokens whose
-    logits are held at once.
-    """
-    targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].reshape(-1).to(hidden.device)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return _ChunkedLoss.apply(flat, targets, head, kernel, rows, *weights), (targets != IGNORED).sum()
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (B, T) int64 -> targets (B * T,) int64: position p is scored against label p + 1, as transformers does."""
+    return F.pad(labels, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
 
 
 @contextmanager
@@ -113,24 +100,40 @@ def chunked_forward(model: nn.Module, rows: int, *, compiled: bool = False) -> I
         head = None
     else:
         training = inner.training
-        head = find_head(inner.eval())
+        output = inner.get_output_embeddings()
+        head = find_head(inner.eval(), output.forward)  # not its call, whose hooks would gather weights for each piece
         inner.train(training)
     if head is None:
         yield
         return
     kernel = torch.compile(summed_nats, dynamic=False) if compiled else summed_nats
-    inner.forward = types.MethodType(_forward(inner, head, kernel, rows), inner)
+    inner.forward = types.MethodType(_forward(inner), inner)
+    output.forward = types.MethodType(_output_forward(output.forward, head, kernel, rows), output)
     try:
         yield
     finally:
-        inner.__dict__.pop("forward", None)  # also where a trainer has wrapped ours by now
+        for module in (inner, output):
+            module.__dict__.pop("forward", None)  # also where a trainer has wrapped ours by now
 
 
 def _given(num_items_in_batch: Any) -> dict[str, Any]:
     return {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
 
 
-def _forward(model: Any, head: Head, kernel: Kernel, rows: int) -> Callable[..., Any]:
+def _output_forward(own: Callable[..., Any], head: Head, kernel: Kernel, rows: int) -> Callable[..., Any]:
+    """The output layer's forward; with targets (N,) it returns their summed loss (nats, float32 scalar) instead."""
+
+    @functools.wraps(own)
+    def forward(self: Any, hidden: torch.Tensor, *args: Any, targets: Any = None, **options: Any) -> Any:
+        if targets is None:
+            return own(hidden, *args, **options)
+        weights = [p for p in self.parameters() if p.requires_grad and torch.is_grad_enabled()]
+        return _ChunkedLoss.apply(hidden, targets, head, kernel, rows, *weights)
+
+    return forward
+
+
+def _forward(model: Any) -> Callable[..., Any]:
     """The model's forward with the loss made in pieces; without labels it is the model's own."""
     own = type(model).forward
 
@@ -146,10 +149,9 @@ def _forward(model: Any, head: Head, kernel: Kernel, rows: int) -> Callable[...,
         if labels is None or args:
             return own(self, input_ids, *args, labels=labels, **options, **_given(num_items_in_batch))
         hidden = self.base_model(input_ids=input_ids, **{"use_cache": False, **options}).last_hidden_state
-        output = self.get_output_embeddings()
-        weights = [p for p in output.parameters() if p.requires_grad and torch.is_grad_enabled()]
-        total, count = chunked_loss(hidden, labels, head, weights, rows, kernel)
-        count = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=total.device)
-        return CausalLMOutputWithPast(loss=total / count)
+        targets = next_tokens(labels).to(hidden.device)
+        total = self.get_output_embeddings()(hidden.flatten(0, 1), targets=targets)
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutputWithPast(loss=total / torch.as_tensor(count, device=total.device))
 
     return forward

@@ -26,9 +26,8 @@ class FullLogitsWarning(UserWarning):
     """The model's output step is unknown: logits of all tokens are held."""
 
 
-def _candidates(model: Any) -> Iterator[Head]:
+def _candidates(model: Any, project: Head) -> Iterator[Head]:
     """The output layer alone and followed by each step that the config suggests."""
-    project = model.get_output_embeddings()
     config = model.config.get_text_config()
     yield project
     for setting, steps in _STEPS.items():
@@ -63,8 +62,11 @@ _STEPS = {
 
 
 @torch.no_grad()
-def find_head(model: Any) -> Head | None:
-    """The output step of `model`, checked on 8 tokens; None (with a warning) when it is none of those known here."""
+def find_head(model: Any, project: Head | None = None) -> Head | None:
+    """The output step of `model`, checked on 8 tokens; None (with a warning) when it is none of those known here.
+
+    project: what the step calls as its output layer; None: the layer itself, hooks included.
+    """
     model = unwrap(model)
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
     expected = model(input_ids=ids, use_cache=False).logits.float()
@@ -72,7 +74,7 @@ def find_head(model: Any) -> Head | None:
     # One rounding of the model's own type apart at most: some models cast before and some after the output layer.
     tolerance = 4 * torch.finfo(hidden.dtype).eps * max(1.0, float(expected.abs().max()))
     best: tuple[float, Head | None] = (math.inf, None)
-    for head in _candidates(model):
+    for head in _candidates(model, project or model.get_output_embeddings()):
         logits = head(hidden).float()
         if logits.shape == expected.shape:
             error = float((logits - expected).abs().max())

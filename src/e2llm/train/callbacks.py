@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from e2llm.train.distributed import any_process
+
 
 class StopOnNaN(TrainerCallback):
     """Ends the run at the first logged loss that is not finite."""
@@ -48,7 +50,8 @@ class StopOnSignal(TrainerCallback):
         self.received = True
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        """Ask for a checkpoint and the end."""
+        """Ask for a checkpoint and the end; in all processes at one step, though the signal reaches them one by one."""
+        self.received = any_process(self.received)
         if self.received:
             control.should_save = True
             control.should_training_stop = True

@@ -39,8 +39,11 @@ from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
+from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters, merge_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
+from e2llm.train.distributed import Processes
+from e2llm.train.sharded import WHOLE, check_resume, described, load_whole, same_run
 from e2llm.train.split_adamw import SplitAdamW
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
 
@@ -66,11 +69,13 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     """
     console = Console(stderr=True)
     folder = recipe.run_folder
-    checkpoint = _prepare_folder(recipe, folder, resume)
+    processes = distributed.start(recipe)
+    checkpoint = _prepare_folder(recipe, folder, resume, processes)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
         dtype=recipe.model.dtype,
+        device=distributed.device_to_load_on(recipe),
         attn_implementation=recipe.model.attn_implementation,
         trust_remote_code=recipe.model.trust_remote_code,
         method=recipe.method,
@@ -79,7 +84,9 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
-    return _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+    result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+    processes.end()
+    return result
 
 
 def train_loaded(
@@ -94,7 +101,12 @@ def train_loaded(
     if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
         raise ValueError(f"model: its extension is {extension!r}; install it with {recipe.method!r} and its slopes")
     folder = recipe.run_folder
-    _prepare_folder(recipe, folder, resume=False)
+    if recipe.distributed.strategy not in WHOLE:
+        raise ValueError(
+            f"distributed.strategy = {recipe.distributed.strategy!r}: a loaded model stays whole in each process; use "
+            "strategy 'none' or 'ddp', or train() from a folder"
+        )
+    _prepare_folder(recipe, folder, False, distributed.start(recipe))
     transformers.set_seed(recipe.seed)
     return _run(recipe, model, tokenizer, corpus, folder, None, Console(stderr=True), quiet)
 
@@ -141,7 +153,8 @@ def _finish(
     """Held-out loss, Record, model; or what was reached when a signal came."""
     steps = trainer.state.global_step
     if stop.received and steps < recipe.train.steps:
-        console.print(f"stopped by SIGTERM after step {steps}; a checkpoint is in {folder}: go on with --resume")
+        if trainer.is_world_process_zero():
+            console.print(f"stopped by SIGTERM after step {steps}; a checkpoint is in {folder}: go on with --resume")
         return TrainResult(folder, None, steps, None)
     if trainer.eval_dataset is not None and not any(r["step"] == steps and "eval_loss" in r for r in metrics.rows):
         trainer.evaluate()
@@ -153,7 +166,7 @@ def _finish(
     return TrainResult(folder, folder / "model", steps, record)
 
 
-def _prepare_folder(recipe: Recipe, folder: Path, resume: bool) -> Path | None:
+def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Processes) -> Path | None:
     """The checkpoint to go on from. Refuses to mix two runs in one folder."""
     if not recipe.model.name:
         raise ValueError("model.name = '': name the base model, e.g. --set model.name=HuggingFaceTB/SmolLM2-135M")
@@ -164,12 +177,15 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool) -> Path | None:
     used = (folder / "recipe.toml").is_file()
     if used and not resume:
         raise ValueError(f"output = {str(folder)!r}: holds a run already; pass --resume to go on, or another output")
-    if used and resume and load_recipe(str(folder / "recipe.toml")) != recipe:
+    if used and resume and not same_run(load_recipe(str(folder / "recipe.toml")), recipe):
         raise ValueError(
             f"output = {str(folder)!r}: its recipe.toml differs from the one given, and a resumed run must be the "
             f"same run; use e2llm train {folder / 'recipe.toml'} --resume"
         )
-    if int(os.environ.get("RANK", "0")) == 0:
+    if resume and found:
+        check_resume(found[-1], recipe, processes)
+    processes.wait()  # nobody writes before all have looked
+    if processes.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / "recipe.toml.tmp"
         temporary.write_text(to_toml(recipe), encoding="utf-8")
@@ -211,8 +227,9 @@ def _build_trainer(
         for layer in find_rotary_owner(model).layers:  # type: ignore[union-attr]
             if layer._compiled_call_impl is None:
                 layer.compile()
-    arguments = _arguments(recipe, folder, model)
-    windows_per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
+    processes = Processes.of_environment()
+    arguments = _arguments(recipe, folder, model, processes)
+    windows_per_step = distributed.windows_per_step(recipe, processes.world)
     train_set = WindowDataset(
         corpus.train,
         window=recipe.data.window,
@@ -233,6 +250,7 @@ def _build_trainer(
     trainer = PlacingTrainer(
         extension=extension,
         evaluate_scales=config.evaluate_scales,
+        description=described(recipe, processes.world),
         model=model,
         args=arguments,
         train_dataset=train_set,
@@ -249,7 +267,9 @@ def _split_optimizer(config: TrainConfig) -> tuple[type[SplitAdamW], dict[str, A
     return SplitAdamW, {"lr": config.learning_rate, "betas": tuple(config.betas)}
 
 
-def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.TrainingArguments:
+def _arguments(
+    recipe: Recipe, folder: Path, model: nn.Module, processes: Processes
+) -> transformers.TrainingArguments:
     config = recipe.train
     on_gpu = torch.cuda.is_available()
     evaluates = bool(config.evaluate_every and config.evaluate_windows)
@@ -260,7 +280,6 @@ def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.T
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=scheduler,
         warmup_steps=config.warmup_steps,
@@ -288,7 +307,9 @@ def _arguments(recipe: Recipe, folder: Path, model: nn.Module) -> transformers.T
         accelerator_config={"non_blocking": on_gpu},
         report_to=list(config.trackers) or "none",
         disable_tqdm=True,
+        **distributed.arguments(recipe, processes),
     )
+    distributed.finish(arguments, recipe)
     # One process, one device: with several in sight the Trainer would split each batch over them (DataParallel), away
     # from its placements. More devices are torchrun's to start.
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -329,7 +350,7 @@ def base_name(name: str) -> str:
 
 
 def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpus, folder: Path) -> None:
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model: Any = _trained(recipe, trainer, folder)
     best = trainer.state.best_model_checkpoint
     info = CheckpointInfo(
         method=recipe.method,
@@ -343,8 +364,7 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         checkpoint=recipe.name,
         seed=recipe.seed,
         steps=trainer.state.global_step,
-        tokens=trainer.state.global_step * trainer.args.train_batch_size * trainer.args.world_size
-        * recipe.train.gradient_accumulation * recipe.data.window,
+        tokens=trainer.state.global_step * trainer.description["windows_per_step"] * recipe.data.window,
         data=portable(corpus.provenance),
         versions=current_versions("torch", "transformers", "peft"),
     )
@@ -354,15 +374,35 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
     save_model(merge_adapters(model), tokenizer, folder / "model", info)
     if best is not None and Path(best).is_dir():
         step = int(Path(best).name.rsplit("-", 1)[1])
-        save_model(_load_best(recipe, best), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
+        save_model(_load_best(recipe, Path(best)), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
 
 
-def _load_best(recipe: Recipe, checkpoint: str) -> nn.Module:
+def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> nn.Module:
+    """The trained model, whole, in this process: its own, or read back from the shards of the last checkpoint."""
+    if recipe.distributed.strategy in WHOLE:
+        return trainer.accelerator.unwrap_model(trainer.model)
+    return _from_shards(recipe, folder / "checkpoints" / f"checkpoint-{trainer.state.global_step}")
+
+
+def _from_shards(recipe: Recipe, checkpoint: Path) -> nn.Module:
+    model = _base(recipe)
+    if recipe.lora.rank:
+        model = add_adapters(model, recipe.lora)
+    load_whole(model, checkpoint, recipe.distributed.strategy)
+    return model
+
+
+def _base(recipe: Recipe) -> nn.Module:
+    trust = recipe.model.trust_remote_code
+    return load_model(recipe.model.name, dtype=recipe.model.dtype, device="cpu", trust_remote_code=trust)[0]
+
+
+def _load_best(recipe: Recipe, checkpoint: Path) -> nn.Module:
     """The weights of a Trainer checkpoint: whole ones as they are, adapters merged into a fresh base."""
+    if recipe.distributed.strategy not in WHOLE:
+        return merge_adapters(_from_shards(recipe, checkpoint))
     if not recipe.lora.rank:
         return transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=recipe.model.dtype)
     from peft import PeftModel
 
-    trust = recipe.model.trust_remote_code
-    base, _, _ = load_model(recipe.model.name, dtype=recipe.model.dtype, device="cpu", trust_remote_code=trust)
-    return merge_adapters(PeftModel.from_pretrained(base, checkpoint))
+    return merge_adapters(PeftModel.from_pretrained(_base(recipe), str(checkpoint)))

@@ -6,6 +6,7 @@ The rest (optimizer, schedule, accumulation, clipping, distribution, resume) is 
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from e2llm.data import collate
 from e2llm.hf import Extension
 from e2llm.positions.placement import PositionSampler
+from e2llm.train.distributed import any_process, local
+from e2llm.train.sharded import COMPLETE
 from e2llm.train.split_adamw import SplitAdamW
-
-COMPLETE = "COMPLETE"
-"""File written last into a checkpoint folder: without it the folder is the rest of a save that was cut off."""
 
 
 class PlacingCollator:
@@ -53,9 +53,13 @@ def collate_held_out(rows: list[dict[str, Any]]) -> dict[str, Any]:
 class PlacingTrainer(Trainer):
     """Trainer whose batches carry placements (see `PlacingCollator`)."""
 
-    def __init__(self, *, extension: Extension, evaluate_scales: tuple[float, ...], **arguments: Any) -> None:
+    def __init__(
+        self, *, extension: Extension, evaluate_scales: tuple[float, ...], description: dict[str, Any], **arguments: Any
+    ) -> None:
+        """description: what each checkpoint says of the run (`sharded.described`)."""
         super().__init__(**arguments)
         self.extension = extension
+        self.description = description
         self.evaluate_scales = evaluate_scales
 
     def compute_loss(
@@ -117,16 +121,19 @@ class PlacingTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+        finite = all(bool(torch.isfinite(local(p)).all()) for p in model.parameters() if p.requires_grad)
+        if any_process(not finite):
             raise ValueError(
                 f"weights are not finite at step {self.state.global_step}: nothing was saved. Lower "
                 f"train.learning_rate = {self.args.learning_rate:g} and resume from the last checkpoint"
             )
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder)  # left by a save that was cut off
+        any_process(False)  # nobody writes before it is gone
         super()._save_checkpoint(model, trial)
+        any_process(False)  # complete when all have written their parts
         if self.args.should_save:
-            (folder / COMPLETE).touch()
+            (folder / COMPLETE).write_text(json.dumps(self.description))
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -1,0 +1,227 @@
+"""Processes of one run: a recipe's `[distributed]` section and the launcher's environment become Trainer arguments.
+
+Flows in: a recipe, what torchrun or `accelerate launch` has set. Flows out: `Processes`, arguments, or a ValueError
+before any weight is loaded. The sharding itself is Accelerate's (DDP, FSDP2) and DeepSpeed's. Which samples
+a process sees is the Trainer's affair: batch k of all goes to process k mod world, and sample i is drawn from (seed, i)
+wherever it lands.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from e2llm.config import Recipe
+
+LAUNCH = "torchrun --nproc-per-node GPUS -m e2llm train recipe.toml"
+_PATIENCE = datetime.timedelta(hours=2)
+"""How long a process waits for the others: one of them may be tokenizing the corpus."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Where this process stands among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    """Among the processes of this machine."""
+    local_world: int = 1
+    launched: bool = False
+    """Whether a launcher started it: then there is a process group, be it of one."""
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Processes:
+        """What torchrun and `accelerate launch` say in the environment."""
+        if "LOCAL_RANK" not in environment or "WORLD_SIZE" not in environment:
+            return cls()
+        world = int(environment["WORLD_SIZE"])
+        return cls(
+            rank=int(environment.get("RANK", 0)),
+            world=world,
+            local_rank=int(environment["LOCAL_RANK"]),
+            local_world=int(environment.get("LOCAL_WORLD_SIZE", world)),
+            launched=True,
+        )
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.launched:
+            any_process(False)
+
+    def end(self) -> None:
+        """Leave the group, once nothing is exchanged any more."""
+        if self.launched and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def accumulation(recipe: Recipe, world: int) -> int:
+    """Batches that each process adds up before a step. Raises ValueError where the global batch does not divide."""
+    whole, batch = recipe.distributed.global_batch, recipe.train.batch_size
+    if not whole:
+        return recipe.train.gradient_accumulation
+    if whole % (batch * world):
+        raise ValueError(
+            f"distributed.global_batch = {whole}: not a multiple of train.batch_size x processes = {batch} x {world}; "
+            f"set train.batch_size to a divisor of {whole / world:g}, or another global batch"
+        )
+    return whole // (batch * world)
+
+
+def windows_per_step(recipe: Recipe, world: int) -> int:
+    """Windows in an optimizer step over all processes."""
+    return recipe.train.batch_size * accumulation(recipe, world) * world
+
+
+def start(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Processes:
+    """Check the section against what is here, and join the other processes. Raises ValueError."""
+    processes = Processes.of_environment(environment)
+    gpus = torch.cuda.device_count()
+    check(recipe, processes, gpus, environment)
+    if processes.launched and not dist.is_initialized():
+        if gpus:
+            torch.cuda.set_device(processes.local_rank)
+        # gloo beside NCCL: flags and offloaded weights live in host memory.
+        dist.init_process_group("cuda:nccl,cpu:gloo" if gpus else "gloo", timeout=_PATIENCE)
+    return processes
+
+
+def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[str, str]) -> None:
+    """Raise ValueError for a section that cannot run as these processes on a machine with `gpus` GPUs."""
+    config, world = recipe.distributed, processes.world
+    if config.strategy != "none" and not processes.launched:
+        raise ValueError(f"distributed.strategy = {config.strategy!r}: one process was started; start with {LAUNCH}")
+    if config.strategy == "none" and world > 1:
+        raise ValueError(
+            f"distributed.strategy = 'none': {world} processes were started; choose --set distributed.strategy=ddp, "
+            "fsdp2 or deepspeed"
+        )
+    if gpus and processes.local_world > gpus:
+        raise ValueError(
+            f"{processes.local_world} processes were started on a machine with {gpus} GPUs: each needs one of its own; "
+            f"use --nproc-per-node {gpus}"
+        )
+    if config.shard and world % config.shard:
+        raise ValueError(
+            f"distributed.shard = {config.shard}: does not divide the {world} processes; use one of "
+            f"{', '.join(str(n) for n in range(2, world + 1) if world % n == 0) or 'strategy ddp'}"
+        )
+    for name, engine in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if environment.get(name, "false").lower() == "true":
+            raise ValueError(
+                f"accelerate's own configuration asks for {engine}: here the recipe says so, by distributed.strategy = "
+                f"{config.strategy!r}; start with {LAUNCH}, or `accelerate launch` without {engine}"
+            )
+    if accumulation(recipe, world) > 1 and recipe.train.optimizer == "adamw_split":
+        raise ValueError(
+            f"train.optimizer = 'adamw_split': distributed.global_batch = {config.global_batch} takes "
+            f"{accumulation(recipe, world)} batches a process, whose gradients would be added up in bfloat16; use a "
+            "larger train.batch_size, or adamw"
+        )
+    if config.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            "distributed.strategy = 'deepspeed': DeepSpeed is not installed: pip install 'e2llm[deepspeed]'"
+        )
+
+
+def arguments(recipe: Recipe, processes: Processes) -> dict[str, Any]:
+    """What the section adds to transformers' TrainingArguments."""
+    config, world = recipe.distributed, processes.world
+    added: dict[str, Any] = {"gradient_accumulation_steps": accumulation(recipe, world)}
+    if config.strategy == "ddp":
+        added["ddp_find_unused_parameters"] = False  # every weight is used in every step
+    if config.strategy == "fsdp2":
+        added |= {
+            "fsdp": True,
+            "fsdp_config": {
+                "version": 2,
+                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                "reshard_after_forward": config.reshard,
+                "cpu_offload": config.cpu_offload,
+                "state_dict_type": "SHARDED_STATE_DICT",
+            },
+        }
+        if config.shard and config.shard < world:
+            from accelerate import ParallelismConfig
+
+            replicas = world // config.shard
+            added["parallelism_config"] = ParallelismConfig(
+                dp_replicate_size=replicas, dp_shard_size=config.shard
+            )
+    if config.strategy == "deepspeed":
+        added["deepspeed"] = deepspeed_config(recipe)
+    return added
+
+
+def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
+    """DeepSpeed's own configuration; "auto" is filled in by transformers from its arguments."""
+    config = recipe.distributed
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+        "round_robin_gradients": config.zero_stage == 2,
+    }
+    if config.zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
+        zero["stage3_gather_16bit_weights_on_model_save"] = False  # the model is made from the float32 weights
+    if config.cpu_offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if config.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": recipe.train.precision == "bfloat16"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+    }
+
+
+def finish(arguments: Any, recipe: Recipe) -> None:
+    """What TrainingArguments have no field for, on the ones that were made."""
+    if recipe.distributed.strategy != "fsdp2":
+        return
+    if recipe.train.precision == "bfloat16":
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # Accelerate's own policy would also add up gradients and return the loss in bfloat16.
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
+    if arguments.device.type == "cpu":
+        from accelerate import PartialState
+        from accelerate.utils import DistributedType
+
+        # Accelerate shards over GPUs and their like only and would quietly run DDP on CPUs, where FSDP2 itself works.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in any process; a meeting of all. Goes by the host, not the GPU."""
+    if not dist.is_initialized():
+        return flag
+    found = torch.tensor(int(flag))
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor; others as they are."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator,no-any-return]
+
+
+def device_to_load_on(recipe: Recipe) -> str | None:
+    """Where weights are read to: the host where each GPU is to get its part of them; None: the process's device."""
+    return "cpu" if recipe.distributed.strategy in ("fsdp2", "deepspeed") else None
