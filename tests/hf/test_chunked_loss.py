@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import tiny_model, token_ids
+from architectures import WINDOW, tiny_model, token_ids
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from e2llm.hf import install
 from e2llm.hf.chunked_loss import IGNORED, chunked_forward, summed_nats
 from e2llm.hf.head import FullLogitsWarning
+from e2llm.hf.teacher import Teacher
+from e2llm.positions.placement import PlacementConfig, PositionSampler
+from e2llm.positions.scales import ScalesConfig
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -156,3 +160,65 @@ def test_evaluation_makes_no_gradients() -> None:
     with torch.no_grad():
         torch.testing.assert_close(loss, model(input_ids=ids, labels=ids).loss)
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "phi"])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_teachers_share_of_the_loss(family: str, share: float) -> None:
+    """Against torch's own cross-entropy and kl_div over all logits at once, the teacher read at scale 1."""
+    model = tiny_model(family, **FAMILIES[family])
+    extension = install(model, method="yarn")
+    teacher = Teacher(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    ids, placements = token_ids(2, 40), [sampler_of(WINDOW).draw(i, 40) for i in range(2)]
+    inputs = {"input_ids": ids, "labels": labels_of(ids), "use_cache": False}
+    extension.place(placements)
+
+    def reference() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.train().zero_grad()
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        with torch.no_grad():
+            theirs = teacher.model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        targets = labels_of(ids)[:, 1:].flatten()
+        kept = targets != IGNORED
+        hard = F.cross_entropy(logits[kept], targets[kept])
+        soft = F.kl_div(
+            logits[kept].log_softmax(-1), theirs[kept].log_softmax(-1), reduction="batchmean", log_target=True
+        )
+        loss = (1 - share) * hard + share * soft
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    loss, gradients = reference()
+    extension.set_scale(None)  # who enters reads a few tokens of one row
+    with chunked_forward(model, rows=17, teacher=teacher, distill=share):
+        extension.place(placements)
+        found, pieces = trained(model, **inputs)
+        held_out = model.eval()(**inputs).loss.detach()
+    torch.testing.assert_close(found, loss, atol=1e-6, rtol=1e-5)
+    for name, gradient in gradients.items():
+        note = partial("{}: {}".format, name)
+        torch.testing.assert_close(pieces[name], gradient, atol=1e-6, rtol=1e-4, msg=note)
+    torch.testing.assert_close(held_out, model(**inputs).loss, atol=1e-6, rtol=1e-5, msg="held out: plain loss")
+
+
+def test_a_model_that_is_its_teacher_has_no_loss() -> None:
+    model = tiny_model("llama")
+    install(model, method="yarn")
+    ids = token_ids(2, 24)
+    with chunked_forward(model, rows=8, teacher=Teacher(model), distill=1.0):
+        loss, gradients = trained(model, input_ids=ids, labels=ids)
+    assert abs(float(loss)) < 1e-6
+    assert max(float(g.abs().max()) for g in gradients.values()) < 1e-6
+
+
+def sampler_of(window: int) -> PositionSampler:
+    return PositionSampler(
+        native_window=window,
+        training_window=40,
+        scales=ScalesConfig(max_scale=8),
+        placement=PlacementConfig(kind="jumps"),
+        seed=3,
+    )

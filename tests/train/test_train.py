@@ -289,3 +289,24 @@ def test_split_weights_train_like_float32_and_resume_bit_for_bit(base: Path, tmp
 def test_where_split_weights_make_no_sense(base: Path, tmp_path: Path, overrides: tuple[str], message: str) -> None:
     with pytest.raises(ValueError, match=f"train.optimizer = .*{message}"):
         small(base, tmp_path, *SPLIT, *overrides)
+
+
+def test_a_distilled_model_stays_nearer_to_its_base(base: Path, tmp_path: Path) -> None:
+    """Trained towards its own base at every scale, it moves less than towards the text."""
+    moved = {}
+    for share in (0.0, 1.0):
+        run = small(base, tmp_path / str(share), f"train.distill={share}", "train.steps=20")
+        result = train(run, quiet=True)
+        assert result.model_folder is not None
+        before, after = weights(base / "model"), weights(result.model_folder)
+        moved[share] = sum(float((after[k] - before[k]).square().sum()) for k in before) ** 0.5
+    assert 0 < moved[1.0] < 0.9 * moved[0.0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(("train.distill=1.5",), "share from 0 to 1"), (("train.distill=0.5", "train.logits_tokens=0"), "in pieces")],
+)
+def test_what_cannot_be_distilled(base: Path, tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"train.distill = .*{message}"):
+        small(base, tmp_path, *overrides)

@@ -23,11 +23,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from e2llm.hf.head import FullLogitsWarning, Head, find_head
 from e2llm.hf.rotary import unwrap
+from e2llm.hf.teacher import Teacher
 
 IGNORED = -100
 """Label of a token without loss, as everywhere in transformers."""
 
-Kernel = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Score = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+"""Logits of a piece of the tokens, and which they are -> summed loss, gradient of the logits."""
 
 
 def summed_nats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,28 +45,50 @@ def summed_nats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tens
     return torch.where(counted, nats, 0.0).sum(), gradient.to(logits.dtype)
 
 
+def distilled_nats(
+    logits: torch.Tensor, targets: torch.Tensor, taught: torch.Tensor, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `summed_nats`, with `share` of the loss replaced by the divergence KL(teacher || model) at the same tokens.
+
+    taught: (N, V) the teacher's logits. The gradient is softmax minus (1 - share) one-hot minus share times the
+    teacher's probabilities (Hinton et al. 2015, temperature 1)."""
+    counted = targets != IGNORED
+    index = targets.clamp(min=0)[:, None]
+    scores, wanted = logits.float(), taught.float()
+    log_sum = torch.logsumexp(scores, dim=1, keepdim=True)
+    wanted = wanted - torch.logsumexp(wanted, dim=1, keepdim=True)
+    probabilities = torch.exp(wanted)
+    nats = (log_sum - scores.gather(1, index))[:, 0]
+    divergence = (probabilities * (wanted - (scores - log_sum))).sum(dim=1).clamp(min=0)  # rounding can leave -1e-8
+    one_hot = torch.arange(scores.shape[1], device=scores.device) == index
+    gradient = torch.exp(scores - log_sum) - (1 - share) * one_hot.float() - share * probabilities
+    total = torch.where(counted, (1 - share) * nats + share * divergence, 0.0).sum()
+    return total, (gradient * counted[:, None]).to(logits.dtype)
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Summed loss of all tokens. The gradients are made on the way forward, where a piece's logits are at hand."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, kernel: Kernel, rows: int, *weights: Any
+        ctx: Any, hidden: torch.Tensor, head: Head, score: Score, rows: int, *weights: Any
     ) -> torch.Tensor:
-        """hidden (N, H), targets (N,) int64; `weights`: the head's trained parameters."""
+        """hidden (N, H); `weights`: the head's trained parameters."""
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weights = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
         for start in range(0, len(hidden), rows):
-            piece = hidden[start : start + rows].detach().requires_grad_()
+            where = slice(start, min(start + rows, len(hidden)))
+            piece = hidden[where].detach().requires_grad_()
             with torch.set_grad_enabled(of_hidden is not None or bool(weights)):
                 logits = head(piece)
-            nats, gradient = kernel(logits.detach(), targets[start : start + rows])
+            nats, gradient = score(logits.detach(), where)
             total += nats
             if of_hidden is None and not weights:
                 continue
             found = torch.autograd.grad(logits, [piece, *weights], gradient)
             if of_hidden is not None:
-                of_hidden[start : start + rows] = found[0]
+                of_hidden[where] = found[0]
             for kept, new in zip(of_weights, found[1:], strict=True):
                 kept += new
         ctx.save_for_backward(*([] if of_hidden is None else [of_hidden]), *of_weights)
@@ -78,7 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden = saved.pop(0) if ctx.has_hidden else None
         of_hidden = None if hidden is None else hidden * outer[0].to(hidden.dtype)
         weights = [(w * outer[0]).to(dtype) for w, dtype in zip(saved, ctx.dtypes, strict=True)]
-        return of_hidden, None, None, None, None, *weights
+        return of_hidden, None, None, None, *weights
 
 
 def next_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -87,11 +111,15 @@ def next_tokens(labels: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def chunked_forward(model: nn.Module, rows: int, *, compiled: bool = False) -> Iterator[None]:
+def chunked_forward(
+    model: nn.Module, rows: int, *, compiled: bool = False, teacher: Teacher | None = None, distill: float = 0.0
+) -> Iterator[None]:
     """Within the block, `model` (or what it wraps) computes the loss `rows` tokens at a time and returns no logits.
 
     A model whose output step is unknown, or that adds a loss of its own routers, keeps its own forward, with a
     `FullLogitsWarning`. `compiled`: torch.compile the loss kernel (one pass over a piece's logits instead of many).
+    `teacher`: in training mode, `distill` (0…1) of the loss follows its predictions for the same tokens at positions
+    0, 1, 2, …; a model that keeps its own forward cannot have one (ValueError).
     """
     inner: Any = unwrap(model)
     if getattr(inner.config.get_text_config(), "output_router_logits", False):
@@ -104,11 +132,16 @@ def chunked_forward(model: nn.Module, rows: int, *, compiled: bool = False) -> I
         head = find_head(inner.eval(), output.forward)  # not its call, whose hooks would gather weights for each piece
         inner.train(training)
     if head is None:
+        if teacher is not None:
+            raise ValueError(
+                f"train.distill = {distill:g}: the step from hidden states to logits of model type "
+                f"{inner.config.model_type!r} is not known, so the loss cannot be made in pieces; use train.distill = 0"
+            )
         yield
         return
-    kernel = torch.compile(summed_nats, dynamic=False) if compiled else summed_nats
-    inner.forward = types.MethodType(_forward(inner), inner)
-    output.forward = types.MethodType(_output_forward(output.forward, head, kernel, rows), output)
+    inner.forward = types.MethodType(_forward(inner, teacher), inner)
+    own = _output_forward(output.forward, head, _kernels(teacher, distill, compiled), rows)
+    output.forward = types.MethodType(own, output)
     try:
         yield
     finally:
@@ -120,20 +153,41 @@ def _given(num_items_in_batch: Any) -> dict[str, Any]:
     return {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
 
 
-def _output_forward(own: Callable[..., Any], head: Head, kernel: Kernel, rows: int) -> Callable[..., Any]:
+def _kernels(teacher: Teacher | None, distill: float, compiled: bool) -> Callable[..., Score]:
+    """Targets (N,), and the teacher's hidden states (N, H) or None -> score of a piece."""
+    plain = torch.compile(summed_nats, dynamic=False) if compiled else summed_nats
+    taught = torch.compile(distilled_nats, dynamic=False) if compiled and teacher else distilled_nats
+
+    def score_of(targets: torch.Tensor, lesson: torch.Tensor | None) -> Score:
+        def score(logits: torch.Tensor, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            if lesson is None or teacher is None:
+                return plain(logits, targets[where])
+            with torch.no_grad():
+                return taught(logits, targets[where], teacher.head(lesson[where]), distill)
+
+        return score
+
+    return score_of
+
+
+def _output_forward(
+    own: Callable[..., Any], head: Head, score_of: Callable[..., Score], rows: int
+) -> Callable[..., Any]:
     """The output layer's forward; with targets (N,) it returns their summed loss (nats, float32 scalar) instead."""
 
     @functools.wraps(own)
-    def forward(self: Any, hidden: torch.Tensor, *args: Any, targets: Any = None, **options: Any) -> Any:
+    def forward(
+        self: Any, hidden: torch.Tensor, *args: Any, targets: Any = None, lesson: Any = None, **options: Any
+    ) -> Any:
         if targets is None:
             return own(hidden, *args, **options)
         weights = [p for p in self.parameters() if p.requires_grad and torch.is_grad_enabled()]
-        return _ChunkedLoss.apply(hidden, targets, head, kernel, rows, *weights)
+        return _ChunkedLoss.apply(hidden, head, score_of(targets, lesson), rows, *weights)
 
     return forward
 
 
-def _forward(model: Any) -> Callable[..., Any]:
+def _forward(model: Any, teacher: Teacher | None) -> Callable[..., Any]:
     """The model's forward with the loss made in pieces; without labels it is the model's own."""
     own = type(model).forward
 
@@ -150,7 +204,8 @@ def _forward(model: Any) -> Callable[..., Any]:
             return own(self, input_ids, *args, labels=labels, **options, **_given(num_items_in_batch))
         hidden = self.base_model(input_ids=input_ids, **{"use_cache": False, **options}).last_hidden_state
         targets = next_tokens(labels).to(hidden.device)
-        total = self.get_output_embeddings()(hidden.flatten(0, 1), targets=targets)
+        lesson = teacher.hidden(input_ids, **options).flatten(0, 1) if teacher is not None and self.training else None
+        total = self.get_output_embeddings()(hidden.flatten(0, 1), targets=targets, lesson=lesson)
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / torch.as_tensor(count, device=total.device))
 

@@ -37,6 +37,7 @@ from e2llm.hf import (
 )
 from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.rotary import find_rotary_owner
+from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
 from e2llm.train import distributed
@@ -122,10 +123,11 @@ def _run(
     quiet: bool,
 ) -> TrainResult:
     """Train, measure the held-out loss, write what a run folder holds."""
+    teacher = _teacher(recipe, model)  # of the weights as they are before anything is trained
     trainer, callbacks = _build_trainer(recipe, model, corpus, folder, console, quiet)
     metrics, bar, stop = callbacks
     assert trainer.model is not None
-    with _loss_in_pieces(recipe.train, trainer.model):
+    with _loss_in_pieces(recipe, trainer.model, teacher):
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -133,11 +135,22 @@ def _run(
         return _finish(recipe, trainer, tokenizer, corpus, folder, metrics, stop, console)
 
 
-def _loss_in_pieces(config: TrainConfig, model: nn.Module) -> AbstractContextManager[None]:
+def _teacher(recipe: Recipe, model: nn.Module) -> Teacher | None:
+    if not recipe.train.distill:
+        return None
+    teacher = Teacher(model, torch.bfloat16 if recipe.train.precision == "bfloat16" else None)
+    if recipe.train.compile == "layers":
+        compile_layers(teacher.model)
+    return teacher
+
+
+def _loss_in_pieces(recipe: Recipe, model: nn.Module, teacher: Teacher | None) -> AbstractContextManager[None]:
+    config = recipe.train
     if not config.logits_tokens:
         return nullcontext()
     # After adapters: an output layer that they replaced is the one to call.
-    return chunked_forward(model, config.logits_tokens, compiled=config.compile == "layers")
+    compiled = config.compile == "layers"
+    return chunked_forward(model, config.logits_tokens, compiled=compiled, teacher=teacher, distill=config.distill)
 
 
 def _finish(
@@ -193,6 +206,14 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
     return found[-1] if resume and found else None
 
 
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile each decoder layer. Not the whole: under tracing transformers builds a T x T mask, which loses the
+    flash path."""
+    for layer in find_rotary_owner(model).layers:  # type: ignore[union-attr]
+        if layer._compiled_call_impl is None:
+            layer.compile()
+
+
 def _check_devices(recipe: Recipe) -> None:
     for tracker in recipe.train.trackers:
         try:
@@ -223,10 +244,7 @@ def _build_trainer(
     if recipe.lora.rank:
         model = add_adapters(model, recipe.lora)
     if config.compile == "layers":
-        # By layer, not whole: under tracing transformers builds a T x T mask, which loses the flash path.
-        for layer in find_rotary_owner(model).layers:  # type: ignore[union-attr]
-            if layer._compiled_call_impl is None:
-                layer.compile()
+        compile_layers(model)
     processes = Processes.of_environment()
     arguments = _arguments(recipe, folder, model, processes)
     windows_per_step = distributed.windows_per_step(recipe, processes.world)
