@@ -91,9 +91,12 @@ def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]
 class Study:
     """What all runs share: weights to start from, a model that trains, one that is measured, text."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, runs: list[Run]) -> None:
         self.args = args
-        self.model, self.tokenizer, _ = load_model(args.model, dtype="float32")
+        types = sorted({run.recipe.model.dtype for run in runs})
+        if len(types) > 1:
+            raise ValueError(f"model.dtype = {types}: all runs of one process share a model; start them apart (--only)")
+        self.model, self.tokenizer, _ = load_model(args.model, dtype=types[0])
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
         self.measured, _, _ = load_model(args.model, dtype=dtype)
@@ -232,7 +235,7 @@ def main() -> None:
     ]
     runs = read_plan(args.plan, files, settings, args.only)
     args.out.mkdir(parents=True, exist_ok=True)
-    shared = Study(args)
+    shared = Study(args, runs)
     for run in runs:
         out = args.out / f"study_{run.name}.json"
         if out.is_file() or time.monotonic() - began > args.until:
