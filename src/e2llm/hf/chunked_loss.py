@@ -76,7 +76,7 @@ class _ChunkedLoss(torch.autograd.Function):
         """hidden (N, H); `weights`: the head's trained parameters."""
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weights = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
+        of_weights: list[torch.Tensor] = []
         for start in range(0, len(hidden), rows):
             where = slice(start, min(start + rows, len(hidden)))
             piece = hidden[where].detach().requires_grad_()
@@ -89,8 +89,11 @@ class _ChunkedLoss(torch.autograd.Function):
             found = torch.autograd.grad(logits, [piece, *weights], gradient)
             if of_hidden is not None:
                 of_hidden[where] = found[0]
+            if not start:
+                of_weights = [new.float() for new in found[1:]]
+                continue
             for kept, new in zip(of_weights, found[1:], strict=True):
-                kept += new
+                kept += new  # float32 + the weights' own type, in one pass
         ctx.save_for_backward(*([] if of_hidden is None else [of_hidden]), *of_weights)
         ctx.has_hidden, ctx.dtypes = of_hidden is not None, [w.dtype for w in weights]
         return total
