@@ -137,9 +137,16 @@ def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> Non
     for name in set(e2llm.__all__) - {"__version__"}:
         assert f"### e2llm.{name}\n" in api
     commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    parsers = dict(commands)
     for name, parser in commands.items():
-        section = cli.split(f"## e2llm {name}\n")[1].split("\n## ")[0]
+        inner = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        parsers |= {f"{name} {word}": one for choices in inner for word, one in choices.items()}
+    assert "benchmark train" in parsers
+    for name, parser in parsers.items():
+        section = re.split(r"\n##+ ", cli.split(f"# e2llm {name}\n")[1])[0]
         for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                continue
             words = action.option_strings or [action.dest]
             both = isinstance(action, argparse.BooleanOptionalAction)  # said and denied in one row
             assert action.dest == "help" or f"| `{'/'.join(words) if both else words[-1]}" in section
