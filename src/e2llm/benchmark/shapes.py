@@ -94,7 +94,7 @@ SHAPES = {
     "llama-2-7b-lora": Shape(**_LLAMA_2_7B, lora_rank=16),
     "llama-2-7b": Shape(**_LLAMA_2_7B),
 }
-"""Name -> sizes: SmolLM2-135M, Llama 3.2 1B (plain frequencies, 8k), Llama 2 7B, and two that try everything out on a CPU."""
+"""Name -> sizes: SmolLM2-135M, Llama 3.2 1B (plain frequencies, 8k), Llama 2 7B, and two for a CPU."""
 
 
 def shape_of(name: str) -> Shape:

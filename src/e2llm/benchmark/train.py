@@ -18,7 +18,7 @@ from typing import Any
 
 from e2llm.benchmark.shapes import shape_of
 from e2llm.benchmark.train_contestants import FULL_LENGTH, TRAINERS, Contestant, recipe_of
-from e2llm.benchmark.train_process import run_in_process
+from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY, TOO_LONG, run_in_process
 from e2llm.benchmark.train_rows import Measurement, best_of, rows_of
 from e2llm.records import Record, portable
 
@@ -166,12 +166,12 @@ class _Session:
         found = self._result(one)
         if found is None:
             return
-        if found["status"] == "out of memory":
+        if found["status"] == OUT_OF_MEMORY:
             self.out_of_memory.append(one.name)
             self._too_large[kind] = tokens
             self._say(one, "out of memory")
             self._retry(one, number)
-        elif found["status"] == "measured":
+        elif found["status"] == MEASURED:
             self.measured.append(Measurement(one, number, found))
             self._say(one, f"{self.measured[-1].tokens_per_second:,.0f} tokens/s")
         self.save(self.record())
@@ -184,7 +184,9 @@ class _Session:
             return
         one = replace(best_of(ours)[0].contestant, profile=5)
         found = self._result(one, "profile")
-        if found is not None and found["status"] == "measured":
+        if found is not None and found["status"] == OUT_OF_MEMORY:
+            self.failed["profile"] = "out of memory"
+        elif found is not None and found["status"] == MEASURED:
             self.profiled = (one, found)
         self.save(self.record())
 
@@ -202,7 +204,9 @@ class _Session:
             return None
         limit = min(self.config.time_limit, max(left, 1.0))
         found = run_in_process(one, work=self.work, time_limit=limit)
-        if found["status"] == "failed":
+        if found["status"] == TOO_LONG and limit < self.config.time_limit:
+            self.not_run.append(name)  # it had less time than it may take
+        elif found["status"] in (FAILED, TOO_LONG):
             self.failed[name] = found["why"]
             self.progress(f"{name} failed: {found['why']}")
         return found

@@ -17,15 +17,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from e2llm.benchmark.train_contestants import Contestant
+from e2llm.benchmark.train_contestants import Contestant, require_package
 
-FAILED = "failed"
+MEASURED, OUT_OF_MEMORY, FAILED, TOO_LONG = "measured", "out of memory", "failed", "too long"
+"""What a result's `status` is."""
 SOURCES = Path(__file__).resolve().parents[2]
 """Where this very e2llm is imported from; the process must not find another."""
 
 
 def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[str, Any]:
-    """The contestant's result; `failed` with a reason where it took longer than `time_limit` seconds or died."""
+    """The contestant's result; `failed` where it died, `too long` where it was ended after `time_limit` seconds."""
+    try:
+        require_package(one.trainer)  # before a process starts for it
+    except ModuleNotFoundError as error:
+        return {"status": FAILED, "why": str(error)}
     work.mkdir(parents=True, exist_ok=True)
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -40,7 +45,7 @@ def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[st
         try:
             process.wait(timeout=time_limit)
         except subprocess.TimeoutExpired:
-            return {"status": FAILED, "why": f"took longer than {time_limit:.0f} s"}
+            return {"status": TOO_LONG, "why": f"took longer than {time_limit:.0f} s"}
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)

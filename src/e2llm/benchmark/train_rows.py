@@ -156,7 +156,7 @@ def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
     if not full or "e2llm" not in seconds:
         return []
     shape = groups[0][0].contestant.shape
-    serves = " ".join(f"{window // 1024}k" for window in sorted(full))
+    serves = " ".join(str(window) if window % 1024 else f"{window // 1024}k" for window in sorted(full))
     common: Row = {"shape": shape, "gpus": 1, "parallelism": "none", "serves": serves}
     total, metric = sum(full.values()), "serving_seconds_per_million_tokens"
     rows = [make_row(metric, total, "s", len(full), trainer=FULL_LENGTH, **common)]

@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from e2llm.benchmark.train_contestants import Contestant, require_package
+from e2llm.benchmark.train_contestants import Contestant
+from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY
 from e2llm.benchmark.trainers import Run, run_contestant, write_text
 from e2llm.records import environment_snapshot, write_atomic
-
-MEASURED, OUT_OF_MEMORY, FAILED = "measured", "out of memory", "failed"
 
 
 def main(arguments: list[str]) -> None:
@@ -27,7 +26,6 @@ def main(arguments: list[str]) -> None:
     one = Contestant(**{**spec["contestant"], "settings": tuple(spec["contestant"]["settings"])})
     work = Path(spec["work"])
     try:
-        require_package(one.trainer)
         result = _result(one, run_contestant(one, write_text(work / "text"), work))
     except Exception as error:
         result = {"status": OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED, "why": _said(error)}

@@ -115,20 +115,27 @@ def _run_hf(one: Contestant, text: Path, work: Path) -> Run:
     """transformers' Trainer: its own optimizer, loss, collator and loader."""
     from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
 
+    from e2llm.config import LoraSection
+    from e2llm.hf import enable_activation_checkpointing
+    from e2llm.train.adapters import add_adapters
+
     rows, model, shape = _rows(one, text, work), _peer_model(one), shape_of(one.shape)
     if shape.lora_rank:
-        from e2llm.config import LoraSection
-        from e2llm.train.adapters import add_adapters
-
         model = add_adapters(model, LoraSection(rank=shape.lora_rank))
+    if one.checkpointing:
+        enable_activation_checkpointing(model)  # as ours: the argument has another name in other versions
     given: dict[str, Any] = {
         "per_device_train_batch_size": one.batch_size,
         "max_steps": len(rows) // one.batch_size,
         "bf16": True,
-        "gradient_checkpointing": one.checkpointing,
         **HF_OPTIONS[one.trainer],
     }
-    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": _device() == "cpu"}
+    quiet: dict[str, Any] = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": _device() == "cpu",
+    }
     arguments = TrainingArguments(output_dir=str(work / "run"), **given, **quiet)
     clock = StepClock(warmup=one.warmup, steps=one.steps)
     trainer = Trainer(
@@ -144,7 +151,7 @@ def _run_hf(one: Contestant, text: Path, work: Path) -> Run:
         trainer.train()
     except Measured:
         pass
-    return Run(clock, **counts, settings={**given, "optim": str(arguments.optim.value)})  # type: ignore[union-attr]
+    return Run(clock, **counts, settings={**given, "optim": getattr(arguments.optim, "value", arguments.optim)})
 
 
 def _run_litgpt(one: Contestant, text: Path, work: Path) -> Run:
@@ -187,7 +194,7 @@ def _run_litgpt(one: Contestant, text: Path, work: Path) -> Run:
     compiled: Callable[..., Any] = torch.compile(model) if device == "cuda" else model  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=device == "cuda")
     clock = StepClock(warmup=one.warmup, steps=one.steps)
-    loader = torch.utils.data.DataLoader(rows, batch_size=one.batch_size, pin_memory=device == "cuda")  # type: ignore[arg-type]
+    loader: Any = torch.utils.data.DataLoader(rows, batch_size=one.batch_size, pin_memory=device == "cuda")  # type: ignore[arg-type]
     for batch in loader:
         ids = batch["input_ids"].to(device, non_blocking=True)
         with torch.autocast(device, torch.bfloat16):
