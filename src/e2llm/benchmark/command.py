@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, add, about in (
         ("serve", _add_serve, "mixed scales against one scale, and beside transformers' continuous batching"),
         ("rerotate", _add_rerotate, "cached keys turned to another scale, against reading again"),
-        ("train", train_command.add_arguments, "our trainer beside transformers' Trainer and others, or beside full-length training"),
+        ("train", train_command.add_arguments, "our trainer beside transformers' and others, or full-length training"),
     ):
         add(kinds.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}."))
 

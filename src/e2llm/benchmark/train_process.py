@@ -53,7 +53,8 @@ def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[st
             shutil.rmtree(run, ignore_errors=True)
     if not answer.is_file():
         lines = log.read_text(errors="replace").strip().splitlines()
-        return {"status": FAILED, "why": f"exit code {process.returncode}: {lines[-1][:300] if lines else 'no word'}"}
+        said_last = " ".join(lines[-3:])[-400:] or "no word"
+        return {"status": FAILED, "why": f"exit code {process.returncode}: {said_last}"}
     found = json.loads(answer.read_text(encoding="utf-8"))
     assert isinstance(found, dict)
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from e2llm.benchmark.kernels import KernelTime, class_of, seconds_by_class
@@ -127,19 +127,13 @@ def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
 
 def _memory_ratios(groups: dict[str, list[Measurement]]) -> list[Row]:
     """Peak memory against transformers' Trainer as it comes, at the same batch size and window."""
-    peaks = {
-        (one.trainer, one.window, one.batch_size, one.checkpointing): (
-            one,
-            max(float(m.result["peak_memory_bytes"]) for m in group),
-        )
-        for group in groups.values()
-        for one in [group[0].contestant]
-    }
-    return [
-        make_row("memory_ratio_to_hf", peak / peaks[("hf", *same)][1], "ratio", 1, **labels_of(one))
-        for (trainer, *same), (one, peak) in peaks.items()
-        if trainer != "hf" and ("hf", *same) in peaks
-    ]
+    peaks = {group[0].contestant: max(float(m.result["peak_memory_bytes"]) for m in group) for group in groups.values()}
+    rows = []
+    for one, peak in peaks.items():
+        other = peaks.get(replace(one, trainer="hf"))
+        if one.trainer != "hf" and other is not None:
+            rows.append(make_row("memory_ratio_to_hf", peak / other, "ratio", 1, **labels_of(one)))
+    return rows
 
 
 def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
