@@ -34,6 +34,7 @@ class TrainBenchConfig:
 
     shape: str
     trainers: tuple[str, ...] = DEFAULT_TRAINERS
+    """Names; name:1,2 gives one its own batch sizes."""
     windows: tuple[int, ...] = (4096,)
     """Tokens of a training window."""
     batch_sizes: tuple[int, ...] = ()
@@ -68,11 +69,11 @@ class TrainBenchConfig:
     def __post_init__(self) -> None:
         shape_of(self.shape)
         for trainer in self.trainers:
-            if trainer not in TRAINERS:
+            name, _ = split_trainer(trainer)
+            if name not in TRAINERS:
                 raise ValueError(f"trainers = {trainer!r}: no such trainer; choose from {', '.join(TRAINERS)}")
-        for name in ("trainers", "windows"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} = (): give at least one")
+        if not contestants(self):
+            raise ValueError(f"trainers = {self.trainers}, windows = {self.windows}: give at least one of each")
         for name in ("steps", "block", "rounds", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: use at least 1")
@@ -83,6 +84,9 @@ class TrainBenchConfig:
             raise ValueError(f"block = {self.block}: more than steps = {self.steps}; use a smaller block or more steps")
         if self.time_limit <= 0 or self.until <= 0:
             raise ValueError(f"time_limit = {self.time_limit}, until = {self.until}: use seconds above 0")
+        names = [one.name for one in contestants(self)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"trainers, windows, batch_sizes: each contestant once; {', '.join(names)}")
         for one in contestants(self):  # settings that a recipe refuses are refused before anything runs
             recipe_of(one, Path("text"), Path("work"))
 
@@ -98,11 +102,20 @@ def contestants(config: TrainBenchConfig) -> list[Contestant]:
             *(_shorter(_full(config, window, common)) for window in config.full_windows),
         ]
     return [
-        Contestant(trainer=trainer, window=window, batch_size=batch_size, **common)
+        Contestant(trainer=name, window=window, batch_size=batch_size, **common)
         for window in config.windows
-        for trainer in config.trainers
-        for batch_size in sorted(batch_sizes)
+        for name, own in map(split_trainer, config.trainers)
+        for batch_size in sorted(own or batch_sizes)
     ]
+
+
+def split_trainer(text: str) -> tuple[str, tuple[int, ...]]:
+    """e2llm -> (e2llm, ()); hf:1,2 -> (hf, (1, 2)). Raises ValueError."""
+    name, colon, numbers = text.partition(":")
+    parts = numbers.split(",") if colon else []
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"trainers = {text!r}: write batch sizes of at least 1 as {name}:1,2")
+    return name, tuple(map(int, parts))
 
 
 def _full(config: TrainBenchConfig, window: int, common: dict[str, Any]) -> Contestant:

@@ -28,8 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add = parser.add_argument
     add("--shape", required=True, help=f"sizes of the model, random weights: {', '.join(SHAPES)}")
-    add("--trainers", nargs="+", metavar="NAME", help=f"of {', '.join(TRAINERS)} (all but litgpt and full-length)")
-    add("--window", nargs="+", metavar="TOKENS", help="of a training window (4096; --figure1: 4k 8k)")
+    add(
+        "--trainers",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(TRAINERS)} (all but litgpt and full-length); hf:1,2 gives one its own batch sizes",
+    )
+    add("--window", nargs="*", metavar="TOKENS", help="of a training window (4096; --figure1: 4k 8k)")
     add(
         "--batch-size",
         nargs="+",
@@ -79,7 +84,7 @@ def measure(
     names = ("shape", "steps", "warmup", "block", "rounds", "method", "checkpointing", "figure1")
     given = {name: getattr(arguments, name) for name in (*names, "time_limit")}
     # What was not said has its default in one place, the config's.
-    windows = arguments.window or (["4k", "8k"] if arguments.figure1 else None)
+    windows = ["4k", "8k"] if arguments.figure1 and arguments.window is None else arguments.window
     for name, texts in (("windows", windows), ("full_windows", arguments.full_windows)):
         given |= {} if texts is None else {name: tuple(map(tokens, texts))}
     given |= {} if arguments.trainers is None else {"trainers": tuple(arguments.trainers)}
