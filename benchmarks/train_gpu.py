@@ -38,11 +38,13 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     """What each GPU does, in order."""
     smollm2 = ["e2llm", "hf", "hf-liger-compile", "e2llm-plain-positions", "hf-compile"]
     lora = ("--shape", "llama-2-7b-lora", "--checkpoint-from", "16k", "--figure1")
-    steps = ("--steps", "10", "--warmup", "5")
+    steps = ("--steps", "10", "--warmup", "5", "--block", "2")
     first = [
         Job("smollm2-135m", ("--shape", "smollm2-135m", "--trainers", *smollm2, "--profile", "PROFILE")),
         Job("figure1_7b-lora", (*lora, *steps, "--full-windows", "16k", "32k"), full=False),
     ]
+    ours = (*steps, "--window", "4k", "8k", "--full-windows", "--checkpointing")
+    first.append(Job("figure1_7b-lora_recomputed", (*lora, *ours), full=False))
     second = [
         Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", "e2llm", "hf", "hf-liger-compile")),
         Job(

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: our windows against training at full length (YaRN, fixed scale)",
     )
     windows = "windows of full-length training (16k 32k 64k 128k)"
-    add("--full-windows", nargs="+", metavar="TOKENS", help=windows)
+    add("--full-windows", nargs="*", metavar="TOKENS", help=windows)
     add("--checkpoint-from", default="0", metavar="TOKENS", help="full-length windows that recompute activations "
         "from the start; smaller ones do where memory runs out")  # fmt: skip
     add("--profile", metavar="FILE", help="also run e2llm under the profiler; text to write")
