@@ -84,6 +84,8 @@ class TrainBenchConfig:
             raise ValueError(f"block = {self.block}: more than steps = {self.steps}; use a smaller block or more steps")
         if self.time_limit <= 0 or self.until <= 0:
             raise ValueError(f"time_limit = {self.time_limit}, until = {self.until}: use seconds above 0")
+        if self.profile and all(one.trainer != "e2llm" for one in contestants(self)):
+            raise ValueError("profile: e2llm is the one that is profiled; add it to trainers")
         names = [one.name for one in contestants(self)]
         if len(set(names)) < len(names):
             raise ValueError(f"trainers, windows, batch_sizes: each contestant once; {', '.join(names)}")

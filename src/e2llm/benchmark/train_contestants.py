@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import shape_of
-from e2llm.config import load_recipe
 
 LITGPT = "litgpt"
 FULL_LENGTH = "full-length"
@@ -72,6 +71,8 @@ class Contestant:
 
 def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
     """The recommended recipe at its fastest, with the contestant's changes. ValueError for settings it refuses."""
+    from e2llm.config import load_recipe
+
     shape = shape_of(one.shape)
     lora = (f"lora.rank={shape.lora_rank}", "model.dtype=bfloat16") if shape.lora_rank else ()
     scale = max(1.0, one.window / shape.native_window)
