@@ -169,7 +169,8 @@ def test_training_tables_and_targets_follow_the_figures(docs: ModuleType, tmp_pa
 
 def test_figure_1_adds_up_windows_of_several_records(docs: ModuleType, tmp_path: Path) -> None:
     def record(name: str, *rows: list[dict]) -> Record:
-        return train_record(tmp_path, [row for some in rows for row in some], name=name, figure1=True, not_run=[f"last of {name}"])
+        together = [row for some in rows for row in some]
+        return train_record(tmp_path, together, name=name, figure1=True, not_run=[f"last of {name}"])
 
     def one(trainer: str, window: int, seconds: float, **more: bool) -> list[dict]:
         values = {"seconds_per_million_tokens": seconds, "tokens_per_second": 1e6 / seconds, "peak_memory_bytes": 2e10}
