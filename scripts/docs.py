@@ -2,6 +2,7 @@
 
     docs/results.md, docs/images/*.svg, the tables in README.md   from benchmarks/results/*.json
     docs/study.md                                                 from benchmarks/study.toml and its Records
+    docs/training-speed.md                                        from benchmarks/results/train_*.json
     docs/cli.md, docs/api.md, docs/recipes.md                     from the code and the shipped recipes
 
 --check writes nothing and exits 1, naming the files, if a page differs from what would be written or a picture is
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import docs_reference
 import docs_results
 import docs_study
+import docs_training
 
 from e2llm.records import write_atomic
 
@@ -41,6 +43,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         root / "README.md": readme,
         root / "docs" / "results.md": docs_results.results_page(records),
         root / "docs" / "study.md": docs_study.study_page(ROOT, records),
+        root / "docs" / "training-speed.md": docs_training.training_page(records),
         root / "docs" / "cli.md": docs_reference.cli_page(),
         root / "docs" / "api.md": docs_reference.api_page(),
         root / "docs" / "recipes.md": docs_reference.recipes_page(),
@@ -63,7 +66,8 @@ def outdated(root: Path = ROOT) -> list[str]:
     for path, text in pages(root).items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             found.append(str(path.relative_to(root)))
-    images = docs_results.image_files(docs_results.load(root / "benchmarks" / "results"))
+    records = docs_results.load(root / "benchmarks" / "results")
+    images = [*docs_results.image_files(records), *docs_training.image_drawings(records)]
     return found + [f"docs/images/{file}" for file in images if not (root / "docs" / "images" / file).is_file()]
 
 
@@ -79,8 +83,11 @@ def main() -> int:
     for path, text in pages().items():
         write_atomic(path, text)
         print(path.relative_to(ROOT))
-    for path in docs_results.draw(docs_results.load(ROOT / "benchmarks" / "results"), ROOT / "docs" / "images"):
+    records, images = docs_results.load(ROOT / "benchmarks" / "results"), ROOT / "docs" / "images"
+    for path in docs_results.draw(records, images):
         print(path.relative_to(ROOT))
+    for file, drawing in docs_training.image_drawings(records).items():
+        print(drawing.save(images / file).relative_to(ROOT))
     return 0
 
 

@@ -56,9 +56,22 @@ def cli_page() -> str:
         summaries = {choice.dest: choice.help for choice in action._choices_actions}
         for name, command in action.choices.items():
             about = " ".join((command.description or summaries.get(name) or "").split())
-            usage = "\n".join(_usage(f"e2llm {name}", command))
-            blocks += [f"## e2llm {name}", _sentence(about), f"```\n{usage}\n```", _arguments(command)]
+            blocks += _command(f"e2llm {name}", about, command)
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _command(name: str, about: str, command: argparse.ArgumentParser, level: str = "##") -> Iterator[str]:
+    """A command's section, and those of its own commands."""
+    inner = [action for action in command._actions if isinstance(action, argparse._SubParsersAction)]
+    yield f"{level} {name}"
+    yield _sentence(about)
+    if not inner:
+        yield "```\n" + "\n".join(_usage(name, command)) + "\n```"
+    yield _arguments(command)
+    for action in inner:
+        for word, parser in action.choices.items():
+            text = " ".join((parser.description or "").split())
+            yield from _command(f"{name} {word}", text, parser, level + "#")
 
 
 def _shown(parser: argparse.ArgumentParser) -> list[argparse.Action]:

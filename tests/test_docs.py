@@ -131,15 +131,84 @@ def test_serving_tables_hold_what_records_say(docs: ModuleType, tmp_path: Path) 
     assert docs.docs_results.serving_blocks([]) == []
 
 
+def train_record(tmp_path: Path, rows: list[dict], *, name: str = "train_x", **config: object) -> Record:
+    facts = {"shape": "llama-1b", "figure1": False, "failed": {}, "out_of_memory": [], "not_run": []}
+    path = tmp_path / f"{name}.json"
+    return Record("benchmark_train", {**facts, **config}, rows, environment={"gpu": "G"}, path=path)
+
+
+def train_rows(trainer: str, window: int = 4096, *, recompute: bool = False, **values: float) -> list[dict]:
+    labels: dict = {"trainer": trainer, "shape": "llama-1b", "window": window, "batch_size": 4}
+    labels["checkpointing"] = recompute
+    units = {"tokens_per_second": "tokens/s", "peak_memory_bytes": "bytes", "model_flops_utilization": "share"}
+    units |= {"seconds_per_million_tokens": "s"}
+    return [
+        make_row(metric, value, units.get(metric, "ratio"), 3, **labels, low=value / 2, high=value * 2)
+        for metric, value in values.items()
+    ]
+
+
+def test_training_tables_and_targets_follow_the_figures(docs: ModuleType, tmp_path: Path) -> None:
+    ours = {"model_flops_utilization": 0.51, "memory_ratio_to_hf": 0.7, "ratio_to_plain_positions": 0.996}
+    rows = train_rows("e2llm", tokens_per_second=60_000, peak_memory_bytes=40e9, ratio_to_hf=1.5, **ours)
+    rows += train_rows("hf", tokens_per_second=40_000, peak_memory_bytes=57e9)
+    profiled: dict = {"trainer": "e2llm", "batch_size": 4, "window": 4096, "kernels": "loss"}
+    rows.append(make_row("device_seconds_per_step", 0.2, "s", 5, **profiled))
+    record = train_record(tmp_path, rows, failed={"hf-liger": "no such package"}, out_of_memory=["hf 8 x 4096"])
+    page = docs.docs_training.training_page([record])
+    assert "## llama-1b, G (`train_x`)" in page
+    assert "| e2llm | 4 × 4k | 60,000 (30,000–120,000) | 51.0% | 40.0 GB | 1.500 | 0.996 | 0.700 |" in page
+    assert "| hf | 4 × 4k | 40,000 (20,000–80,000) |  | 57.0 GB |  |  |  |" in page
+    assert "| at least half of the card's dense peak | 0.510 | yes |" in page
+    assert "| at most 0.6 of hf's peak memory | 0.700 | **no** |" in page
+    assert "| random scales and offsets cost at most 0.5 % | 0.996 | yes |" in page
+    assert "`hf-liger` failed: no such package" in page and "`hf 8 x 4096` ran out of memory." in page
+    assert "| loss | 200.0 | 100.0% |" in page
+    assert "No Record yet" in docs.docs_training.training_page([])
+
+
+def test_figure_1_adds_up_windows_of_several_records(docs: ModuleType, tmp_path: Path) -> None:
+    def record(name: str, *rows: list[dict]) -> Record:
+        together = [row for some in rows for row in some]
+        return train_record(tmp_path, together, name=name, figure1=True, not_run=[f"last of {name}"])
+
+    def one(trainer: str, window: int, seconds: float, **more: bool) -> list[dict]:
+        values = {"seconds_per_million_tokens": seconds, "tokens_per_second": 1e6 / seconds, "peak_memory_bytes": 2e10}
+        return train_rows(trainer, window, **more, **values)
+
+    first = record("a", one("e2llm", 4096, 50), one("full-length", 16_384, 150, recompute=True))
+    second = record("b", one("full-length", 32_768, 250, recompute=True))
+    page = docs.docs_training.training_page([first, second])
+    assert page.count("## Figure 1") == 1
+    assert "| ours, random scales | 4k | 20.0 GB | 20,000 | 50.0 | kept |" in page
+    assert "| full length, YaRN | 32k | 20.0 GB | 4,000 | 250.0 | recomputed |" in page
+    assert "To serve 16k, 32k," in page and "400.0 s; ours, one run" in page
+    assert "- at windows of 4k: 50.0 s, 0.125 of that" in page
+    assert "`last of a` was not run" in page and "`last of b` was not run" in page
+    images = docs.docs_training.image_drawings([first, second])
+    assert len(images) == 2
+    for file, drawing in images.items():
+        assert f"(images/{file})" in page
+        text = drawing.save(tmp_path / file).read_text(encoding="utf-8")
+        assert "full length, recomputed" in text and "128k" not in text
+
+
 def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> None:
     names = ("api", "cli", "recipes")
     api, cli, recipes = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in names)
     for name in set(e2llm.__all__) - {"__version__"}:
         assert f"### e2llm.{name}\n" in api
     commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    parsers = dict(commands)
     for name, parser in commands.items():
-        section = cli.split(f"## e2llm {name}\n")[1].split("\n## ")[0]
+        inner = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        parsers |= {f"{name} {word}": one for choices in inner for word, one in choices.items()}
+    assert "benchmark train" in parsers
+    for name, parser in parsers.items():
+        section = re.split(r"\n##+ ", cli.split(f"# e2llm {name}\n")[1])[0]
         for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                continue
             words = action.option_strings or [action.dest]
             both = isinstance(action, argparse.BooleanOptionalAction)  # said and denied in one row
             assert action.dest == "help" or f"| `{'/'.join(words) if both else words[-1]}" in section

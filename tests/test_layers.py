@@ -35,7 +35,7 @@ ALLOWED = {
     "vllm_plugin": {"engine", "positions", "hf", "infer"},
     "export": {"positions", "hf", "infer", "records"},
     "llamacpp": {"engine", "export", "hf", "infer", "positions"},
-    "benchmark": {"engine", "hf", "llamacpp", "records"},
+    "benchmark": {"config", "data", "engine", "hf", "llamacpp", "records", "train"},
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),
 }
@@ -46,6 +46,7 @@ TORCH_FREE = [
     *("e2llm.positions.scales", "e2llm.positions.placement", "e2llm.positions.choose", "e2llm.positions.coverage"),
     *("e2llm.positions.rope", "e2llm.positions.oracle", "e2llm.positions.attention"),
     *("e2llm.server", "e2llm.server.command", "e2llm.chat.command", "e2llm.generate", "e2llm.vllm_plugin.scaling"),
+    *("e2llm.benchmark.train", "e2llm.benchmark.train_command"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""`e2llm benchmark`: speed as ratios within one run, and what turned keys cost, written as Records."""
+"""`e2llm benchmark`: speed as ratios within one run, what turned keys and full-length training cost, as Records."""
 
 from __future__ import annotations
 
@@ -7,50 +7,67 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from e2llm.benchmark import train_command
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Arguments of the command: one of three kinds, each with its own."""
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for name, add, about in (
+        ("serve", _add_serve, "mixed scales against one scale, and beside transformers' continuous batching"),
+        ("rerotate", _add_rerotate, "cached keys turned to another scale, against reading again"),
+        ("train", train_command.add_arguments, "our trainer beside transformers' and others, or full-length training"),
+    ):
+        add(kinds.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}."))
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "kind",
-        choices=["serve", "rerotate"],
-        help="serve: mixed scales against one, and beside transformers' continuous batching; rerotate: cached keys "
-        "turned to another scale against reading again",
-    )
     add("model", help="checkpoint folder, hub name or .gguf file")
+    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
+    add("--device")
+    add("--base-model", default="", help="label of the model in tables")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    add = parser.add_argument
     add("--requests", type=int, default=24, help="requests in flight at once (24)")
     add("--prompt-tokens", type=int, default=128, help="tokens of each prompt (128)")
-    add("--new-tokens", type=int, help="tokens each writes (64); with rerotate: tokens that are scored (256)")
-    add(
-        "--scales",
-        type=float,
-        nargs="+",
-        default=(1.0, 2.0, 4.0, 8.0),
-        metavar="G",
-        help="of the mixed batch (1 2 4 8)",
-    )
+    add("--new-tokens", type=int, default=64, help="tokens each writes (64)")
+    scales = "of the mixed batch (1 2 4 8)"
+    add("--scales", type=float, nargs="+", default=(1.0, 2.0, 4.0, 8.0), metavar="G", help=scales)
     add("--long-tokens", default="0", help="a long prompt, behind which a short request waits: 128k (none)")
     add("--prefill", nargs="+", default=(), metavar="TOKENS", help="prompts alone, against the machine's floor")
     add("--decode", nargs="+", default=(), metavar="NxTOKENS", help="decoding against memory bandwidth: 32x2k 1x128k")
     add("--rounds", type=int, default=5, help="rounds after the warm-up (5)")
     add("--no-transformers", dest="transformers", action="store_false", help="leave transformers' own engine out")
-    add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
-    add("--device")
     add("--attention", choices=["auto", "kernels", "plain"], default="auto", help="path of decoding (auto)")
-    add("--texts", nargs="+", default=(), metavar="FILE", help="rerotate: a window of each is read")
-    add("--cached-tokens", nargs="+", default=("2k",), metavar="TOKENS", help="rerotate: cached before (2k)")
-    add("--pairs", nargs="+", default=("1:2", "2:4"), metavar="OLD:NEW", help="rerotate: scales (1:2 2:4)")
-    add("--base-model", default="", help="label of the model in tables")
-    add("--out", help="Record to write (serve.json, rerotate.json)")
+    add("--out", default="serve.json", help="Record to write (serve.json)")
+
+
+def _add_rerotate(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    add = parser.add_argument
+    add("--texts", nargs="+", default=(), metavar="FILE", help="a window of each is read")
+    add("--cached-tokens", nargs="+", default=("2k",), metavar="TOKENS", help="cached before (2k)")
+    add("--new-tokens", type=int, default=256, help="tokens that are scored (256)")
+    add("--pairs", nargs="+", default=("1:2", "2:4"), metavar="OLD:NEW", help="scales (1:2 2:4)")
+    add("--out", default="rerotate.json", help="Record to write (rerotate.json)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the Record as it grows, print its rows. 1 where a contestant failed."""
-    out = arguments.out or f"{arguments.kind}.json"
+    out = arguments.out
 
     def save(found: Any) -> None:
         found.save(out)
 
+    if arguments.kind == "train":
+        record = train_command.measure(arguments, _tokens, _progress, save)
+        train_command.show(record)
+        print(out)
+        return 1 if record.config["failed"] else 0
     record = (_serve if arguments.kind == "serve" else _rerotate)(arguments, save)
     for row in record.rows:
         labels = {name: row[name] for name in row if name not in ("value", "unit", "n")}
@@ -85,7 +102,7 @@ def _serve(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any:
     names = ("model", "requests", "prompt_tokens", "rounds", "transformers", "dtype", "device", "base_model")
     config = ServeConfig(
         **{name: getattr(arguments, name) for name in (*names, "attention")},
-        new_tokens=64 if arguments.new_tokens is None else arguments.new_tokens,
+        new_tokens=arguments.new_tokens,
         scales=tuple(arguments.scales),
         long_tokens=_tokens(arguments.long_tokens),
         prefill=tuple(map(_tokens, arguments.prefill)),
@@ -101,7 +118,7 @@ def _rerotate(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any
         **{name: getattr(arguments, name) for name in ("model", "dtype", "device", "base_model")},
         texts=tuple(arguments.texts),
         prompt_tokens=tuple(map(_tokens, arguments.cached_tokens)),
-        new_tokens=256 if arguments.new_tokens is None else arguments.new_tokens,
+        new_tokens=arguments.new_tokens,
         scales=tuple(map(_pair, arguments.pairs)),
     )
     return benchmark_rerotate(config, progress=_progress, save=save)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +92,19 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
 
 
 def train_loaded(
-    recipe: Recipe, model: nn.Module, tokenizer: Any, corpus: Corpus, *, quiet: bool = False
+    recipe: Recipe,
+    model: nn.Module,
+    tokenizer: Any,
+    corpus: Corpus,
+    *,
+    quiet: bool = False,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> TrainResult:
     """`train` with what is loaded already: a study trains one model after another in one process.
 
     The model's weights are trained in place, from what they are. Its extension must be of the recipe's method and
-    slopes. Raises ValueError otherwise, and where the run folder holds a run.
+    slopes. `callbacks` are told of every step; what they raise ends the run. Raises ValueError for another extension,
+    and where the run folder holds a run.
     """
     extension = get_extension(model)
     if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
@@ -109,7 +117,7 @@ def train_loaded(
         )
     _prepare_folder(recipe, folder, False, distributed.start(recipe))
     transformers.set_seed(recipe.seed)
-    return _run(recipe, model, tokenizer, corpus, folder, None, Console(stderr=True), quiet)
+    return _run(recipe, model, tokenizer, corpus, folder, None, Console(stderr=True), quiet, callbacks)
 
 
 def _run(
@@ -121,11 +129,13 @@ def _run(
     checkpoint: Path | None,
     console: Console,
     quiet: bool,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> TrainResult:
     """Train, measure the held-out loss, write what a run folder holds."""
     teacher = _teacher(recipe, model)  # of the weights as they are before anything is trained
-    trainer, callbacks = _build_trainer(recipe, model, corpus, folder, console, quiet)
-    metrics, bar, stop = callbacks
+    trainer, (metrics, bar, stop) = _build_trainer(recipe, model, corpus, folder, console, quiet)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     assert trainer.model is not None
     with _loss_in_pieces(recipe, trainer.model, teacher):
         try:

@@ -1,0 +1,109 @@
+"""Who is measured: names of trainers, what each is given, and one measured run as plain values.
+
+Flows in: names, sizes, settings. Flows out: `Contestant`s and the recipe that one of ours trains by. Loads no torch:
+the process that starts contestants must not hold memory of the GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2llm.benchmark.shapes import shape_of
+
+LITGPT = "litgpt"
+FULL_LENGTH = "full-length"
+PLAIN_POSITIONS = "e2llm-plain-positions"
+HF_OPTIONS: dict[str, dict[str, Any]] = {
+    "hf": {},
+    "hf-compile": {"torch_compile": True},
+    "hf-liger": {"use_liger_kernel": True},
+    "hf-liger-compile": {"torch_compile": True, "use_liger_kernel": True},
+}
+"""Trainer -> what transformers' TrainingArguments are given beyond bf16 and the batch; all else is theirs."""
+POSITIONS: dict[str, tuple[str, ...]] = {
+    "e2llm": (),
+    PLAIN_POSITIONS: (
+        *("scales.distribution=fixed", "scales.max_scale=1", "scales.values=[]", "scales.weights=[]"),
+        "placement.kind=none",
+    ),
+    FULL_LENGTH: (
+        *("scales.distribution=fixed", "scales.max_scale={scale:g}", "scales.values=[]", "scales.weights=[]"),
+        "placement.kind=none",
+    ),
+}
+"""Trainer of ours -> changes of the recommended recipe. full-length: YaRN at the fixed scale window / native window."""
+TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT)
+PACKAGES = {"hf-liger": "liger-kernel", "hf-liger-compile": "liger-kernel", LITGPT: "litgpt"}
+"""Trainer -> the optional package that it needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One training run that is measured. All that a process needs to know."""
+
+    trainer: str
+    shape: str
+    window: int
+    """R in tokens."""
+    batch_size: int
+    steps: int
+    """Steps that are counted, after `warmup` that are not."""
+    warmup: int
+    block: int = 5
+    """Steps of one figure."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    method: str = "yarn"
+    settings: tuple[str, ...] = ()
+    """key=value, for the recipe of our own trainers."""
+    profile: int = 0
+    """Steps under the profiler, after the counted ones."""
+
+    @property
+    def name(self) -> str:
+        """Unique among contestants of one shape."""
+        extra = " checkpointing" * self.checkpointing
+        return f"{self.trainer} {self.batch_size} x {self.window}{extra}"
+
+
+def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
+    """The recommended recipe at its fastest, with the contestant's changes. ValueError for settings it refuses."""
+    from e2llm.config import load_recipe
+
+    shape = shape_of(one.shape)
+    lora = (f"lora.rank={shape.lora_rank}", "model.dtype=bfloat16") if shape.lora_rank else ()
+    scale = max(1.0, one.window / shape.native_window)
+    return load_recipe(
+        "recommended",
+        [
+            f"method={one.method}",
+            f"model.name={one.shape}",
+            f'data.sources=[{{path="{text}"}}]',
+            f"data.window={one.window}",
+            f"data.cache_dir={work / 'tokens'}",
+            "data.held_out_fraction=0",
+            f"train.steps={one.warmup + one.steps + one.profile + 1}",  # never the last step: that one saves
+            f"train.batch_size={one.batch_size}",
+            f"train.gradient_checkpointing={str(one.checkpointing).lower()}",
+            "train.compile=layers",
+            "train.evaluate_windows=0",
+            f"output={work / 'run'}",
+            *lora,
+            *(setting.format(scale=scale) for setting in POSITIONS.get(one.trainer, ())),
+            *one.settings,
+        ],
+    )
+
+
+def require_package(trainer: str) -> None:
+    """ModuleNotFoundError with the install line where the trainer's optional package is not there."""
+    package = PACKAGES.get(trainer)
+    if package is None:
+        return
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModuleNotFoundError(f"trainer = {trainer!r} needs a package: pip install {package}") from error

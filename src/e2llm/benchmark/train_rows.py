@@ -1,0 +1,181 @@
+"""From what contestants measured to the rows of a Record. Plain arithmetic on plain values; loads no torch.
+
+Flows in: `Measurement`s, one for each contestant and round. Flows out: rows and examples.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from e2llm.benchmark.kernels import KernelTime, class_of, seconds_by_class
+from e2llm.benchmark.shapes import DENSE_BF16_FLOPS, flops_per_token, shape_of
+from e2llm.benchmark.train_contestants import FULL_LENGTH, PLAIN_POSITIONS, Contestant
+from e2llm.records import make_row
+
+Row = dict[str, Any]
+RATIOS = (
+    ("ratio_to_hf", "hf"),
+    ("ratio_to_hf_liger_compile", "hf-liger-compile"),
+    ("ratio_to_plain_positions", PLAIN_POSITIONS),
+)
+LONGEST = 40
+"""Kernels of a profile that are kept one by one."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contestant in one round."""
+
+    contestant: Contestant
+    round: int
+    result: dict[str, Any]
+    """As `benchmark.train_worker` wrote it."""
+
+    @property
+    def blocks(self) -> list[float]:
+        """Seconds a step, the mean of each whole block of steps."""
+        seconds, size = self.result["seconds"], self.contestant.block
+        return [sum(seconds[i : i + size]) / size for i in range(0, len(seconds) - size + 1, size)]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """At the median block."""
+        return self.contestant.batch_size * self.contestant.window / statistics.median(self.blocks)
+
+
+def rows_of(
+    measured: Sequence[Measurement], profiled: tuple[Contestant, dict[str, Any]] | None = None, *, figure1: bool = False
+) -> tuple[list[Row], list[Row]]:
+    """Rows and examples of a Record."""
+    groups: dict[str, list[Measurement]] = {}
+    for one in measured:
+        groups.setdefault(one.contestant.name, []).append(one)
+    rows = [row for group in groups.values() for row in _figures(group)]
+    rows += _cost_rows(list(groups.values())) if figure1 else [*_speed_ratios(measured), *_memory_ratios(groups)]
+    examples = [
+        {**labels_of(one.contestant), "round": one.round, "block": number, "seconds_per_step": seconds}
+        for one in measured
+        for number, seconds in enumerate(one.blocks)
+    ]
+    if profiled is not None:
+        more = _profile(*profiled)
+        rows, examples = rows + more[0], examples + more[1]
+    return rows, examples
+
+
+def labels_of(one: Contestant) -> Row:
+    """What tells rows apart."""
+    names = ("trainer", "shape", "window", "batch_size", "checkpointing")
+    return {**{name: getattr(one, name) for name in names}, "gpus": 1, "parallelism": "none"}
+
+
+def _figures(group: Sequence[Measurement]) -> list[Row]:
+    """Speed, utilization and memory of one contestant over its rounds."""
+    one, result = group[0].contestant, group[0].result
+    labels, tokens = labels_of(one), one.batch_size * one.window
+    blocks = [seconds for measurement in group for seconds in measurement.blocks]
+    typical, low, high, n = statistics.median(blocks), min(blocks), max(blocks), len(blocks)
+    rows = [
+        make_row("seconds_per_step", typical, "s", n, **labels, low=low, high=high),
+        make_row("tokens_per_second", tokens / typical, "tokens/s", n, **labels, low=tokens / high, high=tokens / low),
+        make_row("seconds_per_million_tokens", 1e6 * typical / tokens, "s", n, **labels),
+    ]
+    if result["device"] == "cuda":
+        shape = shape_of(one.shape)
+        flops = flops_per_token(
+            trained=result["trained"],
+            frozen=result["frozen"],
+            layers=shape.num_hidden_layers,
+            width=shape.hidden_size,
+            window=one.window,
+        )
+        share = flops * tokens / typical / DENSE_BF16_FLOPS
+        rows.append(make_row("model_flops_utilization", share, "share", n, **labels))
+    peaks = [float(m.result["peak_memory_bytes"]) for m in group]
+    return [*rows, make_row("peak_memory_bytes", max(peaks), "bytes", len(peaks), **labels)]
+
+
+def best_of(measured: Iterable[Measurement]) -> list[Measurement]:
+    """The rounds of the batch size that was fastest."""
+    groups: dict[int, list[Measurement]] = {}
+    for one in measured:
+        groups.setdefault(one.contestant.batch_size, []).append(one)
+    return max(groups.values(), key=lambda group: statistics.median(m.tokens_per_second for m in group))
+
+
+def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
+    """Each trainer's speed against another's, both at their own best batch size: the median of the rounds' ratios."""
+    kinds: dict[tuple[Any, ...], list[Measurement]] = {}
+    for one in measured:
+        kinds.setdefault((one.contestant.window, one.contestant.trainer), []).append(one)
+    best = {key: best_of(group) for key, group in kinds.items()}
+    rows = []
+    for (window, trainer), mine in best.items():
+        for metric, peer in RATIOS:
+            theirs = {m.round: m for m in best.get((window, peer), [])}
+            pairs = [(m, theirs[m.round]) for m in mine if m.round in theirs]
+            if not pairs or trainer == peer or (peer == PLAIN_POSITIONS and trainer != "e2llm"):
+                continue
+            found = [m.tokens_per_second / other.tokens_per_second for m, other in pairs]
+            labels = labels_of(mine[0].contestant) | {"peer_batch_size": pairs[0][1].contestant.batch_size}
+            rows.append(make_row(metric, statistics.median(found), "ratio", len(found), **labels))
+    return rows
+
+
+def _memory_ratios(groups: dict[str, list[Measurement]]) -> list[Row]:
+    """Peak memory against transformers' Trainer as it comes, at the same batch size and window."""
+    peaks = {group[0].contestant: max(float(m.result["peak_memory_bytes"]) for m in group) for group in groups.values()}
+    rows = []
+    for one, peak in peaks.items():
+        other = peaks.get(replace(one, trainer="hf"))
+        if one.trainer != "hf" and other is not None:
+            rows.append(make_row("memory_ratio_to_hf", peak / other, "ratio", 1, **labels_of(one)))
+    return rows
+
+
+def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
+    """What it costs to serve every full-length window that was measured: one run of ours against one run for each.
+
+    Seconds for a million tokens of training each; runs of as many tokens are compared.
+    """
+    seconds: dict[str, dict[int, float]] = {}
+    for group in groups:
+        one = group[0].contestant
+        typical = statistics.median(s for m in group for s in m.blocks)
+        seconds.setdefault(one.trainer, {})[one.window] = 1e6 * typical / (one.batch_size * one.window)
+    full = seconds.get(FULL_LENGTH, {})
+    if not full or "e2llm" not in seconds:
+        return []
+    shape = groups[0][0].contestant.shape
+    serves = " ".join(str(window) if window % 1024 else f"{window // 1024}k" for window in sorted(full))
+    common: Row = {"shape": shape, "gpus": 1, "parallelism": "none", "serves": serves}
+    total, metric = sum(full.values()), "serving_seconds_per_million_tokens"
+    rows = [make_row(metric, total, "s", len(full), trainer=FULL_LENGTH, **common)]
+    for window, own in sorted(seconds["e2llm"].items()):
+        labels = {"trainer": "e2llm", "window": window, **common}
+        rows.append(make_row(metric, own, "s", 1, **labels))
+        rows.append(make_row("cost_ratio_to_full_length", own / total, "ratio", 1, **labels))
+    return rows
+
+
+def _profile(one: Contestant, result: dict[str, Any]) -> tuple[list[Row], list[Row]]:
+    """Device seconds a step by class of kernel, and the longest kernels as examples."""
+    kernels = kernels_of(result)
+    typical = statistics.median(Measurement(one, 0, result).blocks)
+    rows = [
+        make_row("device_seconds_per_step", value, "s", one.profile, kernels=kind, **labels_of(one))
+        for kind, value in seconds_by_class(kernels, typical).items()
+    ]
+    examples = [
+        {**labels_of(one), "kernel": k.name, "kernels": k.kind, "device_seconds_per_step": k.seconds, "calls": k.calls}
+        for k in kernels[:LONGEST]
+    ]
+    return rows, examples
+
+
+def kernels_of(result: dict[str, Any]) -> list[KernelTime]:
+    """A result's kernels, classed anew: patterns may have been added since."""
+    return [KernelTime(k["name"], class_of(k["name"]), k["seconds"], k["calls"]) for k in result["kernels"]]

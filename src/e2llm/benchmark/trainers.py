@@ -1,0 +1,227 @@
+"""Who trains: our trainer, transformers' Trainer as it comes and with what it can be given, litgpt's model.
+
+Flows in: a `Contestant`, a folder with text. Flows out: a `Run`, what its steps took. Every trainer sees the same
+windows of the same text, starts from the same random weights and trains in bfloat16 arithmetic with float32 AdamW.
+Runs in a process of its own (`benchmark.train_worker`), because compiled code, patched kernels and memory outlive a
+run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from e2llm.benchmark.shapes import random_model, shape_of
+from e2llm.benchmark.step_clock import ClockCallback, Measured, StepClock
+from e2llm.benchmark.train_contestants import HF_OPTIONS, LITGPT, PLAIN_POSITIONS, POSITIONS, Contestant, recipe_of
+
+TOKENIZER = Path(__file__).parents[1] / "assets" / "tiny-512"
+"""Its 4096 tokens are in every shape's vocabulary."""
+TEXT_BYTES = 4 * 2**20
+"""Text that windows are cut from: more than a million tokens."""
+
+
+@dataclass
+class Run:
+    """What a contestant left behind in its process."""
+
+    clock: StepClock
+    trained: int
+    """Weights that were trained."""
+    frozen: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the trainer was given, as plain values."""
+    profiler: Any = None
+
+
+def run_contestant(one: Contestant, text: Path, work: Path) -> Run:
+    """Train as many steps as the clock wants. `work`: an empty folder, except for the token cache."""
+    if one.trainer in POSITIONS:
+        return _run_ours(one, text, work)
+    return (_run_litgpt if one.trainer == LITGPT else _run_hf)(one, text, work)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _counts(model: Any) -> dict[str, int]:
+    parameters = list(model.parameters())  # a tied tensor is one parameter
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return {"trained": trained, "frozen": sum(p.numel() for p in parameters) - trained}
+
+
+def _run_ours(one: Contestant, text: Path, work: Path) -> Run:
+    from e2llm.config import to_plain
+    from e2llm.hf import install
+    from e2llm.train import train_loaded
+
+    recipe = recipe_of(one, text, work)
+    model = random_model(shape_of(one.shape), dtype=recipe.model.dtype, device=_device())
+    install(model, method=recipe.method, attention=recipe.attention)
+    corpus, tokenizer = _corpus(recipe)
+    clock, profiler = StepClock(warmup=one.warmup, steps=one.steps), _profiler(one)
+    callback = ClockCallback(clock, profiler, one.profile)
+    try:
+        train_loaded(recipe, model, tokenizer, corpus, quiet=True, callbacks=[callback])
+    except Measured:
+        pass
+    plain = to_plain(recipe)
+    plain["data"].pop("sources")
+    return Run(clock, **_counts(model), settings=plain, profiler=profiler)
+
+
+def _corpus(recipe: Any) -> tuple[Any, Any]:
+    """Corpus and tokenizer. The token cache is the first contestant's to fill."""
+    from transformers import AutoTokenizer
+
+    from e2llm.data import build_corpus
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    return build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=False), tokenizer
+
+
+def _profiler(one: Contestant) -> Any:
+    if not one.profile:
+        return None
+    import torch
+
+    kinds = torch.profiler.ProfilerActivity
+    return torch.profiler.profile(activities=[kinds.CPU] + [kinds.CUDA] * torch.cuda.is_available())
+
+
+def _rows(one: Contestant, text: Path, work: Path) -> list[dict[str, Any]]:
+    """The windows that our own trainer takes, in its order: input_ids and labels (R,) int64."""
+    from e2llm.data import WindowDataset
+
+    recipe = recipe_of(dataclasses.replace(one, trainer=PLAIN_POSITIONS, settings=()), text, work)
+    count = recipe.train.steps * one.batch_size
+    windows = WindowDataset(_corpus(recipe)[0].train, window=one.window, num_samples=count, seed=recipe.data.seed)
+    return [{name: windows[i][name] for name in ("input_ids", "labels")} for i in range(count)]
+
+
+def _peer_model(one: Contestant) -> Any:
+    """The model that peers train: float32 weights, or a frozen bfloat16 base under the adapters that ours has."""
+    shape = shape_of(one.shape)
+    return random_model(shape, dtype="bfloat16" if shape.lora_rank else "float32", device=_device())
+
+
+def _run_hf(one: Contestant, text: Path, work: Path) -> Run:
+    """transformers' Trainer: its own optimizer, loss, collator and loader."""
+    from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
+
+    from e2llm.config import LoraSection
+    from e2llm.hf import enable_activation_checkpointing
+    from e2llm.train.adapters import add_adapters
+
+    rows, model, shape = _rows(one, text, work), _peer_model(one), shape_of(one.shape)
+    if shape.lora_rank:
+        model = add_adapters(model, LoraSection(rank=shape.lora_rank))
+    if one.checkpointing:
+        enable_activation_checkpointing(model)  # as ours: the argument has another name in other versions
+    given: dict[str, Any] = {
+        "per_device_train_batch_size": one.batch_size,
+        "max_steps": len(rows) // one.batch_size,
+        "bf16": True,
+        **HF_OPTIONS[one.trainer],
+    }
+    quiet: dict[str, Any] = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": _device() == "cpu",
+    }
+    arguments = TrainingArguments(output_dir=str(work / "run"), **given, **quiet)
+    clock = StepClock(warmup=one.warmup, steps=one.steps)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,  # type: ignore[arg-type]
+        data_collator=DefaultDataCollator(),
+        callbacks=[ClockCallback(clock)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    counts = _counts(model)
+    try:
+        trainer.train()
+    except Measured:
+        pass
+    return Run(clock, **counts, settings={**given, "optim": getattr(arguments.optim, "value", arguments.optim)})
+
+
+def _run_litgpt(one: Contestant, text: Path, work: Path) -> Run:
+    """litgpt's GPT in a plain loop, as its pretraining script runs one: torch.compile, fused AdamW, its own loss.
+
+    Its float32 weights with bfloat16 arithmetic, as all others here. Embeddings are tied as its script ties them.
+    """
+    import torch
+    from litgpt.config import Config
+    from litgpt.model import GPT
+    from litgpt.utils import chunked_cross_entropy
+
+    shape, device = shape_of(one.shape), _device()
+    if shape.lora_rank or one.checkpointing:
+        raise ValueError(f"trainer = 'litgpt': full fine-tuning without checkpointing only; not {one.name}")
+    config = Config(
+        name=one.shape,
+        block_size=one.window,
+        vocab_size=shape.vocab_size,
+        padded_vocab_size=shape.vocab_size,
+        n_layer=shape.num_hidden_layers,
+        n_head=shape.num_attention_heads,
+        n_query_groups=shape.num_key_value_heads,
+        n_embd=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+        bias=False,
+        parallel_residual=False,
+        rotary_percentage=1.0,
+        rope_base=int(shape.rope_theta),
+    )
+    rows = _rows(one, text, work)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = GPT(config)
+    if shape.tie_word_embeddings:
+        model.transformer.wte.weight = model.lm_head.weight
+    counts = _counts(model)
+    compiled: Callable[..., Any] = torch.compile(model) if device == "cuda" else model  # type: ignore[assignment]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=device == "cuda")
+    clock = StepClock(warmup=one.warmup, steps=one.steps)
+    loader: Any = torch.utils.data.DataLoader(rows, batch_size=one.batch_size, pin_memory=device == "cuda")  # type: ignore[arg-type]
+    for batch in loader:
+        ids = batch["input_ids"].to(device, non_blocking=True)
+        with torch.autocast(device, torch.bfloat16):
+            logits = compiled(ids)
+            loss = chunked_cross_entropy(logits[..., :-1, :], ids[..., 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if clock.step_ended():
+            break
+    return Run(clock, **counts, settings={"precision": "bf16-mixed", "torch_compile": device == "cuda"})
+
+
+def write_text(folder: Path) -> Path:
+    """The standard library of this Python as one long document in `folder`, where it is not there yet."""
+    from e2llm.data.stdlib_files import stdlib_documents
+    from e2llm.records import write_atomic
+
+    target = folder / "text.txt"
+    if not target.is_file():
+        pieces: list[str] = []
+        total = 0
+        for _, text in stdlib_documents(held_out=False):
+            pieces.append(text)
+            total += len(text)
+            if total >= TEXT_BYTES:
+                break
+        write_atomic(target, "\n".join(pieces))
+    return folder
