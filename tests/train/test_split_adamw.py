@@ -172,15 +172,15 @@ def test_the_kernel_compiles_for_a_hopper_gpu() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from e2llm.train.split_adamw_kernel import BLOCK, update
+    from e2llm.train.split_adamw_kernel import BLOCK, split_adamw
 
     types = {"parameter": "*bf16", "gradient": "*bf16", "low": "*i16", "count": "i32"}
     types |= dict.fromkeys(("exp_avg", "exp_avg_sq", "coefficient"), "*fp32")
-    signature = {name: types.get(name, "fp32") for name in update.arg_names} | {"BLOCK": "constexpr"}
-    values = {(update.arg_names.index("BLOCK"),): BLOCK}
-    pointers = [i for i, name in enumerate(update.arg_names) if signature[name].startswith("*")]
-    aligned = {(i,): [["tt.divisibility", 16]] for i in (*pointers, update.arg_names.index("count"))}
-    source = ASTSource(update, signature, values, aligned)
+    signature = {name: types.get(name, "fp32") for name in split_adamw.arg_names} | {"BLOCK": "constexpr"}
+    values = {(split_adamw.arg_names.index("BLOCK"),): BLOCK}
+    pointers = [i for i, name in enumerate(split_adamw.arg_names) if signature[name].startswith("*")]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in (*pointers, split_adamw.arg_names.index("count"))}
+    source = ASTSource(split_adamw, signature, values, aligned)
     code = triton_compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True}).asm["ptx"]
     assert "ld.global.v4" in code or "ld.global.v2" in code, "loads are wide"
 

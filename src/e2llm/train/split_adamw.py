@@ -153,14 +153,14 @@ def _update_by_kernel(
     """The same in one launch; each value is read and written once."""
     import triton
 
-    from e2llm.train.split_adamw_kernel import BLOCK, update
+    from e2llm.train.split_adamw_kernel import BLOCK, split_adamw
 
     size, root = _corrections(state["step"], group)
     count = parameter.numel()
     if coefficient is None:
         coefficient = torch.ones((), dtype=torch.float32, device=parameter.device)
     beta1, beta2 = group["betas"]
-    update[(triton.cdiv(count, BLOCK),)](
+    split_adamw[(triton.cdiv(count, BLOCK),)](
         parameter, gradient, state["low"], state["exp_avg"], state["exp_avg_sq"], coefficient, count,
         1 - group["lr"] * group["weight_decay"], beta1, beta2, size, root, group["eps"],
         BLOCK=BLOCK, enable_fp_fusion=True,

@@ -9,7 +9,7 @@ BLOCK = 2048
 
 
 @triton.jit
-def update(
+def split_adamw(
     parameter,  # (n,) bfloat16: upper halves of the masters
     gradient,  # (n,) bfloat16
     low,  # (n,) int16: the rest of the masters
