@@ -18,7 +18,7 @@ STEPS = 12
 
 def parameters(device: str = "cpu", seed: int = 0) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(37, 64), (5000,), (1,), (3, 7, 11)]
+    shapes = [(37, 64), (5000,), (1,), (3, 7, 11), (4096,), (33, 160)]
     made = [torch.randn(shape, generator=generator).to(torch.bfloat16) for shape in shapes]
     return [torch.nn.Parameter(value.to(device)) for value in made]
 
@@ -174,12 +174,12 @@ def test_the_kernel_compiles_for_a_hopper_gpu() -> None:
 
     from e2llm.train.split_adamw_kernel import BLOCK, split_adamw
 
-    types = {"parameter": "*bf16", "gradient": "*bf16", "low": "*i16", "count": "i32"}
-    types |= dict.fromkeys(("exp_avg", "exp_avg_sq", "coefficient"), "*fp32")
-    signature = {name: types.get(name, "fp32") for name in split_adamw.arg_names} | {"BLOCK": "constexpr"}
-    values = {(split_adamw.arg_names.index("BLOCK"),): BLOCK}
-    pointers = [i for i, name in enumerate(split_adamw.arg_names) if signature[name].startswith("*")]
-    aligned = {(i,): [["tt.divisibility", 16]] for i in (*pointers, split_adamw.arg_names.index("count"))}
+    types = dict.fromkeys(("addresses", "gradients", "sizes"), "*i64") | {"blocks": "*i32", "coefficient": "*fp32"}
+    signature = {name: types.get(name, "fp32") for name in split_adamw.arg_names}
+    signature |= {"BLOCK": "constexpr", "EVEN": "constexpr"}
+    place = split_adamw.arg_names.index
+    values = {(place("BLOCK"),): BLOCK, (place("EVEN"),): True}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name].startswith("*")}
     source = ASTSource(split_adamw, signature, values, aligned)
     code = triton_compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True}).asm["ptx"]
     assert "ld.global.v4" in code or "ld.global.v2" in code, "loads are wide"

@@ -3,8 +3,8 @@
 Flows in: bfloat16 parameters and their bfloat16 gradients. Flows out: updated parameters. A float32 master weight is
 cut into its upper half, which is the parameter that the model computes with, and the rest, an int16 in the
 optimizer's state: 14 bytes a weight with gradient and both moments, where float32 weights under autocast take 16 and
-a bfloat16 copy. On a GPU one Triton kernel reads and writes each value once, clipping included. Knows no model and no
-Trainer.
+a bfloat16 copy. On a GPU one launch of a Triton kernel reads and writes each value once, clipping included. Knows no
+model and no Trainer.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class SplitAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._coefficient: torch.Tensor | None = None
+        self._plans: dict[Any, Any] = {}
         for parameter in self._parameters():
             if parameter.dtype != torch.bfloat16 or not parameter.is_contiguous():
                 raise ValueError(
@@ -88,9 +89,24 @@ class SplitAdamW(torch.optim.Optimizer):
                     state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
                     state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
                 state["step"] += 1
-                update = _update_by_kernel if _has_kernel(parameter) else _update
-                update(parameter, parameter.grad.contiguous(), state, group, self._coefficient)
+            self._update(group)
         self._coefficient = None
+
+    def _update(self, group: dict[str, Any]) -> None:
+        """All parameters of a group that have a gradient, by the kernel where there is one."""
+        found = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not found or not _has_kernel(found[0]):
+            for parameter in found:
+                _update(parameter, self.state[parameter], group, self._coefficient)
+            return
+        from e2llm.train.split_adamw_launch import launch
+
+        by_step: dict[int, list[torch.Tensor]] = {}
+        for parameter in found:
+            by_step.setdefault(self.state[parameter]["step"], []).append(parameter)
+        for step, parameters in by_step.items():
+            states = [self.state[parameter] for parameter in parameters]
+            launch(parameters, states, group, *_corrections(step, group), self._coefficient, self._plans)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """State as it was saved. torch's own would cast every state tensor to the parameter's type, which is what the
@@ -114,15 +130,12 @@ def _has_kernel(parameter: torch.Tensor) -> bool:
 
 
 def _update(
-    parameter: torch.Tensor,
-    gradient: torch.Tensor,
-    state: dict[str, Any],
-    group: dict[str, Any],
-    coefficient: torch.Tensor | None,
+    parameter: torch.Tensor, state: dict[str, Any], group: dict[str, Any], coefficient: torch.Tensor | None
 ) -> None:
     """One parameter's update in plain PyTorch: the oracle of the kernel."""
     beta1, beta2 = group["betas"]
-    found = gradient.float()
+    assert parameter.grad is not None
+    found = parameter.grad.float()
     if coefficient is not None:
         found = found * coefficient
     master = join(parameter, state["low"])
@@ -141,27 +154,3 @@ def _corrections(step: int, group: dict[str, Any]) -> tuple[float, float]:
     """Step size over the first moment's bias, root of the second's."""
     beta1, beta2 = group["betas"]
     return group["lr"] / (1 - beta1**step), (1 - beta2**step) ** 0.5
-
-
-def _update_by_kernel(
-    parameter: torch.Tensor,
-    gradient: torch.Tensor,
-    state: dict[str, Any],
-    group: dict[str, Any],
-    coefficient: torch.Tensor | None,
-) -> None:
-    """The same in one launch; each value is read and written once."""
-    import triton
-
-    from e2llm.train.split_adamw_kernel import BLOCK, split_adamw
-
-    size, root = _corrections(state["step"], group)
-    count = parameter.numel()
-    if coefficient is None:
-        coefficient = torch.ones((), dtype=torch.float32, device=parameter.device)
-    beta1, beta2 = group["betas"]
-    split_adamw[(triton.cdiv(count, BLOCK),)](
-        parameter, gradient, state["low"], state["exp_avg"], state["exp_avg_sq"], coefficient, count,
-        1 - group["lr"] * group["weight_decay"], beta1, beta2, size, root, group["eps"],
-        BLOCK=BLOCK, enable_fp_fusion=True,
-    )  # fmt: skip

@@ -10,24 +10,34 @@ BLOCK = 2048
 
 @triton.jit
 def split_adamw(
-    parameter,  # (n,) bfloat16: upper halves of the masters
-    gradient,  # (n,) bfloat16
-    low,  # (n,) int16: the rest of the masters
-    exp_avg,  # (n,) float32
-    exp_avg_sq,  # (n,) float32
+    addresses,  # (P, 4) int64: bfloat16 weights, int16 low halves, float32 first and second moments of each parameter
+    gradients,  # (P,) int64: addresses of bfloat16 gradients
+    sizes,  # (P,) int64
+    blocks,  # (programs, 2) int32: parameter, which BLOCK elements of it
     coefficient,  # () float32: what gradients are multiplied by
-    count,
     keep,  # 1 - learning rate * weight decay
     beta1,
     beta2,
     size,  # learning rate / (1 - beta1 ** step)
     root,  # sqrt(1 - beta2 ** step)
     eps,
+    EVEN: tl.constexpr,  # all sizes are multiples of 16
     BLOCK: tl.constexpr,
 ):
-    """AdamW of BLOCK weights, in float32."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """AdamW of BLOCK weights of one parameter, in float32."""
+    program = tl.program_id(0).to(tl.int64)
+    owner = tl.load(blocks + 2 * program).to(tl.int64)
+    place = tl.load(blocks + 2 * program + 1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    count = tl.load(sizes + owner)
+    if EVEN:
+        count = tl.multiple_of(count, 16)
     inside = place < count
+    gradient = tl.multiple_of(tl.load(gradients + owner).to(tl.pointer_type(tl.bfloat16)), 16)
+    parameter = tl.multiple_of(tl.load(addresses + 4 * owner).to(tl.pointer_type(tl.bfloat16)), 16)
+    low = tl.multiple_of(tl.load(addresses + 4 * owner + 1).to(tl.pointer_type(tl.int16)), 16)
+    exp_avg = tl.multiple_of(tl.load(addresses + 4 * owner + 2).to(tl.pointer_type(tl.float32)), 16)
+    exp_avg_sq = tl.multiple_of(tl.load(addresses + 4 * owner + 3).to(tl.pointer_type(tl.float32)), 16)
+
     found = tl.load(gradient + place, inside, 0.0).to(tl.float32) * tl.load(coefficient)
     upper = tl.load(parameter + place, inside, 0.0).to(tl.int16, bitcast=True).to(tl.int32) << 16
     master = (upper + tl.load(low + place, inside, 0).to(tl.int32)).to(tl.float32, bitcast=True) * keep
