@@ -94,13 +94,13 @@ def test_figure_1_one_run_against_one_for_each_window() -> None:
 
 
 def test_a_profile_becomes_rows_by_class_and_the_longest_kernels() -> None:
-    one = measured("e2llm", 1, 1)
     kernels = [
         {"name": "nvjet_a", "kind": "", "seconds": 0.5, "calls": 2.0},
         {"name": "Memset (Device)", "kind": "", "seconds": 0.25, "calls": 1.0},
     ]
-    contestant = Contestant(**{**vars(one.contestant), "profile": 5})
-    rows, examples = rows_of([one], (contestant, {**one.result, "kernels": kernels}))
+    slower = measured("e2llm", 2, 2, batch=1, kernels=kernels[:1])
+    rows, examples = rows_of([slower, measured("e2llm", 1, 1, batch=4, kernels=kernels)])
+    assert {row["batch_size"] for row in rows if row["metric"] == "device_seconds_per_step"} == {4}
     found = {row["kernels"]: row["value"] for row in rows if row["metric"] == "device_seconds_per_step"}
     assert found == {"matrix products": 0.5, "copies": 0.25, "idle": 0.25}
     assert [e["kernel"] for e in examples if "kernel" in e] == ["nvjet_a", "Memset (Device)"]

@@ -102,7 +102,8 @@ def _rows(one: Contestant, text: Path, work: Path) -> list[dict[str, Any]]:
     recipe = recipe_of(dataclasses.replace(one, trainer=PLAIN_POSITIONS, settings=()), text, work)
     count = recipe.train.steps * one.batch_size
     windows = WindowDataset(_corpus(recipe)[0].train, window=one.window, num_samples=count, seed=recipe.data.seed)
-    return [{name: windows[i][name] for name in ("input_ids", "labels")} for i in range(count)]
+    samples = (windows[i] for i in range(count))
+    return [{name: sample[name] for name in ("input_ids", "labels")} for sample in samples]
 
 
 def _peer_model(one: Contestant) -> Any:
