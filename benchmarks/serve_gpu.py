@@ -20,28 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "smollm2-135m-shape": {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    },
-    "llama-1b-shape": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-    },
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2-135m-shape": ("smollm2-135m", {}),
+    "llama-1b-shape": ("llama-1b", {"max_position_embeddings": 131072}),
 }
+"""Label -> shape of e2llm.benchmark, and what differs from it."""
 COMMON = ["--requests", "32", "--prompt-tokens", "512", "--new-tokens", "128", "--scales", "1", "2", "4", "8"]
 LONG = ["--long-tokens", "128k", "--prefill", "32k", "128k", "--decode", "32x2k", "1x127k"]
 
@@ -78,20 +61,22 @@ def model_of(name: str, arguments: argparse.Namespace) -> tuple[str, str]:
     if name == "smollm2" and arguments.smollm2:
         return arguments.smollm2, "SmolLM2-135M-Instruct"
     shape = "smollm2-135m-shape" if name == "smollm2" else "llama-1b-shape"
-    sizes = SHAPES[shape] | ({"num_hidden_layers": 2, "vocab_size": 512} if arguments.small else {})
-    return str(random_model(arguments.work / (shape + "-small" * arguments.small), sizes)), shape
+    name, changes = SHAPES[shape]
+    changes = changes | ({"num_hidden_layers": 2, "vocab_size": 512} if arguments.small else {})
+    return str(random_model(arguments.work / (shape + "-small" * arguments.small), name, changes)), shape
 
 
-def random_model(folder: Path, sizes: dict[str, Any]) -> Path:
-    """A Llama of these sizes with random bfloat16 weights, and a tokenizer that is never asked."""
+def random_model(folder: Path, shape: str, changes: dict[str, Any]) -> Path:
+    """A Llama of this shape with random bfloat16 weights, and a tokenizer that is never asked."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
     import e2llm
+    from e2llm.benchmark.shapes import shape_of
 
     if (folder / "model.safetensors").is_file():
         return folder
-    config = LlamaConfig(**sizes, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, dtype="bfloat16")
+    config = shape_of(shape).config(**changes, dtype="bfloat16")
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)

@@ -3,12 +3,13 @@
 Two queues of `e2llm benchmark train`, each on a GPU of its own (one after another where there is one GPU): the 135M
 shape with all trainers and its profile, then our windows and full length up to 32k of Figure 1; the 1B and 7B LoRA
 shapes, then Figure 1's long windows as far as the time allows. Every Record is saved after each contestant; what
-`--until` leaves no time for is named. Packages of peers (liger-kernel) are used where they are installed.
+`--until` leaves no time for is named. Packages of peers (liger-kernel, litgpt) are used where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -36,7 +37,8 @@ class Job:
 
 def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     """What each GPU does, in order."""
-    smollm2 = ["e2llm", "hf", "hf-liger-compile", "e2llm-plain-positions", "hf-compile"]
+    litgpt = ["litgpt"] if importlib.util.find_spec("litgpt") else []
+    smollm2 = ["e2llm", "hf", "hf-liger-compile", "e2llm-plain-positions", "hf-compile", *litgpt]
     lora = ("--shape", "llama-2-7b-lora", "--checkpoint-from", "16k", "--figure1")
     steps = ("--steps", "10", "--warmup", "5", "--block", "2")
     first = [
@@ -46,7 +48,7 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     ours = (*steps, "--window", "4k", "8k", "--full-windows", "--checkpointing")
     first.append(Job("figure1_7b-lora_recomputed", (*lora, *ours), full=False))
     second = [
-        Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", "e2llm", "hf", "hf-liger-compile")),
+        Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", "e2llm", "hf", "hf-liger-compile", *litgpt)),
         Job(
             "llama-2-7b-lora",
             ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2", "hf", "hf-liger-compile"),

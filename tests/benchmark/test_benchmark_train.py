@@ -49,6 +49,7 @@ def test_two_trainers_and_a_profile(work: Path, tmp_path: Path, capsys: pytest.C
     assert "tiny-lora e2llm 2 x 64" in said.out
     ours, theirs = (record.config["trainer_settings"][f"{name} 2 x 64"] for name in ("e2llm", "hf"))
     assert ours["lora"]["rank"] == 4 and ours["placement"]["kind"] == "jumps" and theirs["bf16"] is True
+    assert record.config["weights"]["e2llm 2 x 64"] == record.config["weights"]["hf 2 x 64"]
     assert record.environment["torch"], "the environment is the contestants' own"
 
 
@@ -199,6 +200,19 @@ def test_plain_positions_differ_in_scales_and_placement_alone(tmp_path: Path) ->
     assert (plain.scales.distribution, plain.scales.max_scale, plain.placement.kind) == ("fixed", 1, "none")
     assert (ours.scales.distribution, ours.placement.kind, ours.train) == ("weighted", "jumps", plain.train)
     assert ours.train.compile == "layers"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_there_are_kernels_and_utilization(work: Path) -> None:
+    sizes = {"windows": (256,), "batch_sizes": (4,), "steps": 4, "warmup": 3, "block": 2}
+    record = benchmark_train(TrainBenchConfig(shape="tiny", trainers=("e2llm", "hf"), profile=True, **sizes), work=work)
+    assert record.config["failed"] == {} and "gpu" in record.environment
+    found = {(row["trainer"], row["metric"]): row["value"] for row in record.rows}
+    for trainer in ("e2llm", "hf"):
+        assert 0 < found[trainer, "model_flops_utilization"] < 1
+        assert 1e6 < found[trainer, "peak_memory_bytes"] < 1e9
+    kernels = [example["kernel"] for example in record.examples if "kernel" in example]
+    assert kernels and not any(name.startswith(("aten::", "Optimizer.")) for name in kernels)
 
 
 @pytest.mark.parametrize(

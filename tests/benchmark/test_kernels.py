@@ -21,6 +21,7 @@ SEEN = {
     "triton_red_fused__to_copy_arange_clamp_eq_exp_logsumexp_mul_ne_sub_unsqueeze_0": "loss",
     "liger_cross_entropy_kernel": "loss",
     "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<LpNormFunctor>": "optimizer",
+    "update": "optimizer",
     "triton_poi_fused__to_copy_t_6": "copies",
     "triton_poi_fused__to_copy_1": "copies",
     "Memcpy HtoD (Pinned -> Device)": "copies",

@@ -11,7 +11,14 @@ from e2llm.benchmark.train_rows import Measurement, rows_of
 
 
 def measured(trainer: str, *seconds: float, batch: int = 1, number: int = 0, **more: Any) -> Measurement:
-    settings: dict[str, Any] = {"shape": "tiny", "window": 100, "steps": len(seconds), "warmup": 1, "block": 2}
+    settings: dict[str, Any] = {
+        "shape": "tiny",
+        "window": 100,
+        "steps": len(seconds),
+        "warmup": 1,
+        "block": 2,
+        "profile": 0,
+    }
     result = {"seconds": list(seconds), "peak_memory_bytes": 1000, "device": "cpu", "trained": 10, "frozen": 5}
     one = Contestant(
         trainer=trainer, batch_size=batch, **{**settings, **{k: more.pop(k) for k in {*more} & {*settings}}}
@@ -94,13 +101,13 @@ def test_figure_1_one_run_against_one_for_each_window() -> None:
 
 
 def test_a_profile_becomes_rows_by_class_and_the_longest_kernels() -> None:
-    one = measured("e2llm", 1, 1)
     kernels = [
         {"name": "nvjet_a", "kind": "", "seconds": 0.5, "calls": 2.0},
         {"name": "Memset (Device)", "kind": "", "seconds": 0.25, "calls": 1.0},
     ]
-    contestant = Contestant(**{**vars(one.contestant), "profile": 5})
-    rows, examples = rows_of([one], (contestant, {**one.result, "kernels": kernels}))
+    slower = measured("e2llm", 2, 2, batch=1, profile=5, kernels=kernels[:1])
+    rows, examples = rows_of([slower, measured("e2llm", 1, 1, batch=4, profile=5, kernels=kernels)])
+    assert {row["batch_size"] for row in rows if row["metric"] == "device_seconds_per_step"} == {4}
     found = {row["kernels"]: row["value"] for row in rows if row["metric"] == "device_seconds_per_step"}
     assert found == {"matrix products": 0.5, "copies": 0.25, "idle": 0.25}
     assert [e["kernel"] for e in examples if "kernel" in e] == ["nvjet_a", "Memset (Device)"]

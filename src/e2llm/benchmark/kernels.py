@@ -19,7 +19,7 @@ CLASSES = (
         r"(flash|fmha|sdpa|attention|attn).*(bprop|bwd|backward)|compute_dot_do_o|convert_dq|fmha_reduce",
     ),
     ("attention forward", r"flash|fmha|sdpa|scaled_dot_product|attention"),
-    ("optimizer", r"multi_tensor_apply|adam|optimizer|lpnorm|foreach"),
+    ("optimizer", r"^update$|multi_tensor_apply|adam|optimizer|lpnorm|foreach"),
     ("loss", r"logsumexp|cross_entropy|log_softmax|nll_loss"),
     ("matrix products", r"nvjet|gemm|gemv|cutlass|splitk|cublas|aten::(mm|bmm|addmm|baddbmm)$"),
     (

@@ -19,13 +19,14 @@ from typing import Any
 from e2llm.benchmark.shapes import shape_of
 from e2llm.benchmark.train_contestants import FULL_LENGTH, TRAINERS, Contestant, recipe_of
 from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY, TOO_LONG, run_in_process
-from e2llm.benchmark.train_rows import Measurement, best_of, rows_of
+from e2llm.benchmark.train_rows import Measurement, rows_of
 from e2llm.records import Record, portable
 
 Progress = Callable[[str], None]
 DEFAULT_TRAINERS = ("e2llm", "e2llm-plain-positions", "hf", "hf-compile", "hf-liger", "hf-liger-compile")
 LIMIT_SECONDS = 600.0
 NEVER = float("inf")
+PROFILED_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class TrainBenchConfig:
     """Full-length windows of this size and above recompute activations from the start; smaller ones, and all with 0,
     only where memory runs out without."""
     profile: bool = False
-    """Also run `e2llm` once more under the profiler."""
+    """Run some more steps of `e2llm` under the profiler, after the counted ones."""
     time_limit: float = LIMIT_SECONDS
     """Seconds that a contestant may take, start-up and compilation included."""
     until: float = NEVER
@@ -98,13 +99,15 @@ def contestants(config: TrainBenchConfig) -> list[Contestant]:
     batch_sizes = config.batch_sizes or (shape_of(config.shape).batch_size,)
     names = ("shape", "steps", "warmup", "block", "method", "settings", "checkpointing")
     common: dict[str, Any] = {name: getattr(config, name) for name in names}
+    profiled = PROFILED_STEPS if config.profile else 0
     if config.figure1:
+        ours = [Contestant(trainer="e2llm", window=w, batch_size=1, profile=profiled, **common) for w in config.windows]
         return [
-            *(_shorter(Contestant(trainer="e2llm", window=w, batch_size=1, **common)) for w in config.windows),
+            *map(_shorter, ours),
             *(_shorter(_full(config, window, common)) for window in config.full_windows),
         ]
     return [
-        Contestant(trainer=name, window=window, batch_size=batch_size, **common)
+        Contestant(trainer=name, window=window, batch_size=batch_size, profile=profiled * (name == "e2llm"), **common)
         for window in config.windows
         for name, own in map(split_trainer, config.trainers)
         for batch_size in sorted(own or batch_sizes)
@@ -148,8 +151,6 @@ def benchmark_train(
         for number in range(config.rounds):
             for one in contestants(config):
                 session.run(one, number)
-        if config.profile:
-            session.profile()
         return session.record()
 
 
@@ -159,7 +160,6 @@ class _Session:
     def __init__(self, config: TrainBenchConfig, work: Path, progress: Progress, save: Callable[[Record], Any]) -> None:
         self.config, self.work, self.progress, self.save = config, work.resolve(), progress, save
         self.measured: list[Measurement] = []
-        self.profiled: tuple[Contestant, dict[str, Any]] | None = None
         self.failed: dict[str, str] = {}
         self.out_of_memory: list[str] = []
         self.not_run: list[str] = []
@@ -191,27 +191,13 @@ class _Session:
             self._say(one, f"{self.measured[-1].tokens_per_second:,.0f} tokens/s")
         self.save(self.record())
 
-    def profile(self) -> None:
-        """Our own trainer once more, at its fastest batch size, under the profiler."""
-        ours = [m for m in self.measured if m.contestant.trainer == "e2llm"]
-        if not ours:
-            self.failed["profile"] = "e2llm was not measured: nothing to profile"
-            return
-        one = replace(best_of(ours)[0].contestant, profile=5)
-        found = self._result(one, "profile")
-        if found is not None and found["status"] == OUT_OF_MEMORY:
-            self.failed["profile"] = "out of memory"
-        elif found is not None and found["status"] == MEASURED:
-            self.profiled = (one, found)
-        self.save(self.record())
-
     def _retry(self, one: Contestant, number: int) -> None:
         """Full-length training that does not fit is tried with activations recomputed."""
         if one.trainer == FULL_LENGTH and not one.checkpointing:
             self.run(replace(one, checkpointing=True), number)
 
-    def _result(self, one: Contestant, name: str = "") -> dict[str, Any] | None:
-        name = name or one.name
+    def _result(self, one: Contestant) -> dict[str, Any] | None:
+        name = one.name
         left = self.config.until - (time.monotonic() - self._begin)
         if left <= 0:
             if name not in self.not_run:
@@ -239,14 +225,16 @@ class _Session:
             "memory": "CUDA allocator's peak over the whole run"
             if any(m.result["device"] == "cuda" for m in self.measured)
             else "resident memory of the whole process at its peak",
+            "weights_are": "trained, frozen",
             "interval": "low and high are the fastest and the slowest block",
             "trainer_settings": settings,
+            "weights": {m.contestant.name: [m.result["trained"], m.result["frozen"]] for m in self.measured},
             "warm_after_seconds": {m.contestant.name: m.result["warm_after_seconds"] for m in self.measured},
             "failed": dict(self.failed),
             "out_of_memory": list(self.out_of_memory),
             "not_run": list(self.not_run),
         }
-        rows, examples = rows_of(self.measured, self.profiled, figure1=self.config.figure1)
+        rows, examples = rows_of(self.measured, figure1=self.config.figure1)
         environment = {"environment": self.measured[0].result["environment"]} if self.measured else {}
         config = portable({**asdict(self.config), **facts})
         return Record(kind="benchmark_train", config=config, rows=rows, examples=examples, **environment)

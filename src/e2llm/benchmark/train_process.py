@@ -49,6 +49,7 @@ def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[st
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
             shutil.rmtree(run, ignore_errors=True)
     if not answer.is_file():

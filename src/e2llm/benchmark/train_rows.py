@@ -46,10 +46,8 @@ class Measurement:
         return self.contestant.batch_size * self.contestant.window / statistics.median(self.blocks)
 
 
-def rows_of(
-    measured: Sequence[Measurement], profiled: tuple[Contestant, dict[str, Any]] | None = None, *, figure1: bool = False
-) -> tuple[list[Row], list[Row]]:
-    """Rows and examples of a Record."""
+def rows_of(measured: Sequence[Measurement], *, figure1: bool = False) -> tuple[list[Row], list[Row]]:
+    """Rows and examples of a Record. Where `e2llm` was profiled, so is its fastest batch size."""
     groups: dict[str, list[Measurement]] = {}
     for one in measured:
         groups.setdefault(one.contestant.name, []).append(one)
@@ -60,8 +58,9 @@ def rows_of(
         for one in measured
         for number, seconds in enumerate(one.blocks)
     ]
-    if profiled is not None:
-        more = _profile(*profiled)
+    profiled = [one for one in measured if one.result["kernels"]]
+    if profiled:
+        more = _profile(best_of(profiled)[0])
         rows, examples = rows + more[0], examples + more[1]
     return rows, examples
 
@@ -161,10 +160,10 @@ def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
     return rows
 
 
-def _profile(one: Contestant, result: dict[str, Any]) -> tuple[list[Row], list[Row]]:
+def _profile(measurement: Measurement) -> tuple[list[Row], list[Row]]:
     """Device seconds a step by class of kernel, and the longest kernels as examples."""
-    kernels = kernels_of(result)
-    typical = statistics.median(Measurement(one, 0, result).blocks)
+    one, kernels = measurement.contestant, kernels_of(measurement.result)
+    typical = statistics.median(measurement.blocks)
     rows = [
         make_row("device_seconds_per_step", value, "s", one.profile, kernels=kind, **labels_of(one))
         for kind, value in seconds_by_class(kernels, typical).items()

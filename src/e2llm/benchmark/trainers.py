@@ -102,7 +102,8 @@ def _rows(one: Contestant, text: Path, work: Path) -> list[dict[str, Any]]:
     recipe = recipe_of(dataclasses.replace(one, trainer=PLAIN_POSITIONS, settings=()), text, work)
     count = recipe.train.steps * one.batch_size
     windows = WindowDataset(_corpus(recipe)[0].train, window=one.window, num_samples=count, seed=recipe.data.seed)
-    return [{name: windows[i][name] for name in ("input_ids", "labels")} for i in range(count)]
+    samples = (windows[i] for i in range(count))
+    return [{name: sample[name] for name in ("input_ids", "labels")} for sample in samples]
 
 
 def _peer_model(one: Contestant) -> Any:
@@ -157,16 +158,40 @@ def _run_hf(one: Contestant, text: Path, work: Path) -> Run:
 def _run_litgpt(one: Contestant, text: Path, work: Path) -> Run:
     """litgpt's GPT in a plain loop, as its pretraining script runs one: torch.compile, fused AdamW, its own loss.
 
-    Its float32 weights with bfloat16 arithmetic, as all others here. Embeddings are tied as its script ties them.
+    Its float32 weights with bfloat16 arithmetic, as all others here.
     """
+    import torch
+    from litgpt.utils import chunked_cross_entropy
+
+    device = _device()
+    if shape_of(one.shape).lora_rank or one.checkpointing:
+        raise ValueError(f"trainer = 'litgpt': full fine-tuning without checkpointing only; not {one.name}")
+    rows, model = _rows(one, text, work), _litgpt_model(one, device)
+    compiled: Callable[..., Any] = torch.compile(model) if device == "cuda" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=device == "cuda")
+    clock = StepClock(warmup=one.warmup, steps=one.steps)
+    loader: Any = torch.utils.data.DataLoader(rows, batch_size=one.batch_size, pin_memory=device == "cuda")  # type: ignore[arg-type]
+    for batch in loader:
+        ids = batch["input_ids"].to(device, non_blocking=True)
+        with torch.autocast(device, torch.bfloat16):
+            logits = compiled(ids)
+            loss = chunked_cross_entropy(logits[..., :-1, :], ids[..., 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if clock.step_ended():
+            break
+    return Run(clock, **_counts(model), settings={"precision": "bf16-mixed", "torch_compile": device == "cuda"})
+
+
+def _litgpt_model(one: Contestant, device: str) -> Any:
+    """litgpt's GPT of the shape; embeddings are tied as its script ties them."""
     import torch
     from litgpt.config import Config
     from litgpt.model import GPT
-    from litgpt.utils import chunked_cross_entropy
 
-    shape, device = shape_of(one.shape), _device()
-    if shape.lora_rank or one.checkpointing:
-        raise ValueError(f"trainer = 'litgpt': full fine-tuning without checkpointing only; not {one.name}")
+    shape = shape_of(one.shape)
     config = Config(
         name=one.shape,
         block_size=one.window,
@@ -184,29 +209,12 @@ def _run_litgpt(one: Contestant, text: Path, work: Path) -> Run:
         rotary_percentage=1.0,
         rope_base=int(shape.rope_theta),
     )
-    rows = _rows(one, text, work)
     torch.manual_seed(0)
     with torch.device(device):
         model = GPT(config)
     if shape.tie_word_embeddings:
         model.transformer.wte.weight = model.lm_head.weight
-    counts = _counts(model)
-    compiled: Callable[..., Any] = torch.compile(model) if device == "cuda" else model  # type: ignore[assignment]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=device == "cuda")
-    clock = StepClock(warmup=one.warmup, steps=one.steps)
-    loader: Any = torch.utils.data.DataLoader(rows, batch_size=one.batch_size, pin_memory=device == "cuda")  # type: ignore[arg-type]
-    for batch in loader:
-        ids = batch["input_ids"].to(device, non_blocking=True)
-        with torch.autocast(device, torch.bfloat16):
-            logits = compiled(ids)
-            loss = chunked_cross_entropy(logits[..., :-1, :], ids[..., 1:])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if clock.step_ended():
-            break
-    return Run(clock, **counts, settings={"precision": "bf16-mixed", "torch_compile": device == "cuda"})
+    return model
 
 
 def write_text(folder: Path) -> Path:
