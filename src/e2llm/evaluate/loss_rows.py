@@ -14,8 +14,9 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.key_tokens import key_losses, key_tokens
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import sliding_steps
-from e2llm.evaluate.token_losses import Reader, by_position, compare, whole_losses
+from e2llm.evaluate.token_losses import PositionLoss, Reader, by_position, compare, whole_losses
 from e2llm.infer import Engine
+from e2llm.intervals import interval_fields, interval_of_perplexity, interval_of_ratio
 from e2llm.records import make_row, portable
 
 SHORT_CONTEXT = 4096
@@ -44,15 +45,13 @@ def _reader(context: Context, progress: Progress) -> Reader:
 def measure_position(context: Context, part: Part, progress: Progress) -> Results:
     """Loss by position in whole windows, one row a bucket; its label `position` is the bucket's last."""
     reader, length = _reader(context, progress), max(context.config.windows)
-    nats: dict[int, float] = {}
-    tokens: dict[int, int] = {}
+    found: dict[int, list[PositionLoss]] = {}
     examples = []
     with context.engine.at_scale(part.scale):
         for document in context.corpora[part.corpus]:
             buckets = by_position(whole_losses(reader, document, length=length, window=part.window))
             for bucket in buckets:
-                nats[bucket.position] = nats.get(bucket.position, 0.0) + bucket.nats
-                tokens[bucket.position] = tokens.get(bucket.position, 0) + bucket.tokens
+                found.setdefault(bucket.position, []).append(bucket)
             examples.append(
                 {
                     "metric": "loss",
@@ -66,10 +65,14 @@ def measure_position(context: Context, part: Part, progress: Progress) -> Result
                     "tokens": [bucket.tokens for bucket in buckets],
                 }
             )
-    rows = [
-        make_row("loss", nats[p] / tokens[p], "nats", tokens[p], **_labels(context, part), position=p) for p in nats
-    ]
+    rows = [_position_row(position, buckets, _labels(context, part)) for position, buckets in found.items()]
     return {"rows": rows, "examples": examples}
+
+
+def _position_row(position: int, buckets: Sequence[PositionLoss], labels: dict[str, Any]) -> dict[str, Any]:
+    nats, tokens = [one.nats for one in buckets], [one.tokens for one in buckets]
+    spread = interval_fields(interval_of_ratio(nats, tokens))
+    return make_row("loss", sum(nats) / sum(tokens), "nats", sum(tokens), **labels, position=position, **spread)
 
 
 def measure_difference(context: Context, part: Part, progress: Progress) -> Results:
@@ -92,7 +95,9 @@ def measure_difference(context: Context, part: Part, progress: Progress) -> Resu
     whole, sliding = sum(one.whole_nats for one in found), sum(one.sliding_nats for one in found)
     steps = sliding_steps(part.window, max(config.windows), config.stride, config.max_strides)
     labels = _labels(context, part) | {"stride": config.stride, "strides": len(steps)}
-    row = make_row("whole_over_sliding", math.exp((whole - sliding) / tokens), "ratio", tokens, **labels)
+    spread = interval_of_perplexity([one.whole_nats - one.sliding_nats for one in found], [one.tokens for one in found])
+    value = math.exp((whole - sliding) / tokens)
+    row = make_row("whole_over_sliding", value, "ratio", tokens, **labels, **interval_fields(spread))
     examples = [
         {
             "metric": "whole_over_sliding",
@@ -136,10 +141,13 @@ def measure_key_tokens(context: Context, part: Part, progress: Progress) -> Resu
         "key_model": portable(config.key_model) or "itself",
         "short_context": short_context(config),
     }
-    rows = [make_row("key_share", tokens / scored, "share", scored, **labels)]
+    counts = [one.tokens for one in found]
+    spread = interval_fields(interval_of_ratio(counts, [one.scored for one in found]))
+    rows = [make_row("key_share", tokens / scored, "share", scored, **labels, **spread)]
     if tokens:
         value = math.exp(sum(one.nats for one in found) / tokens)
-        rows.append(make_row("key_perplexity", value, "ratio", tokens, **labels))
+        spread = interval_fields(interval_of_perplexity([one.nats for one in found], counts))
+        rows.append(make_row("key_perplexity", value, "ratio", tokens, **labels, **spread))
     examples = [
         {
             "metric": "key_perplexity",

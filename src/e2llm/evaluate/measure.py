@@ -16,7 +16,6 @@ from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
-from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean, interval_of_perplexity
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.protocols import further, wordings
@@ -24,6 +23,7 @@ from e2llm.evaluate.retrieval import Retrieved, prompt_template, retrieval, shar
 from e2llm.evaluate.tasks import TASKS
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
+from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean, interval_of_perplexity, wilson
 from e2llm.records import make_row, portable
 from e2llm.version import __version__
 
@@ -110,7 +110,7 @@ class Measurement:
         spread = interval_fields(interval_of_mean([float(result.correct) for result in results]))
         rows = [make_row("retrieval", share, "share", len(results), **labels, **spread)]
         for depth, (value, n) in share_by_depth(results).items():
-            spread = interval_fields(interval_of_mean([1.0] * round(value * n) + [0.0] * (n - round(value * n))))
+            spread = interval_fields(wilson(value, n))
             rows.append(make_row("retrieval", value, "share", n, **labels, depth=depth, **spread))
         return {"rows": rows, "examples": [_key_example(part, result) for result in results]}
 

@@ -11,6 +11,7 @@ from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.fit import make_frame
 from e2llm.evaluate.needle import depth_bin
 from e2llm.evaluate.questions import Answered, Kind, Texts, ask, make_question
+from e2llm.intervals import interval_fields, interval_of_mean
 from e2llm.records import make_row
 
 
@@ -31,12 +32,14 @@ def measure(kind: Kind, context: Context, part: Part, progress: Callable[[int], 
     if kind.suite == "ruler":
         labels |= {"protocol": "ruler"}
     mean = sum(one.score for one in answered) / len(answered)
-    rows = [make_row(kind.metric, mean, "share", len(answered), **labels)]
+    spread = interval_fields(interval_of_mean([one.score for one in answered]))
+    rows = [make_row(kind.metric, mean, "share", len(answered), **labels, **spread)]
     if kind.metric == "retrieval":
-        rows += [
-            make_row(kind.metric, sum(found) / len(found), "share", len(found), **labels, depth=depth)
-            for depth, found in sorted(_by_depth(kind, answered).items())
-        ]
+        for depth, found in sorted(_by_depth(kind, answered).items()):
+            spread = interval_fields(interval_of_mean(found))
+            rows.append(
+                make_row(kind.metric, sum(found) / len(found), "share", len(found), **labels, depth=depth, **spread)
+            )
     return {"rows": rows, "examples": [_example(kind, part, one) for one in answered]}
 
 

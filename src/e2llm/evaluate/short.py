@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.evaluate.measure import Results, described_model, fingerprint, model_labels
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.infer import Engine
+from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import SCORES, Record, make_row, portable
 from e2llm.version import __version__
 

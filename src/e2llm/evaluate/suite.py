@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.evaluate.measure import described_model, fingerprint, model_labels
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.progress import progress_bar
@@ -26,6 +25,7 @@ from e2llm.evaluate.samples import Sample, Skipped
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import SUITES, Data, Suite, load_data, warn_skipped
 from e2llm.infer import Engine, RequestPlan
+from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import Record, make_row, portable
 from e2llm.version import __version__
 

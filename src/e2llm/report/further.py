@@ -21,9 +21,14 @@ FURTHER_METRICS = ("string_match", "key_perplexity", "key_share", "whole_over_sl
 """Metrics that a section below shows."""
 
 _CHOICE = "The scale that is chosen for a window against scales held fixed, by method; the best of a method in bold."
-_RULER = "RULER's kinds of questions: share of the expected strings that the answer holds; higher is better."
+_RULER = (
+    "RULER's kinds of questions: share of the expected strings that the answer holds, with 95 % "
+    "intervals over prompts; higher is better."
+)
 _POSITION = "Loss of the tokens up to each position in whole windows: a curve that goes on falling uses its context."
-_ATTENTION = "Share of the generated answer's attention, mean over layers, heads and prompts."
+_ATTENTION = (
+    "Share of the generated answer's attention, mean over layers, heads and prompts, with 95 % intervals over prompts."
+)
 
 
 def _ruler(rows: Sequence[Row], records: Sequence[Record]) -> Part:

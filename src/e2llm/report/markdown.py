@@ -16,8 +16,9 @@ from e2llm.report.task_tables import task_sections
 
 _NOTES = {
     "perplexity": "Lower is better. Each value at the scale that its window is served at: the calibrated one, or the "
-    "smallest that covers it.",
-    "retrieval": "Share of prompts answered, over all depths; higher is better.",
+    "smallest that covers it; in brackets the 95 % interval over documents, where several were read.",
+    "retrieval": "Share of prompts answered, over all depths; higher is better. In brackets the 95 % interval over "
+    "prompts.",
 }
 
 

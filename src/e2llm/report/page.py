@@ -80,7 +80,8 @@ def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     text = (
         '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
         "measured at the scale that a request of that length is served with: the calibrated one, else the smallest of "
-        "those evaluated that covers its window. Best of a column in bold.</p>"
+        "those evaluated that covers its window. Best of a column in bold; below a value its 95 % interval over "
+        "documents, where several were read.</p>"
     )
     return Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "")
 
@@ -107,7 +108,10 @@ def _retrieval(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     for section in sections(rows, "retrieval"):
         drawing = retrieval_figure(section, name=slug("retrieval", *section.labels.values()))
         blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
-    text = '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better.</p>'
+    text = (
+        '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better. '
+        "Below a value its 95 % interval over prompts.</p>"
+    )
     return Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "")
 
 
