@@ -66,16 +66,25 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from e2llm.records import Record, write_atomic
-    from e2llm.report import results_markdown, write_report
+    from e2llm.report import results_latex, results_markdown, save_figures, write_report
 
-    if not arguments.out and not arguments.markdown:
-        raise ValueError("out: name a page with --out page.html, a table with --markdown results.md, or both")
+    if not (arguments.out or arguments.markdown or arguments.latex or arguments.figures):
+        raise ValueError(
+            "out: name a page with --out page.html, tables with --markdown results.md or --latex results.tex, a folder "
+            "for pictures with --figures, or several of them"
+        )
+    if arguments.dark and not arguments.figures:
+        raise ValueError("dark: it is for --figures; the page follows the reader's own setting")
     if arguments.out:
         print(write_report(arguments.records, arguments.out))
-    if arguments.markdown:
-        records = [Record.load(path) for path in arguments.records]
-        write_atomic(Path(arguments.markdown), results_markdown(records))
-        print(arguments.markdown)
+    if not (arguments.markdown or arguments.latex or arguments.figures):
+        return 0
+    records = [Record.load(path) for path in arguments.records]
+    for path, make in ((arguments.markdown, results_markdown), (arguments.latex, results_latex)):
+        if path:
+            print(write_atomic(Path(path), make(records)))
+    if arguments.figures:
+        print(*save_figures(records, arguments.figures, dark=arguments.dark), sep="\n")
     return 0
 
 
@@ -172,6 +181,9 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("records", nargs="+", help="Record files (JSON)")
     parser.add_argument("--out", help="page to write (HTML)")
     parser.add_argument("--markdown", help="tables to write (Markdown)")
+    parser.add_argument("--latex", help="tables to write (LaTeX, to \\input; booktabs)")
+    parser.add_argument("--figures", metavar="FOLDER", help="write every figure of the page here, as .svg and .png")
+    parser.add_argument("--dark", action="store_true", help="the figures on dark")
     parser.set_defaults(stage=_report)
 
 
