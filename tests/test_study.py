@@ -103,6 +103,8 @@ def test_one_command_trains_measures_and_compares(
     for name, record in records.items():
         found = {(r["window"], r["scale"]) for r in record.rows if r["metric"] == "perplexity"}
         assert found == {(512, 1.0), (1024, 2.0)}
+        scored = {r["n"] for r in record.rows if r["metric"] == "perplexity"}
+        assert scored == {2 * (1024 - 2)}  # the same tokens at both windows
         # Two documents, so each row has an interval over them.
         assert all(r["documents"] == 2 and r["low"] <= r["value"] <= r["high"]
                    for r in record.rows if r["metric"] == "perplexity")  # fmt: skip

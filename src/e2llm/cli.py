@@ -39,9 +39,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
         arguments.corpus = [("python", str(stdlib_root() / HELD_OUT[0]))]
     record, out = measure(arguments)
-    print(results_markdown([record]))
-    print(out)
+    if _is_first_process():
+        print(results_markdown([record]))
+        print(out)
+    _leave_processes()
     return 0
+
+
+def _leave_processes() -> None:
+    from e2llm.evaluate.ranks import leave
+
+    leave()
+
+
+def _is_first_process() -> bool:
+    """Of several that a launcher started (torchrun, accelerate launch), the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
@@ -58,9 +71,11 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from e2llm.evaluate.calibrate import run
 
     found = run(config, windows=arguments.windows, ratios=arguments.ratios)
-    for step in found.schedule:
+    for step in found.schedule if _is_first_process() else ():
         print(f"up to {step.window:>9,} tokens: scale {step.scale:g}")
-    print(f"{Path(arguments.model) / 'e2llm.json'}\n{arguments.out}")
+    if _is_first_process():
+        print(f"{Path(arguments.model) / 'e2llm.json'}\n{arguments.out}")
+    _leave_processes()
     return 0
 
 

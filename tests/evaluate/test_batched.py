@@ -6,12 +6,12 @@ import pytest
 from architectures import WINDOW, tiny_model
 from texts import character_tokenizer, random_documents
 
-from e2llm.evaluate.batched import batched_answers
+from e2llm.evaluate.batched import Asked, replies
 from e2llm.evaluate.fit import make_frame
 from e2llm.evaluate.key_values import kv_kind
 from e2llm.evaluate.questions import Texts, ask, make_question
 from e2llm.hf import install
-from e2llm.infer import Engine
+from e2llm.infer import Engine, RequestPlan
 
 
 def test_the_same_answers_in_order() -> None:
@@ -35,4 +35,4 @@ def test_a_model_that_reads_one_length_is_refused() -> None:
     install(model, method="dynamic_ntk")
     engine = Engine(model, character_tokenizer())
     with pytest.raises(ValueError, match="dynamic_ntk' switches its frequencies by length"):
-        list(batched_answers(engine, [[5, 6]], window=64, scale=2.0, answer_tokens=2, batch=2))
+        list(replies(engine, [Asked([5, 6], RequestPlan(2.0, 64, 2))], batch=2))

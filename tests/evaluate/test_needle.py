@@ -62,7 +62,7 @@ def test_rows_by_depth_and_a_stop_in_between(
         def complete(self, ids, plan, **options):
             found.append(plan.window)
             text = tokens_of[tuple(ids)] if len(found) % 2 else "no"
-            return type("Completion", (), {"text": text})()
+            return type("Completion", (), {"text": text, "token_ids": [], "finish_reason": "stop"})()
 
         return complete
 

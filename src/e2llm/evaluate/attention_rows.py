@@ -11,7 +11,7 @@ from e2llm.evaluate.attention import RETRIEVAL_HEAD, STRETCHES, Looked, look
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import make_prompts
+from e2llm.evaluate.retrieval import RetrievalPrompt, make_prompts
 from e2llm.evaluate.tasks import UUID_KV
 from e2llm.infer import Engine
 from e2llm.intervals import Interval, interval_fields, interval_of_mean, interval_of_statistic
@@ -31,10 +31,15 @@ def measure(context: Context, part: Part, progress: Callable[[int], None]) -> Re
         chat=config.chat,
         task=UUID_KV,
     )
-    found = []
-    for prompt in prompts:
-        found.append(look(engine, prompt, scale=part.scale))
-        progress(part.window)
+
+    def watch(own: list[RetrievalPrompt]) -> list[Looked]:
+        looked = []
+        for prompt in own:
+            looked.append(look(engine, prompt, scale=part.scale))
+            progress(part.window)
+        return looked
+
+    found = context.ranks.share(prompts, watch)
     labels = context.labels | {"corpus": part.corpus, "protocol": part.protocol, "window": part.window}
     labels |= {"scale": part.scale, "seed": config.seed}
     heads = np.stack([one.head_score for one in found])

@@ -16,7 +16,8 @@ from typing import Any
 
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document, load_documents
-from e2llm.evaluate.run import evaluate
+from e2llm.evaluate.ranks import Ranks, launched
+from e2llm.evaluate.run import evaluate, finish
 from e2llm.infer import Engine
 from e2llm.positions.choose import Schedule, Step, ladder
 from e2llm.records import Record
@@ -43,6 +44,7 @@ def calibrate(
     ratios: Sequence[float] = RATIOS,
     partial: Path | None = None,
     progress: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Calibration:
     """Measure every window at every ratio * window / L and keep the best, by nats a token over all corpora together.
 
@@ -64,7 +66,7 @@ def calibrate(
             label: [dataclasses.replace(document, tokens=document.tokens[:window]) for document in documents]
             for label, documents in corpora.items()
         }
-        records.append(evaluate(engine, cut, measured, partial=partial, progress=progress))
+        records.append(evaluate(engine, cut, measured, partial=partial, progress=progress, ranks=ranks))
     rows = [row for record in records for row in record.rows]
     best = [Step(window, best_scale(rows, window)) for window in windows]
     record = Record(
@@ -129,8 +131,10 @@ def run(
         raise ValueError(f"model = {config.model!r}: a schedule is written into a checkpoint folder; save one first")
     if not config.corpora:
         raise ValueError("corpora = {}: give at least one LABEL=PATH of long texts that no result is reported on")
+    ranks = launched(config.device)
+    device = ranks.device or config.device
     engine = Engine.load(
-        config.model, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation
+        config.model, dtype=config.dtype, device=device, attn_implementation=config.attn_implementation
     )
     if engine.info is None:
         raise ValueError(f"model = {config.model!r}: it has no e2llm.json to write a schedule into; train it first")
@@ -140,9 +144,11 @@ def run(
         for label, path in config.corpora.items()
     }
     partial = Path(f"{config.out}.partial.jsonl")
-    found = calibrate(engine, corpora, config, windows=windows, ratios=ratios, partial=partial, progress=progress)
+    common: dict[str, Any] = {"partial": partial, "progress": progress, "ranks": ranks}
+    found = calibrate(engine, corpora, config, windows=windows, ratios=ratios, **common)
     schedule = [dataclasses.asdict(step) for step in found.schedule]
-    dataclasses.replace(engine.info, schedule=schedule).save(folder)
-    found.record.save(config.out)
-    partial.unlink(missing_ok=True)
+    ranks.wait()  # all have read the folder
+    if ranks.is_first:
+        dataclasses.replace(engine.info, schedule=schedule).save(folder)
+    finish(found.record, config.out, partial, ranks)
     return found
