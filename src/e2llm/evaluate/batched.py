@@ -47,6 +47,12 @@ def replies(engine: Engine, asked: Sequence[Asked], *, batch: int = 1) -> Iterat
         yield Reply(completion.text, len(completion.token_ids), completion.finish_reason)
 
 
+def check_batches(engine: Engine) -> None:
+    """Raise ValueError for a model that the serving engine refuses; before anything is measured."""
+    with BatchEngine(engine.model, engine.tokenizer, max_running=1, kv_tokens=PAGE, page_tokens=PAGE):
+        pass
+
+
 def _together(engine: Engine, asked: Sequence[Asked], batch: int) -> Iterator[Reply]:
     # Memory for the longest that can run together, whatever their order.
     needed = sorted((-(-_tokens(one) // PAGE) * PAGE + PAGE for one in asked), reverse=True)

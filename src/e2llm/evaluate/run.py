@@ -15,7 +15,8 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.batched import check_batches
+from e2llm.evaluate.config import LOSSES, EvaluateConfig
 from e2llm.evaluate.context import Part
 from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.measure import Measurement
@@ -148,6 +149,8 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
         documents = next(iter(corpora.values()))
         asked: dict[str, Any] = {"num_prompts": 1, "seed": 0, "chat": config.chat, "task": TASKS[name]}
         make_prompts(engine.tokenizer, documents, window=min(config.windows), **asked)
+    if config.batch_size > 1 and set(config.protocols) - {*LOSSES, "attention"}:
+        check_batches(engine)
     known = further(config)
     for name in [name for name in config.protocols if name in known]:
         for documents in corpora.values():

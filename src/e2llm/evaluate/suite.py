@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.evaluate.asking import Answered, Asker, Cell, Found
+from e2llm.evaluate.batched import check_batches
 from e2llm.evaluate.measure import described_model, model_labels
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.progress import progress_bar
@@ -70,6 +71,8 @@ def evaluate_suite(
     cells = plan_cells(engine, config)
     meant_for_chat = any(sample.chat for samples in data.samples.values() for sample in samples)
     prompter = Prompter(engine.tokenizer, chat=config.chat is not False and meant_for_chat)
+    if config.at_once > 1:
+        check_batches(engine)
     asker = Asker(engine, prompter, Finished(partial, ranks.index), config.at_once)
     labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
     labels |= {"suite": suite.name, "seed": config.seed}
