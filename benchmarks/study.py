@@ -16,9 +16,12 @@ that no final result is reported on. The plan is a TOML file:
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for docs/study.md
 
+Plans: study.toml, one change a run from `recommended`; baselines.toml, every recipe under one budget of tokens.
+
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
 study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the
-prediction. A run whose Record exists is skipped; after --until seconds none is begun.
+prediction. A run whose Record exists is skipped; after --until seconds none is begun. At the end the Records that the
+plan has by then are compared in WORK/<plan>.html and .md.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ from e2llm.evaluate.documents import load_documents
 from e2llm.evaluate.run import evaluate
 from e2llm.hf import get_extension, install, load_model
 from e2llm.infer import Engine
-from e2llm.records import Record, portable
+from e2llm.records import Record, portable, write_atomic
+from e2llm.report import results_markdown, write_report
 from e2llm.train import train_loaded
 
 
@@ -108,6 +112,9 @@ class Study:
     def train(self, run: Run) -> Record:
         """Train from the first weights; the measured model then has the new ones."""
         self.model.load_state_dict(self.start)
+        # A recipe of long windows turns it on; the next one must not pay for it.
+        name = "activation_checkpointing_disable"
+        getattr(self.model, name, self.model.gradient_checkpointing_disable)()
         for model in (self.model, self.measured):
             extension = get_extension(model)
             if extension is not None:
@@ -152,24 +159,13 @@ class Study:
 
     def _perplexity(self, engine: Engine, run: Run, window: int) -> Record:
         config = EvaluateConfig(
-            windows=(window,),
+            windows=tuple(self.args.windows),
             scales=run.scales.get(window, ()),
             protocols=("whole",),
             checkpoint=run.name,
             base_model=self.args.base_model,
         )
-        return evaluate(engine, self._cut(window), config)
-
-    def _cut(self, window: int) -> dict[str, list[Any]]:
-        """The first max(windows) tokens in windows of this size: the same tokens for each."""
-        rows = {}
-        for label, documents in self.corpora.items():
-            rows[label] = [
-                dataclasses.replace(d, name=f"{d.name}:{start}", tokens=d.tokens[start : start + window])
-                for d in documents
-                for start in range(0, max(self.args.windows), window)
-            ]
-        return rows
+        return evaluate(engine, self.corpora, config, windows=(window,))
 
 
 def study(run: Run, shared: Study, out: Path) -> Record:
@@ -194,6 +190,15 @@ def study(run: Run, shared: Study, out: Path) -> Record:
     )
     record.save(out)
     return record
+
+
+def compare(runs: list[Run], out: Path, page: Path) -> list[Path]:
+    """A page and Markdown of the runs' Records that exist, in the plan's order; nothing below two."""
+    files = [file for run in runs if (file := out / f"study_{run.name}.json").is_file()]
+    if len(files) < 2:
+        return []
+    tables = results_markdown([Record.load(file) for file in files])
+    return [write_report(files, page), write_atomic(page.with_suffix(".md"), tables)]
 
 
 def summary(record: Record) -> str:
@@ -245,6 +250,7 @@ def main() -> None:
         run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, output=str(output)))
         record = study(run, shared, out)
         print(f"[{time.monotonic() - began:.0f} s] {run.name}: {summary(record)}", flush=True)
+    print(*compare(runs, args.out, args.work / f"{args.plan.stem}.html"), sep="\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from e2llm.cli import build_parser, main
+from e2llm.records import Record, make_row
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
@@ -48,6 +50,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["evaluate", "m", "--method", "yarn", "--neighbours", "9"], "with method = 'self_extend' only"),
         (["generate", "m", "--prompt-file", "nowhere.txt"], "prompt-file = 'nowhere.txt': no such file"),
         (["report", "a.json"], "name a page with --out"),
+        (["report", "a.json", "--out", "a.html", "--dark"], "dark: it is for --figures"),
         (["recipes", "--show", "nope"], "recipe = 'nope'"),
         (["coverage", "nope"], "recipe = 'nope'"),
     ],
@@ -78,3 +81,18 @@ def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
 def test_windows_are_tokens(text: str, tokens: int) -> None:
     arguments = build_parser().parse_args(["evaluate", "m", "--windows", text])
     assert arguments.windows == [tokens]
+
+
+def test_report_writes_all_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        make_row("perplexity", value, "ratio", 9, checkpoint="a_b", method="yarn", corpus="x", window=window, scale=1.0)
+        for window, value in ((512, 9.0), (1024, 8.0))
+    ]
+    record = str(Record("evaluate", {}, rows, [], {}).save(tmp_path / "a.json"))
+    out = {name: str(tmp_path / "new" / name) for name in ("page.html", "t.md", "t.tex", "figures")}
+    argv = ["report", record, "--out", out["page.html"], "--markdown", out["t.md"], "--latex", out["t.tex"]]
+    assert main([*argv, "--figures", out["figures"], "--dark"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [out["page.html"], out["t.md"], out["t.tex"]] and len(printed) == 5
+    assert all(Path(path).stat().st_size > 100 for path in printed) and Path(printed[4]).suffix == ".png"
+    assert r"a\_b · yarn & 9.00 & 8.00 \\" in Path(out["t.tex"]).read_text()

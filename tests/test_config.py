@@ -18,13 +18,33 @@ def test_paper_recipe_is_the_papers_sampling() -> None:
     assert (recipe.scales.distribution, recipe.scales.max_scale) == ("uniform_integers", 20)
 
 
-def test_study_recipes_share_one_budget() -> None:
-    budgets = {
-        (r.train.steps, r.train.batch_size, r.data.window, r.train.learning_rate)
-        for r in map(load_recipe, shipped_recipes())
-        if not r.name.startswith(("paper-llama2", "quickstart"))
+def test_study_recipes_share_one_budget_of_tokens() -> None:
+    shipped = shipped_recipes()
+    study = [name for name, path in shipped.items() if path.parent.name == "study"]
+    assert set(study) == {
+        *("plain", "pi", "pi-16k", "pi-64k", "yarn-16k", "yarn-64k", "pose", "pose-yarn", "randpos", "end-anchor"),
+        *("without-offset", "without-scale"),
     }
-    assert len(budgets) == 1
+    budgets = set()
+    for name in [*study, "paper", "recommended"]:
+        recipe, train = load_recipe(name), load_recipe(name).train
+        windows = train.steps * train.batch_size * train.gradient_accumulation
+        budgets.add((windows * recipe.data.window, train.learning_rate, train.schedule, train.warmup_steps))
+    assert budgets == {(39_321_600, 2e-4, "cosine", 20)}
+
+
+@pytest.mark.parametrize("name", ["pi-16k", "pi-64k", "yarn-16k", "yarn-64k"])
+def test_full_length_recipes_train_at_the_window_that_their_scale_covers(name: str) -> None:
+    recipe = load_recipe(name)
+    assert f"-{recipe.data.window // 1024}k" in name and recipe.placement.kind == "none"
+    assert recipe.scales.distribution == "fixed" and recipe.scales.max_scale == recipe.data.window / 8192
+    assert recipe.method == {"pi": "linear", "yarn": "yarn"}[name.split("-")[0]]
+
+
+def test_no_recipe_hides_another() -> None:
+    folder = shipped_recipes()["paper"].parent
+    files = sorted(folder.rglob("*.toml"))
+    assert sorted(shipped_recipes().values()) == files and len({file.stem for file in files}) == len(files)
 
 
 @pytest.mark.parametrize("name", ["paper-llama2-7b", "paper-llama2-13b"])

@@ -21,12 +21,13 @@ ALLOWED = {
     "config": {"config_distributed", "positions.scales", "positions.placement", "positions.attention"},
     "config_distributed": set(),
     "records": set(),
+    "intervals": set(),
     "hf": {"positions"},
     "data": {"config"},
     "train": {"config", "config_distributed", "records", "positions", "hf", "data"},
     "infer": {"config", "positions", "hf"},
-    "evaluate": {"config", "records", "positions", "hf", "infer", "engine"},
-    "report": {"records"},
+    "evaluate": {"config", "records", "intervals", "positions", "hf", "infer", "engine"},
+    "report": {"records", "intervals"},
     "api": {"config", "positions", "hf", "infer"},
     "engine": {"positions", "hf", "infer"},
     "generate": {"engine", "infer", "hf"},
@@ -42,7 +43,7 @@ ALLOWED = {
 ANYTHING_INSIDE_FUNCTIONS = {"cli", "__init__", "__main__"}
 PUBLIC_SUBMODULES = {("train", "trainer_utils")}
 TORCH_FREE = [
-    *("e2llm", "e2llm.cli", "e2llm.config", "e2llm.records", "e2llm.report", "e2llm.version"),
+    *("e2llm", "e2llm.cli", "e2llm.config", "e2llm.intervals", "e2llm.records", "e2llm.report", "e2llm.version"),
     *("e2llm.positions.scales", "e2llm.positions.placement", "e2llm.positions.choose", "e2llm.positions.coverage"),
     *("e2llm.positions.rope", "e2llm.positions.oracle", "e2llm.positions.attention"),
     *("e2llm.server", "e2llm.server.command", "e2llm.chat.command", "e2llm.generate", "e2llm.vllm_plugin.scaling"),

@@ -1,4 +1,6 @@
-"""`python -m e2llm`, for launchers: torchrun --nproc-per-node 2 -m e2llm train recipe.toml"""
+"""`python -m e2llm …`, for launchers that start modules: torchrun --nproc-per-node 2 -m e2llm train recipe.toml"""
+
+from __future__ import annotations
 
 import sys
 

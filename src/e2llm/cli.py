@@ -39,9 +39,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
         arguments.corpus = [("python", str(stdlib_root() / HELD_OUT[0]))]
     record, out = measure(arguments)
-    print(results_markdown([record]))
-    print(out)
+    if _is_first_process():
+        print(results_markdown([record]))
+        print(out)
+    _leave_processes()
     return 0
+
+
+def _leave_processes() -> None:
+    from e2llm.evaluate.ranks import leave
+
+    leave()
+
+
+def _is_first_process() -> bool:
+    """Of several that a launcher started (torchrun, accelerate launch), the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
@@ -58,24 +71,35 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from e2llm.evaluate.calibrate import run
 
     found = run(config, windows=arguments.windows, ratios=arguments.ratios, prompts=arguments.prompts)
-    for step in found.schedule:
+    for step in found.schedule if _is_first_process() else ():
         print(f"up to {step.window:>9,} tokens: scale {step.scale:g}")
-    print(f"{Path(arguments.model) / 'e2llm.json'}\n{arguments.out}")
+    if _is_first_process():
+        print(f"{Path(arguments.model) / 'e2llm.json'}\n{arguments.out}")
+    _leave_processes()
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from e2llm.records import Record, write_atomic
-    from e2llm.report import results_markdown, write_report
+    from e2llm.report import results_latex, results_markdown, save_figures, write_report
 
-    if not arguments.out and not arguments.markdown:
-        raise ValueError("out: name a page with --out page.html, a table with --markdown results.md, or both")
+    if not (arguments.out or arguments.markdown or arguments.latex or arguments.figures):
+        raise ValueError(
+            "out: name a page with --out page.html, tables with --markdown results.md or --latex results.tex, a folder "
+            "for pictures with --figures, or several of them"
+        )
+    if arguments.dark and not arguments.figures:
+        raise ValueError("dark: it is for --figures; the page follows the reader's own setting")
     if arguments.out:
         print(write_report(arguments.records, arguments.out))
-    if arguments.markdown:
-        records = [Record.load(path) for path in arguments.records]
-        write_atomic(Path(arguments.markdown), results_markdown(records))
-        print(arguments.markdown)
+    if not (arguments.markdown or arguments.latex or arguments.figures):
+        return 0
+    records = [Record.load(path) for path in arguments.records]
+    for path, make in ((arguments.markdown, results_markdown), (arguments.latex, results_latex)):
+        if path:
+            print(write_atomic(Path(path), make(records)))
+    if arguments.figures:
+        print(*save_figures(records, arguments.figures, dark=arguments.dark), sep="\n")
     return 0
 
 
@@ -175,6 +199,9 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("records", nargs="+", help="Record files (JSON)")
     parser.add_argument("--out", help="page to write (HTML)")
     parser.add_argument("--markdown", help="tables to write (Markdown)")
+    parser.add_argument("--latex", help="tables to write (LaTeX, to \\input; booktabs)")
+    parser.add_argument("--figures", metavar="FOLDER", help="write every figure of the page here, as .svg and .png")
+    parser.add_argument("--dark", action="store_true", help="the figures on dark")
     parser.set_defaults(stage=_report)
 
 

@@ -273,9 +273,9 @@ class Recipe:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package."""
+    """Name -> file of the recipes that come with the package: those to start from, then the study's baselines."""
     folder = Path(__file__).parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for place in (folder, folder / "study") for path in sorted(place.glob("*.toml"))}
 
 
 def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = ()) -> Recipe:

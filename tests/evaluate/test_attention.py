@@ -91,6 +91,11 @@ def test_rows_of_an_evaluation(engine: Engine) -> None:
     }
     assert values["attention_on_span"]["n"] == 2
     assert values["attention_if_even"]["value"] == pytest.approx(36 / record.examples[0]["prompt_tokens"])
+    shown = [example["on_span"] for example in record.examples[:-1]]
+    span = values["attention_on_span"]
+    # Two prompts: the interval's ends are the one and the other alone.
+    assert (span["low"], span["high"]) == pytest.approx((min(shown), max(shown)), abs=1e-5)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in record.rows)
     maps = record.examples[-1]
     assert maps["metric"] == "attention_map" and len(maps["by_stretch"]) == 2 and len(maps["on_span"][0]) == 4
     assert values["attention_of_best_head"]["value"] == pytest.approx(np.max(maps["on_span"]), abs=1e-6)

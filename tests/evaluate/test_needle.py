@@ -62,7 +62,7 @@ def test_rows_by_depth_and_a_stop_in_between(
         def complete(self, ids, plan, **options):
             found.append(plan.window)
             text = tokens_of[tuple(ids)] if len(found) % 2 else "no"
-            return type("Completion", (), {"text": text})()
+            return type("Completion", (), {"text": text, "token_ids": [], "finish_reason": "stop"})()
 
         return complete
 
@@ -88,6 +88,10 @@ def test_rows_by_depth_and_a_stop_in_between(
         (0.1, 0.0, 1),
         (0.2, 1.0, 1),
     ]
+    # Wilson's interval of 2 of 3 and of 1 of 1, from the formula by hand.
+    assert (needle[0]["low"], needle[0]["high"]) == pytest.approx((0.2077, 0.9385), abs=1e-4)
+    assert (needle[1]["low"], needle[1]["high"]) == pytest.approx((0.2065, 1.0), abs=1e-4)
+    assert all(r["low"] <= r["value"] <= r["high"] for r in record.rows)
     several = [r for r in record.rows if r.get("task") == "multi_needle" and r.get("depth") is not None]
     assert {r["depth"] for r in several} == {0.1, 0.3, 0.5, 0.7, 0.9} and all(r["n"] == 3 for r in several)
     single = [r for r in record.rows if r.get("task") == "niah_single_2"]

@@ -120,6 +120,19 @@ def test_rows_of_position_difference_and_key_tokens(lenient: None) -> None:
     keys = {r["window"]: r for r in record.rows if r["metric"] == "key_perplexity"}
     assert keys[64]["n"] == keys[256]["n"] > 10 and keys[64]["value"] > keys[256]["value"]
     assert keys[64]["short_context"] == 32 and keys[64]["key_model"] == "itself"
+    assert all(r["low"] <= r["value"] <= r["high"] for r in record.rows)
+    # Two documents: the ends of an interval are the one and the other alone.
+    own = [e for e in record.examples if e["window"] == 64 and e["metric"] == "key_perplexity"]
+    alone = sorted(np.exp(e["nats"] / e["tokens"]) for e in own)
+    assert (keys[64]["low"], keys[64]["high"]) == pytest.approx(tuple(alone))
+    own = [e for e in record.examples if e["window"] == 64 and e["metric"] == "whole_over_sliding"]
+    alone = sorted(np.exp((e["whole_nats"] - e["sliding_nats"]) / e["tokens"]) for e in own)
+    row = next(r for r in record.rows if r["window"] == 64 and r["metric"] == "whole_over_sliding")
+    assert (row["low"], row["high"]) == pytest.approx(tuple(alone))
+    own = [e for e in record.examples if e["window"] == 64 and "positions" in e]
+    alone = sorted(e["nats"][-1] / e["tokens"][-1] for e in own)
+    row = next(r for r in record.rows if r["window"] == 64 and r.get("position") == 63)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(alone), abs=1e-5)
 
 
 @pytest.fixture

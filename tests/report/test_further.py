@@ -59,6 +59,45 @@ def test_ruler_marks_what_the_base_cannot_do_and_gives_both_means() -> None:
     assert "vt †" in page and "1 unmarked" in page and 'id="others"' not in page
 
 
+def test_intervals_of_kinds_and_of_their_mean() -> None:
+    """Mean of 0.5 and 0.9 with ends 0.06 and 0.08 away each: half of the root of the summed squares, 0.05."""
+    ends = {"vt": (0.5, 0.44, 0.56), "cwe": (0.9, 0.82, 0.98)}
+    rows = [
+        row("string_match", value, 4096, task=task, protocol="ruler", low=low, high=high)
+        for task, (value, low, high) in ends.items()
+    ]
+    found = ruler_tables(all_rows([record(rows)]))[0]
+    assert "| base · yarn, 2 kinds | 0.70 (0.65–0.75) |" in found.means.markdown()
+    assert "| vt | 0.50 (0.44–0.56) |\n| cwe | 0.90 (0.82–0.98) |\n| prompts | 10 |" in found.kinds[0][1].markdown()
+    del rows[0]["low"], rows[0]["high"]
+    assert "| 0.70 |" in ruler_tables(all_rows([record(rows)]))[0].means.markdown()
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "low", "high", "text", "labels"),
+    [
+        ("loss", 2.5, 2.4, 2.61, "2.50 (2.40–2.61)", {"position": 4095, "protocol": "position"}),
+        ("key_perplexity", 3.2, 3.0, 3.5, "3.20 (3.00–3.50)", {"protocol": "key_tokens", "key_model": "itself"}),
+        ("whole_over_sliding", 1.02, 1.015, 1.03, "1.0200 (1.0150–1.0300)", {"protocol": "difference"}),
+        ("retrieval", 0.5, 0.3, 0.7, "**0.50** (0.30–0.70)", {"task": "needle", "choice": "chosen"}),
+        ("attention_on_span", 0.05, 0.04, 0.061, "5.00% (4.00%–6.10%)", {"protocol": "attention"}),
+        ("retrieval", 0.5, 0.3, 0.7, "0.50 (0.30–0.70)", {"task": "needle"}),
+        ("perplexity", 5.0, 4.9, 5.1, "5.00 (4.90–5.10)", {"protocol": "whole"}),
+    ],
+)
+def test_every_table_shows_intervals(
+    metric: str, value: float, low: float, high: float, text: str, labels: dict[str, Any]
+) -> None:
+    unit = "share" if metric in ("retrieval", "attention_on_span") else "ratio"
+    found = record([row(metric, value, 4096, unit=unit, low=low, high=high, **labels)])
+    assert f" {text} |" in results_markdown([found])
+    page = render_page([found])
+    plain, ends = text.replace("*", "").rstrip(")").split(" (")
+    shown = f"<strong>{plain}</strong>" if "**" in text else plain
+    assert f'{shown} <span class="interval">{ends}</span>' in page
+    assert " 10 |" in results_markdown([found]) or "n = 10" in results_markdown([found])
+
+
 def test_without_a_native_window_nothing_is_marked() -> None:
     rows = [r for r in ruler().rows if r["window"] == 16384]
     found = ruler_tables(all_rows([record(rows)]))[0]
@@ -112,6 +151,7 @@ def test_chosen_and_fixed_scales_stand_apart_from_the_other_results() -> None:
         "| ours · yarn, chosen | **5.00** | **4.50** |",
         "| ours · yarn, fixed 2 | 5.20 | **4.50** |",
         "| ours · yarn, fixed 4 | 5.60 | 4.80 |",
+        "| target tokens | 10 | 10 |",
     ]
     page = render_page([record(rows)])
     assert 'id="choice"' in page and 'id="perplexity"' not in page

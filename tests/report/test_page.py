@@ -9,7 +9,7 @@ import pytest
 import sample_records
 
 from e2llm.records import Record, make_row
-from e2llm.report import render_page, write_report
+from e2llm.report import render_page, save_figures, write_report
 from e2llm.report.headline import headline
 from e2llm.report.series import all_rows
 
@@ -144,6 +144,21 @@ def test_write_report(tmp_path):
 
 def _headline(*records):
     return headline(all_rows(records), len(records))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_figure_of_the_page_is_saved(tmp_path, dark):
+    records = [sample_records.study(), sample_records.training()]
+    files = save_figures(records, tmp_path / "new", dark=dark)
+    assert sorted(files) == sorted((tmp_path / "new").iterdir())
+    page = render_page(records)
+    names = {path.stem for path in files}
+    assert {path.suffix for path in files} == {".svg", ".png"} and len(files) == 2 * len(names)
+    assert len(names) == page.count("<figure>") == 4 and all(f'id="{name}-760-title"' in page for name in names)
+    assert all("var(" not in path.read_text() for path in files if path.suffix == ".svg")
+    row = make_row("perplexity", 2.0, "ratio", 1, checkpoint="a", method="yarn", window=512)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        save_figures([Record("evaluate", {}, [row], [], {})], tmp_path)
 
 
 def test_headlines():

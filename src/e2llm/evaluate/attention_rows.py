@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from e2llm.evaluate.attention import RETRIEVAL_HEAD, STRETCHES, Looked, look
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import make_prompts
+from e2llm.evaluate.retrieval import RetrievalPrompt, make_prompts
 from e2llm.evaluate.tasks import UUID_KV
 from e2llm.infer import Engine
+from e2llm.intervals import Interval, interval_fields, interval_of_mean, interval_of_statistic
 from e2llm.records import make_row
 
 
@@ -30,29 +31,44 @@ def measure(context: Context, part: Part, progress: Callable[[int], None]) -> Re
         chat=config.chat,
         task=UUID_KV,
     )
-    found = []
-    for prompt in prompts:
-        found.append(look(engine, prompt, scale=part.scale))
-        progress(part.window)
+
+    def watch(own: list[RetrievalPrompt]) -> list[Looked]:
+        looked = []
+        for prompt in own:
+            looked.append(look(engine, prompt, scale=part.scale))
+            progress(part.window)
+        return looked
+
+    found = context.ranks.share(prompts, watch)
     labels = context.labels | {"corpus": part.corpus, "protocol": part.protocol, "window": part.window}
     labels |= {"scale": part.scale, "seed": config.seed}
-    even = [len(p.spans[0]) / len(p.token_ids) for p in prompts]
-    heads = np.mean([one.head_score for one in found], axis=0)
-    best = float(np.mean([one.on_span for one in found], axis=0).max())
-    n = len(found)
+    heads = np.stack([one.head_score for one in found])
     rows = [
-        make_row("attention_on_span", _mean([one.on_span for one in found]), "share", n, **labels),
-        make_row("attention_on_others", _mean([one.on_others for one in found]) / 2, "share", n, **labels),
-        make_row("attention_if_even", _mean(even), "share", n, **labels),
-        make_row("attention_of_best_head", best, "share", n, **labels),
-        make_row("retrieval_heads", int((heads >= RETRIEVAL_HEAD).sum()), "heads", n, **labels),
+        make_row(metric, value, unit, len(found), **labels, **interval_fields(spread))
+        for metric, value, unit, spread in _numbers(found, heads)
     ]
     examples = [_example(engine, part, one) for one in found]
-    return {"rows": rows, "examples": [*examples, _maps(part, found, heads)]}
+    return {"rows": rows, "examples": [*examples, _maps(part, found, heads.mean(axis=0))]}
 
 
-def _mean(values: Sequence[Any]) -> float:
-    return float(np.mean(values))
+def _numbers(found: Sequence[Looked], heads: np.ndarray) -> Iterator[tuple[str, float, str, Interval | None]]:
+    """(metric, value, unit, interval over prompts); `heads`: (n, Y, H) share of the value that each head copied."""
+    on_span = np.stack([one.on_span for one in found])
+    best = on_span.reshape(len(found), -1)
+    shares = {
+        "attention_on_span": on_span.mean(axis=(1, 2)),
+        "attention_on_others": np.array([one.on_others.mean() / 2 for one in found]),
+        "attention_if_even": np.array([len(one.prompt.spans[0]) / len(one.prompt.token_ids) for one in found]),
+        # The interval is that of the one head which is best over all prompts.
+        "attention_of_best_head": best[:, best.mean(axis=0).argmax()],
+    }
+    for metric, each in shares.items():
+        yield metric, float(each.mean()), "share", interval_of_mean(each.tolist())
+
+    def count(rows: np.ndarray) -> int:
+        return int((heads[rows].mean(axis=0) >= RETRIEVAL_HEAD).sum())
+
+    yield "retrieval_heads", count(np.arange(len(found))), "heads", interval_of_statistic(len(found), count)
 
 
 def _example(engine: Engine, part: Part, one: Looked) -> dict[str, Any]:

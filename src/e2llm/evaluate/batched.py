@@ -1,43 +1,89 @@
-"""Many prompts of like length at once, through the serving engine: greedy answers, in the order of the prompts.
+"""Prompts become answers: one after the other, or many at once through the serving engine, in the prompts' order.
 
-Flows in: the engine that evaluates, prompts, one scale. Flows out: answers as text, one by one as they are needed.
+Flows in: the engine that evaluates, prompts with their plans (any lengths, any scales). Flows out: greedy answers, one
+by one as they are needed. One at a time is the way that is known to be right; the batch is compared with it in tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from e2llm.engine import BatchEngine, Request
-from e2llm.infer import Engine
+from e2llm.infer import Engine, RequestPlan
+
+PAGE = 16
+"""Tokens of a page of keys and values."""
 
 
-def batched_answers(
-    engine: Engine, prompts: Sequence[Sequence[int]], *, window: int, scale: float, answer_tokens: int, batch: int
-) -> Iterator[str]:
-    """Answers to `prompts`, `batch` of them at a time, each with prompt and answer within `window` tokens.
+@dataclass(frozen=True)
+class Asked:
+    """One prompt and what it is served with."""
 
-    The model has its own attention again when the iterator ends or is closed. Raises ValueError for a model that the
-    serving engine refuses (`engine.BatchEngine`).
+    token_ids: Sequence[int]
+    plan: RequestPlan
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back."""
+
+    text: str
+    new_tokens: int
+    finish_reason: str
+
+
+def replies(engine: Engine, asked: Sequence[Asked], *, batch: int = 1) -> Iterator[Reply]:
+    """Answers to `asked` in their order, `batch` of them at a time.
+
+    The model has its own attention again when the iterator ends or is closed. Raises ValueError, with a batch above 1,
+    for a model that the serving engine refuses (`engine.BatchEngine`).
     """
-    page = 16
+    if batch > 1 and asked:
+        yield from _together(engine, asked, batch)
+        return
+    for one in asked:
+        completion = engine.complete(one.token_ids, one.plan)
+        yield Reply(completion.text, len(completion.token_ids), completion.finish_reason)
+
+
+def check_batches(engine: Engine) -> None:
+    """Raise ValueError for a model that the serving engine refuses; before anything is measured."""
+    with BatchEngine(engine.model, engine.tokenizer, max_running=1, kv_tokens=PAGE, page_tokens=PAGE):
+        pass
+
+
+def _together(engine: Engine, asked: Sequence[Asked], batch: int) -> Iterator[Reply]:
+    # Memory for the longest that can run together, whatever their order.
+    needed = sorted((-(-_tokens(one) // PAGE) * PAGE + PAGE for one in asked), reverse=True)
     with BatchEngine(
         engine.model,
         engine.tokenizer,
-        max_scale=max(scale, engine.max_scale),
+        max_scale=max(engine.max_scale, *(one.plan.scale for one in asked)),
         max_running=batch,
-        kv_tokens=batch * (window + page),
-        page_tokens=page,
+        kv_tokens=sum(needed[:batch]),
+        page_tokens=PAGE,
         prefix_cache=False,
     ) as serving:
         streams = [
             serving.submit(
-                Request(prompt_ids=tuple(prompt), max_new_tokens=answer_tokens, scale=float(scale), beyond_trained=True)
+                Request(
+                    prompt_ids=tuple(one.token_ids),
+                    max_new_tokens=one.plan.max_new_tokens,
+                    scale=float(one.plan.scale),
+                    beyond_trained=True,
+                )
             )
-            for prompt in prompts
+            for one in asked
         ]
-        for stream in streams:
+        for one, stream in zip(asked, streams, strict=True):
             outputs = list(stream)
-            if outputs[-1].finish_reason == "error":
-                raise RuntimeError(f"batch of {batch} prompts of {window} tokens: {outputs[-1].error}")
+            reason = outputs[-1].finish_reason
+            if reason == "error":
+                raise RuntimeError(f"prompt of {len(one.token_ids)} tokens, {batch} at once: {outputs[-1].error}")
             tokens = [token for output in outputs for token in output.token_ids]
-            yield engine.tokenizer.decode(tokens, skip_special_tokens=True)
+            yield Reply(engine.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), str(reason))
+
+
+def _tokens(one: Asked) -> int:
+    return len(one.token_ids) + one.plan.max_new_tokens

@@ -18,7 +18,8 @@ from typing import Any
 
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document, load_documents
-from e2llm.evaluate.run import evaluate
+from e2llm.evaluate.ranks import Ranks, launched
+from e2llm.evaluate.run import evaluate, finish
 from e2llm.infer import Engine
 from e2llm.positions.choose import Schedule, Step, ladder
 from e2llm.records import Record
@@ -48,6 +49,7 @@ def calibrate(
     prompts: int = 0,
     partial: Path | None = None,
     progress: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Calibration:
     """Measure every window at every ratio * window / L and keep the best: the lowest nats a token over all corpora
     together, among those that find as many pass keys as any (`KEYS_GIVEN_UP`).
@@ -69,11 +71,12 @@ def calibrate(
             label: [dataclasses.replace(document, tokens=document.tokens[:window]) for document in documents]
             for label, documents in corpora.items()
         }
-        records.append(evaluate(engine, cut, measured, partial=partial, progress=progress))
+        common: dict[str, Any] = {"partial": partial, "progress": progress, "ranks": ranks}
+        records.append(evaluate(engine, cut, measured, **common))
         if prompts:
             asked = dataclasses.replace(measured, protocols=("pass_key",), prompts=prompts)
             first = dict(list(cut.items())[:1])
-            records.append(evaluate(engine, first, asked, partial=partial, progress=progress))
+            records.append(evaluate(engine, first, asked, **common))
     rows = [row for record in records for row in record.rows]
     best = [Step(window, best_scale(rows, window)) for window in windows]
     record = Record(
@@ -161,8 +164,10 @@ def run(
         raise ValueError(f"model = {config.model!r}: a schedule is written into a checkpoint folder; save one first")
     if not config.corpora:
         raise ValueError("corpora = {}: give at least one LABEL=PATH of long texts that no result is reported on")
+    ranks = launched(config.device)
+    device = ranks.device or config.device
     engine = Engine.load(
-        config.model, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation
+        config.model, dtype=config.dtype, device=device, attn_implementation=config.attn_implementation
     )
     if engine.info is None:
         raise ValueError(f"model = {config.model!r}: it has no e2llm.json to write a schedule into; train it first")
@@ -172,11 +177,11 @@ def run(
         for label, path in config.corpora.items()
     }
     partial = Path(f"{config.out}.partial.jsonl")
-    found = calibrate(
-        engine, corpora, config, windows=windows, ratios=ratios, prompts=prompts, partial=partial, progress=progress
-    )
+    common: dict[str, Any] = {"partial": partial, "progress": progress, "ranks": ranks}
+    found = calibrate(engine, corpora, config, windows=windows, ratios=ratios, prompts=prompts, **common)
     schedule = [dataclasses.asdict(step) for step in found.schedule]
-    dataclasses.replace(engine.info, schedule=schedule).save(folder)
-    found.record.save(config.out)
-    partial.unlink(missing_ok=True)
+    ranks.wait()  # all have read the folder
+    if ranks.is_first:
+        dataclasses.replace(engine.info, schedule=schedule).save(folder)
+    finish(found.record, config.out, partial, ranks)
     return found

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.evaluate.config import EvaluateConfig
-from e2llm.evaluate.run import check_named, evaluate, load_corpora, load_engine, scale_of
+from e2llm.evaluate.ranks import launched
+from e2llm.evaluate.run import check_named, evaluate, finish, load_corpora, load_engine, scale_of
 from e2llm.records import Record
 
 METHODS = ("linear", "yarn")
@@ -31,15 +32,16 @@ def choice(config: EvaluateConfig, *, methods: Sequence[str] = METHODS, progress
     examples: list[dict[str, Any]] = []
     described: dict[str, Any] = {}
     partial = Path(f"{config.out}.partial.jsonl")
+    ranks = launched(config.device)
     for method in methods:
         own = dataclasses.replace(config, method=method)
-        engine = load_engine(own)
+        engine = load_engine(own, ranks)
         corpora = load_corpora(own, engine)
         for window in sorted(config.windows):
             chosen = float(scale_of(engine, window))
             # All windows stay in the config that decides which tokens are scored; one is measured at a time.
             part = dataclasses.replace(own, scales=tuple(sorted({chosen, *fixed})))
-            record = evaluate(engine, corpora, part, windows=(window,), partial=partial, progress=progress)
+            record = evaluate(engine, corpora, part, windows=(window,), partial=partial, progress=progress, ranks=ranks)
             rows += [row | {"choice": "fixed"} for row in record.rows if row["scale"] in fixed]
             rows += [row | {"choice": "chosen"} for row in record.rows if row["scale"] == chosen]
             examples += record.examples
@@ -50,6 +52,5 @@ def choice(config: EvaluateConfig, *, methods: Sequence[str] = METHODS, progress
         rows=rows,
         examples=examples,
     )
-    record.save(config.out)
-    partial.unlink(missing_ok=True)
+    finish(record, config.out, partial, ranks)
     return record

@@ -11,10 +11,9 @@ RULER = (
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 )  # fmt: skip
 """RULER's thirteen kinds (arXiv 2404.06654)."""
-PROTOCOLS = (
-    "whole", "sliding", "position", "difference", "key_tokens", "pass_key", "uuid_kv", "needle", "multi_needle",
-    "kv_pairs", "attention", *RULER,
-)  # fmt: skip
+LOSSES = ("whole", "sliding", "position", "difference", "key_tokens")
+"""Protocols that read and ask nothing."""
+PROTOCOLS = (*LOSSES, "pass_key", "uuid_kv", "needle", "multi_needle", "kv_pairs", "attention", *RULER)
 
 METHODS = ("none", "linear", "ntk", "dynamic_ntk", "yarn", "longrope", "self_extend")
 """What a checkpoint may be read with: a frequency method, or the attention of SelfExtend."""
@@ -49,7 +48,7 @@ class EvaluateConfig:
     prompts: int = 20
     """Retrieval prompts per window, scale and task."""
     batch_size: int = 1
-    """Questions of one window asked at once, through the serving engine (not pass_key, uuid_kv and attention)."""
+    """Questions of one window asked at once, through the serving engine (attention is always watched one by one)."""
     qa: Mapping[str, str] = field(default_factory=dict)
     """qa_1, qa_2 -> file of questions with their documents (SQuAD's or HotpotQA's JSON, or JSONL)."""
     kv_files: tuple[str, ...] = ()
@@ -93,6 +92,8 @@ class EvaluateConfig:
             raise ValueError(f"qa = {strange}: name qa_1 or qa_2, e.g. qa_1=squad.json")
         if self.neighbours is not None and (self.neighbours < 1 or self.method != "self_extend"):
             raise ValueError(f"neighbours = {self.neighbours}: at least 1, and with method = 'self_extend' only")
+        if self.method == "self_extend" and self.batch_size > 1:
+            raise ValueError(f"batch_size = {self.batch_size}: self_extend reads one prompt at a time; use 1")
         if not self.out:
             raise ValueError("out = '': name the Record file to write")
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
+from e2llm.evaluate.ranks import Ranks
 from e2llm.infer import Engine
 
 Results = dict[str, list[dict[str, Any]]]
@@ -37,5 +38,6 @@ class Context(Protocol):
     labels: dict[str, Any]
     first_token: int | None
     scorer: TokenScorer | None
+    ranks: Ranks
     memory: dict[Any, Any]
     """What parts share and is costly to find: running text, key tokens."""

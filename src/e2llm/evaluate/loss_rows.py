@@ -11,11 +11,12 @@ import numpy as np
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.key_tokens import key_losses, key_tokens
+from e2llm.evaluate.key_tokens import KeyLoss, key_losses, key_tokens
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import sliding_steps
-from e2llm.evaluate.token_losses import Reader, by_position, compare, whole_losses
+from e2llm.evaluate.token_losses import PositionLoss, Reader, by_position, compare, whole_losses
 from e2llm.infer import Engine
+from e2llm.intervals import interval_fields, interval_of_perplexity, interval_of_ratio
 from e2llm.records import make_row, portable
 
 SHORT_CONTEXT = 4096
@@ -44,55 +45,61 @@ def _reader(context: Context, progress: Progress) -> Reader:
 def measure_position(context: Context, part: Part, progress: Progress) -> Results:
     """Loss by position in whole windows, one row a bucket; its label `position` is the bucket's last."""
     reader, length = _reader(context, progress), max(context.config.windows)
-    nats: dict[int, float] = {}
-    tokens: dict[int, int] = {}
+    found: dict[int, list[PositionLoss]] = {}
     examples = []
+    documents = context.corpora[part.corpus]
     with context.engine.at_scale(part.scale):
-        for document in context.corpora[part.corpus]:
-            buckets = by_position(whole_losses(reader, document, length=length, window=part.window))
-            for bucket in buckets:
-                nats[bucket.position] = nats.get(bucket.position, 0.0) + bucket.nats
-                tokens[bucket.position] = tokens.get(bucket.position, 0) + bucket.tokens
-            examples.append(
-                {
-                    "metric": "loss",
-                    "corpus": part.corpus,
-                    "protocol": part.protocol,
-                    "window": part.window,
-                    "scale": part.scale,
-                    "document": document.name,
-                    "positions": [bucket.position for bucket in buckets],
-                    "nats": [round(bucket.nats, 6) for bucket in buckets],
-                    "tokens": [bucket.tokens for bucket in buckets],
-                }
-            )
-    rows = [
-        make_row("loss", nats[p] / tokens[p], "nats", tokens[p], **_labels(context, part), position=p) for p in nats
-    ]
+        read = context.ranks.share(
+            documents,
+            lambda own: [by_position(whole_losses(reader, d, length=length, window=part.window)) for d in own],
+        )
+    for document, buckets in zip(documents, read, strict=True):
+        for bucket in buckets:
+            found.setdefault(bucket.position, []).append(bucket)
+        examples.append(
+            {
+                "metric": "loss",
+                "corpus": part.corpus,
+                "protocol": part.protocol,
+                "window": part.window,
+                "scale": part.scale,
+                "document": document.name,
+                "positions": [bucket.position for bucket in buckets],
+                "nats": [round(bucket.nats, 6) for bucket in buckets],
+                "tokens": [bucket.tokens for bucket in buckets],
+            }
+        )
+    rows = [_position_row(position, buckets, _labels(context, part)) for position, buckets in found.items()]
     return {"rows": rows, "examples": examples}
+
+
+def _position_row(position: int, buckets: Sequence[PositionLoss], labels: dict[str, Any]) -> dict[str, Any]:
+    nats, tokens = [one.nats for one in buckets], [one.tokens for one in buckets]
+    spread = interval_fields(interval_of_ratio(nats, tokens))
+    return make_row("loss", sum(nats) / sum(tokens), "nats", sum(tokens), **labels, position=position, **spread)
 
 
 def measure_difference(context: Context, part: Part, progress: Progress) -> Results:
     """How much higher perplexity reads in whole windows than in the sliding window, over the same tokens."""
     config, reader = context.config, _reader(context, progress)
+    common: dict[str, Any] = {
+        "length": max(config.windows),
+        "window": part.window,
+        "windows": config.windows,
+        "stride": config.stride,
+        "max_strides": config.max_strides,
+    }
     with context.engine.at_scale(part.scale):
-        found = [
-            compare(
-                reader,
-                document,
-                length=max(config.windows),
-                window=part.window,
-                windows=config.windows,
-                stride=config.stride,
-                max_strides=config.max_strides,
-            )
-            for document in context.corpora[part.corpus]
-        ]
+        found = context.ranks.share(
+            context.corpora[part.corpus], lambda own: [compare(reader, document, **common) for document in own]
+        )
     tokens = sum(one.tokens for one in found)
     whole, sliding = sum(one.whole_nats for one in found), sum(one.sliding_nats for one in found)
     steps = sliding_steps(part.window, max(config.windows), config.stride, config.max_strides)
     labels = _labels(context, part) | {"stride": config.stride, "strides": len(steps)}
-    row = make_row("whole_over_sliding", math.exp((whole - sliding) / tokens), "ratio", tokens, **labels)
+    spread = interval_of_perplexity([one.whole_nats - one.sliding_nats for one in found], [one.tokens for one in found])
+    value = math.exp((whole - sliding) / tokens)
+    row = make_row("whole_over_sliding", value, "ratio", tokens, **labels, **interval_fields(spread))
     examples = [
         {
             "metric": "whole_over_sliding",
@@ -126,20 +133,27 @@ def short_context(config: EvaluateConfig) -> int:
 
 def measure_key_tokens(context: Context, part: Part, progress: Progress) -> Results:
     """The share of tokens that need the context, and perplexity on them where there are any."""
-    documents, config = context.corpora[part.corpus], context.config
-    keys = context.memory.get(("keys", part.corpus))
-    if keys is None:
-        keys = context.memory["keys", part.corpus] = _find_keys(context, part.corpus)
-    found = key_losses(_reader(context, progress), documents, keys, window=part.window, scale=part.scale)
+    config = context.config
+
+    def measure(own: list[Document]) -> list[KeyLoss]:
+        keys = context.memory.get(("keys", part.corpus))
+        if keys is None:  # of this process's documents, which are the same in every part
+            keys = context.memory["keys", part.corpus] = _find_keys(context, own)
+        return key_losses(_reader(context, progress), own, keys, window=part.window, scale=part.scale)
+
+    found = context.ranks.share(context.corpora[part.corpus], measure)
     tokens, scored = sum(one.tokens for one in found), sum(one.scored for one in found)
     labels = _labels(context, part) | {
         "key_model": portable(config.key_model) or "itself",
         "short_context": short_context(config),
     }
-    rows = [make_row("key_share", tokens / scored, "share", scored, **labels)]
+    counts = [one.tokens for one in found]
+    spread = interval_fields(interval_of_ratio(counts, [one.scored for one in found]))
+    rows = [make_row("key_share", tokens / scored, "share", scored, **labels, **spread)]
     if tokens:
         value = math.exp(sum(one.nats for one in found) / tokens)
-        rows.append(make_row("key_perplexity", value, "ratio", tokens, **labels))
+        spread = interval_fields(interval_of_perplexity([one.nats for one in found], counts))
+        rows.append(make_row("key_perplexity", value, "ratio", tokens, **labels, **spread))
     examples = [
         {
             "metric": "key_perplexity",
@@ -156,10 +170,10 @@ def measure_key_tokens(context: Context, part: Part, progress: Progress) -> Resu
     return {"rows": rows, "examples": examples}
 
 
-def _find_keys(context: Context, corpus: str) -> list[np.ndarray]:
+def _find_keys(context: Context, documents: Sequence[Document]) -> list[np.ndarray]:
     from e2llm.evaluate.run import scale_of
 
-    config, documents = context.config, context.corpora[corpus]
+    config = context.config
     length = max(config.windows)
     sizes = {"length": length, "short_context": short_context(config), "smallest": min(config.windows)}
     if not config.key_model:

@@ -16,14 +16,15 @@ from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
-from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean, interval_of_perplexity
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.protocols import further, wordings
-from e2llm.evaluate.retrieval import Retrieved, prompt_template, retrieval, share_by_depth
-from e2llm.evaluate.tasks import TASKS
+from e2llm.evaluate.ranks import Ranks
+from e2llm.evaluate.retrieval import Retrieved, answers, judged, make_prompts, prompt_template, share_by_depth
+from e2llm.evaluate.tasks import TASKS, Task
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
+from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean, interval_of_perplexity, wilson
 from e2llm.records import make_row, portable
 from e2llm.version import __version__
 
@@ -31,8 +32,14 @@ from e2llm.version import __version__
 class Measurement:
     """Measures parts: what they share (labels, output step, key of the weights) is found once."""
 
-    def __init__(self, engine: Engine, corpora: Mapping[str, Sequence[Document]], config: EvaluateConfig) -> None:
-        self.engine, self.corpora, self.config = engine, corpora, config
+    def __init__(
+        self,
+        engine: Engine,
+        corpora: Mapping[str, Sequence[Document]],
+        config: EvaluateConfig,
+        ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
+    ) -> None:
+        self.engine, self.corpora, self.config, self.ranks = engine, corpora, config, ranks
         self.first_token = None if engine.tokenizer is None else begin_of_text(engine.tokenizer)
         self.scorer: TokenScorer | None = TokenScorer(engine) if {"whole", "sliding"} & set(config.protocols) else None
         self.further = further(config)
@@ -50,7 +57,7 @@ class Measurement:
         c = self.config
         settings = {
             "sliding": (c.stride, c.max_strides),
-            **{name: (c.prompts, c.seed, c.chat, prompt_template(c.chat, task)) for name, task in TASKS.items()},
+            **{name: _asked_as(c, task) for name, task in TASKS.items()},
         }.get(part.protocol)
         if part.protocol in self.further:
             settings = self.further[part.protocol].settings(c)
@@ -78,10 +85,10 @@ class Measurement:
         }
         labels = self.labels | dataclasses.asdict(part) | {"documents": len(documents)}
         if part.protocol == "whole":
-            losses = whole_windows(self.engine, documents, **common)
+            losses = self.ranks.share(documents, lambda own: whole_windows(self.engine, own, **common))
         else:
             common |= {"stride": config.stride, "max_strides": config.max_strides}
-            losses = sliding_windows(self.engine, documents, **common)
+            losses = self.ranks.share(documents, lambda own: sliding_windows(self.engine, own, **common))
             labels |= {"stride": config.stride, "strides": losses[0].passes}
         for loss in losses:
             if not math.isfinite(loss.nats):
@@ -93,16 +100,17 @@ class Measurement:
 
     def _retrieval(self, part: Part, progress: Callable[[int], None]) -> Results:
         config = self.config
-        results = retrieval(
-            self.engine,
-            self.corpora[part.corpus],
-            window=part.window,
+        task = TASKS[part.protocol]
+        asked: dict[str, Any] = {"num_prompts": config.prompts, "seed": config.seed, "chat": config.chat, "task": task}
+        prompts = make_prompts(self.engine.tokenizer, self.corpora[part.corpus], window=part.window, **asked)
+        results = judged(
+            prompts,
+            self.ranks.share(
+                prompts,
+                lambda own: answers(self.engine, own, scale=part.scale, batch=config.batch_size, progress=progress),
+            ),
             scale=part.scale,
-            num_prompts=config.prompts,
-            seed=config.seed,
-            chat=config.chat,
-            task=TASKS[part.protocol],
-            progress=progress,
+            task=task,
         )
         labels = self.labels | {k: v for k, v in dataclasses.asdict(part).items() if k != "protocol"}
         labels |= {"task": part.protocol, "seed": config.seed}
@@ -110,7 +118,7 @@ class Measurement:
         spread = interval_fields(interval_of_mean([float(result.correct) for result in results]))
         rows = [make_row("retrieval", share, "share", len(results), **labels, **spread)]
         for depth, (value, n) in share_by_depth(results).items():
-            spread = interval_fields(interval_of_mean([1.0] * round(value * n) + [0.0] * (n - round(value * n))))
+            spread = interval_fields(wilson(value, n))
             rows.append(make_row("retrieval", value, "share", n, **labels, depth=depth, **spread))
         return {"rows": rows, "examples": [_key_example(part, result) for result in results]}
 
@@ -165,6 +173,11 @@ def described_model(engine: Engine, name: str, labels: Mapping[str, Any]) -> dic
         "schedule": [dataclasses.asdict(step) for step in engine.extension.schedule],
         "weights_fingerprint": fingerprint(engine),
     }
+
+
+def _asked_as(config: EvaluateConfig, task: Task) -> tuple[Any, ...]:
+    """What the answers to a retrieval task depend on."""
+    return config.prompts, config.seed, config.chat, config.batch_size > 1, prompt_template(config.chat, task)
 
 
 def _asked(config: EvaluateConfig) -> str | dict[str, str] | None:

@@ -1,7 +1,12 @@
-"""Finished parts of a long measurement, kept in a JSONL file so that a rerun computes only what is missing."""
+"""Finished parts of a long measurement, kept in a JSONL file so that a rerun computes only what is missing.
+
+Of several processes each writes a file of its own and reads those of all, so that a rerun may have another number of
+them.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from pathlib import Path
@@ -9,13 +14,13 @@ from typing import Any
 
 
 class Finished:
-    """Finished parts in a JSONL file, one a line; without a file nothing is kept."""
+    """Finished parts in a JSONL file, one a line; without a file nothing is kept. `index`: of the writing process."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, index: int = 0) -> None:
+        self.path = path if path is None or index == 0 else path.with_name(f"{path.name}.{index}")
         self._found: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+        for file in [] if path is None else files(path):
+            for line in file.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
@@ -35,3 +40,15 @@ class Finished:
             file.write("\n" + line)
             file.flush()
             os.fsync(file.fileno())
+
+
+def files(path: Path) -> list[Path]:
+    """`path` and the other processes' files beside it, those that exist."""
+    others = [file for file in path.parent.glob(f"{glob.escape(path.name)}.*") if file.suffix[1:].isdigit()]
+    return [file for file in (path, *sorted(others)) if file.is_file()]
+
+
+def remove(path: Path) -> None:
+    """Delete them: the Record is written."""
+    for file in files(path):
+        file.unlink(missing_ok=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.fit import make_frame
 from e2llm.evaluate.needle import depth_bin
 from e2llm.evaluate.questions import Answered, Kind, Texts, ask, make_question
+from e2llm.intervals import interval_fields, interval_of_mean
 from e2llm.records import make_row
 
 
@@ -21,31 +23,56 @@ def measure(kind: Kind, context: Context, part: Part, progress: Callable[[int], 
     texts = context.memory.get(("texts", part.corpus))
     if texts is None:
         texts = context.memory["texts", part.corpus] = Texts(context.corpora[part.corpus], engine.tokenizer)
-    questions = [
-        make_question(kind, texts, frame, window=part.window, index=index, seed=config.seed)
-        for index in range(config.prompts)
-    ]
-    answered = ask(engine, kind, questions, part.scale, progress, batch=config.batch_size)
+
+    def answer(own: list[int]) -> list[_Result]:
+        questions = [
+            make_question(kind, texts, frame, window=part.window, index=index, seed=config.seed) for index in own
+        ]
+        found = ask(engine, kind, questions, part.scale, progress, batch=config.batch_size)
+        return [_Result(one.score, _found_by_depth(kind, one), _example(kind, part, one)) for one in found]
+
+    answered = context.ranks.share(range(config.prompts), answer)
     labels = context.labels | {"corpus": part.corpus, "window": part.window, "scale": part.scale}
     labels |= {"task": kind.name, "seed": config.seed}
     if kind.suite == "ruler":
         labels |= {"protocol": "ruler"}
     mean = sum(one.score for one in answered) / len(answered)
-    rows = [make_row(kind.metric, mean, "share", len(answered), **labels)]
+    spread = interval_fields(interval_of_mean([one.score for one in answered]))
+    rows = [make_row(kind.metric, mean, "share", len(answered), **labels, **spread)]
     if kind.metric == "retrieval":
-        rows += [
-            make_row(kind.metric, sum(found) / len(found), "share", len(found), **labels, depth=depth)
-            for depth, found in sorted(_by_depth(kind, answered).items())
-        ]
-    return {"rows": rows, "examples": [_example(kind, part, one) for one in answered]}
+        for depth, found in sorted(_by_depth(answered).items()):
+            spread = interval_fields(interval_of_mean(found))
+            rows.append(
+                make_row(kind.metric, sum(found) / len(found), "share", len(found), **labels, depth=depth, **spread)
+            )
+    return {"rows": rows, "examples": [one.example for one in answered]}
 
 
-def _by_depth(kind: Kind, answered: Sequence[Answered]) -> dict[float, list[bool]]:
+@dataclass(frozen=True)
+class _Result:
+    """What is kept of one question; its tokens are many and are not."""
+
+    score: float
+    found: tuple[tuple[float, bool], ...]
+    """(depth as reported, whether the answer holds what stands there)."""
+    example: dict[str, Any]
+
+
+def _found_by_depth(kind: Kind, one: Answered) -> tuple[tuple[float, bool], ...]:
+    if kind.metric != "retrieval":  # RULER has no rows by depth
+        return ()
+    places = (
+        depth_bin(kind.name, depth) if kind.suite == "needle" else (min(int(depth * 10), 9) + 0.5) / 10
+        for depth in one.question.depths
+    )
+    return tuple((round(place, 3), found) for place, found in zip(places, one.found, strict=True))
+
+
+def _by_depth(answered: Sequence[_Result]) -> dict[float, list[bool]]:
     groups: dict[float, list[bool]] = defaultdict(list)
     for one in answered:
-        for depth, found in zip(one.question.depths, one.found, strict=True):
-            place = depth_bin(kind.name, depth) if kind.suite == "needle" else (min(int(depth * 10), 9) + 0.5) / 10
-            groups[round(place, 3)].append(found)
+        for place, found in one.found:
+            groups[place].append(found)
     return groups
 
 

@@ -8,14 +8,14 @@ model and scale is asked the same. Prompt and answer together never exceed the w
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from e2llm.evaluate.batched import batched_answers
+from e2llm.evaluate.batched import Asked, replies
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import Frame, largest_fit
 from e2llm.evaluate.ruler.score import match_all, match_part
@@ -160,23 +160,12 @@ def ask(
 ) -> list[Answered]:
     """Greedy answers to `questions` (of one window) at `scale`, scored; `progress` is told tokens read. `batch`: asked
     at once, through the serving engine; 1 asks one after the other."""
+    asked = [Asked(one.token_ids, RequestPlan(scale, one.window, one.answer_tokens)) for one in questions]
     found = []
-    for question, answer in zip(questions, _answers(engine, kind, questions, scale, batch), strict=True):
-        found.append(judge(kind, question, answer))
+    for question, reply in zip(questions, replies(engine, asked, batch=batch), strict=True):
+        found.append(judge(kind, question, reply.text))
         progress(question.window)
     return found
-
-
-def _answers(engine: Engine, kind: Kind, questions: Sequence[Question], scale: float, batch: int) -> Iterator[str]:
-    if batch == 1:
-        for question in questions:
-            plan = RequestPlan(scale, question.window, question.answer_tokens)
-            yield engine.complete(question.token_ids, plan).text
-        return
-    prompts = [question.token_ids for question in questions]
-    yield from batched_answers(
-        engine, prompts, window=questions[0].window, scale=scale, answer_tokens=kind.answer_tokens, batch=batch
-    )
 
 
 def judge(kind: Kind, question: Question, answer: str) -> Answered:

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from e2llm.evaluate.batched import Asked, replies
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
 from e2llm.evaluate.tasks import PASS_KEY, Task
 from e2llm.infer import Engine, RequestPlan
+
+Progress = Callable[[int], None]
 
 NUM_DEPTHS = 10
 """Depths are drawn one from each tenth of the filler in turn, and reported by the middle of the tenth."""
@@ -64,18 +67,42 @@ def retrieval(
     seed: int = 0,
     chat: bool = False,
     task: Task = PASS_KEY,
-    progress: Callable[[int], None] = lambda tokens: None,
+    batch: int = 1,
+    progress: Progress = lambda tokens: None,
 ) -> list[Retrieved]:
-    """Ask `num_prompts` questions of `window` tokens at `scale`; `progress` is told tokens read."""
-    results = []
-    for prompt in make_prompts(
+    """Ask `num_prompts` questions of `window` tokens at `scale`, `batch` at once; `progress` is told tokens read."""
+    prompts = make_prompts(
         engine.tokenizer, documents, window=window, num_prompts=num_prompts, seed=seed, chat=chat, task=task
-    ):
-        plan = RequestPlan(scale, window, prompt.answer_tokens)
-        answer = engine.complete(prompt.token_ids, plan).text
-        results.append(Retrieved(prompt, scale, answer, task.is_correct(answer, prompt.expected)))
-        progress(window)
-    return results
+    )
+    found = answers(engine, prompts, scale=scale, batch=batch, progress=progress)
+    return judged(prompts, found, scale=scale, task=task)
+
+
+def answers(
+    engine: Engine,
+    prompts: Sequence[RetrievalPrompt],
+    *,
+    scale: float,
+    batch: int = 1,
+    progress: Progress = lambda tokens: None,
+) -> list[str]:
+    """What the model writes after each of `prompts` (of one window)."""
+    asked = [Asked(prompt.token_ids, RequestPlan(scale, prompt.window, prompt.answer_tokens)) for prompt in prompts]
+    found = []
+    for prompt, reply in zip(prompts, replies(engine, asked, batch=batch), strict=True):
+        found.append(reply.text)
+        progress(prompt.window)
+    return found
+
+
+def judged(
+    prompts: Sequence[RetrievalPrompt], found: Sequence[str], *, scale: float, task: Task = PASS_KEY
+) -> list[Retrieved]:
+    """Prompts with their answers, right or wrong."""
+    return [
+        Retrieved(prompt, scale, answer, task.is_correct(answer, prompt.expected))
+        for prompt, answer in zip(prompts, found, strict=True)
+    ]
 
 
 def share_by_depth(results: Sequence[Retrieved]) -> dict[float, tuple[float, int]]:

@@ -15,14 +15,16 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.batched import check_batches
+from e2llm.evaluate.config import LOSSES, EvaluateConfig
 from e2llm.evaluate.context import Part
 from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.measure import Measurement
-from e2llm.evaluate.partial import Finished
+from e2llm.evaluate.partial import Finished, remove
 from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.progress import progress_bar
 from e2llm.evaluate.protocols import further
+from e2llm.evaluate.ranks import Ranks, launched
 from e2llm.evaluate.retrieval import make_prompts
 from e2llm.evaluate.tasks import TASKS
 from e2llm.hf.self_extend import self_extend
@@ -34,13 +36,22 @@ from e2llm.records import Record
 def run(config: EvaluateConfig, *, progress: bool = True) -> Record:
     """Load what `config` names, measure, write the Record to `config.out`."""
     check_named(config)
-    engine = load_engine(config)
+    ranks = launched(config.device)
+    engine = load_engine(config, ranks)
     corpora = load_corpora(config, engine)
     partial = Path(f"{config.out}.partial.jsonl")
-    record = evaluate(engine, corpora, config, partial=partial, progress=progress)
-    record.save(config.out)
-    partial.unlink(missing_ok=True)
+    record = evaluate(engine, corpora, config, partial=partial, progress=progress, ranks=ranks)
+    finish(record, config.out, partial, ranks)
     return record
+
+
+def finish(record: Record, out: str, partial: Path, ranks: Ranks) -> None:
+    """The first process writes the Record; the files of finished parts go."""
+    ranks.wait()
+    if ranks.is_first:
+        record.save(out)
+        remove(partial)
+    ranks.wait()
 
 
 def check_named(config: EvaluateConfig) -> None:
@@ -51,14 +62,14 @@ def check_named(config: EvaluateConfig) -> None:
         raise ValueError("corpora = {}: give at least one LABEL=PATH")
 
 
-def load_engine(config: EvaluateConfig) -> Engine:
+def load_engine(config: EvaluateConfig, ranks: Ranks = Ranks()) -> Engine:  # noqa: B008  a frozen value
     """The model that `config` names, with its method; `self_extend` reads it with another attention instead."""
     extended = config.method == "self_extend"
     engine = Engine.load(
         config.model,
         method="none" if extended else config.method,
         dtype=config.dtype,
-        device=config.device,
+        device=ranks.device or config.device,
         attn_implementation=config.attn_implementation,
     )
     if extended:
@@ -84,32 +95,34 @@ def evaluate(
     windows: Sequence[int] = (),
     partial: Path | None = None,
     progress: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Record:
     """Measure a loaded model on loaded documents. Of `config`, what names files or loads the model is only reported.
     `windows`: those of `config.windows` that are measured now; () is all.
 
     Documents must reach max(config.windows) tokens. Rows: perplexity (n = tokens scored) and retrieval (n = prompts;
     over all depths, and by depth). Examples: nats and tokens of every document, every pass-key prompt with its
-    answer.
+    answer. With several `ranks` each process calls this, measures its share and returns the whole Record.
     """
     parts = [part for part in plan_parts(engine, corpora, config) if not windows or part.window in windows]
-    measure = Measurement(engine, corpora, config)
-    done = Finished(partial)
-    bar = progress_bar(progress)
+    measure = Measurement(engine, corpora, config, ranks)
+    done = Finished(partial if ranks.is_first else None)
+    bar = progress_bar(progress and ranks.is_first)
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
+    passed = 0.0
     with bar:
         task = bar.add_task("evaluate", total=sum(_cost(part, corpora, config) for part in parts))
         for part in parts:
             bar.update(task, description=str(part))
             key = measure.key(part)
-            found = done.get(key)
+            found = ranks.from_first(done.get(key))
             if found is None:
-                weight = _cost_per_token(part.window)
+                weight = _cost_per_token(part.window) * ranks.count
                 found = measure(part, functools.partial(_advance, bar, task, weight))
                 done.add(key, dataclasses.asdict(part), found)
-            else:
-                bar.advance(task, _cost(part, corpora, config))
+            passed += _cost(part, corpora, config)
+            bar.update(task, completed=passed)  # exactly: shares are estimates
             rows += found["rows"]
             examples += found["examples"]
     return Record(kind="evaluate", config=measure.described(), rows=rows, examples=examples)
@@ -136,6 +149,8 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
         documents = next(iter(corpora.values()))
         asked: dict[str, Any] = {"num_prompts": 1, "seed": 0, "chat": config.chat, "task": TASKS[name]}
         make_prompts(engine.tokenizer, documents, window=min(config.windows), **asked)
+    if config.batch_size > 1 and set(config.protocols) - {*LOSSES, "attention"}:
+        check_batches(engine)
     known = further(config)
     for name in [name for name in config.protocols if name in known]:
         for documents in corpora.values():

@@ -2,27 +2,32 @@
 
 Flows in: a `SuiteConfig`. Flows out: a Record with a row for each task, metric and scale, and every sample's score. A
 task whose data is out of reach is named and left out, unless it was asked for by name. A finished (task, scale) is kept
-in `OUT.partial.jsonl`.
+in `OUT.partial.jsonl`. Of several processes each measures its share of the (task, scale)s: a task stays whole, so the
+harness adds up as it always does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.evaluate.measure import Results, described_model, fingerprint, model_labels
 from e2llm.evaluate.partial import Finished
+from e2llm.evaluate.ranks import Ranks, launched
+from e2llm.evaluate.run import finish
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.infer import Engine
+from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import SCORES, Record, make_row, portable
 from e2llm.version import __version__
 
@@ -44,17 +49,17 @@ def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     """Load tasks, then the model, measure at each scale, write the Record to `config.out`."""
     _require_harness()
     tasks, left_out = load_tasks(config)
+    ranks = launched(config.device)
     engine = Engine.load(
         config.model,
         method=config.method,
         dtype=config.dtype,
-        device=config.device,
+        device=ranks.device or config.device,
         attn_implementation=config.attn_implementation,
     )
     partial = Path(f"{config.out}.partial.jsonl")
-    record = evaluate_short(engine, tasks, config, left_out=left_out, partial=partial, progress=progress)
-    record.save(config.out)
-    partial.unlink(missing_ok=True)
+    record = evaluate_short(engine, tasks, config, left_out=left_out, partial=partial, progress=progress, ranks=ranks)
+    finish(record, config.out, partial, ranks)
     return record
 
 
@@ -102,29 +107,35 @@ def evaluate_short(
     left_out: Mapping[str, str] | None = None,
     partial: Path | None = None,
     progress: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Record:
     """Measure a loaded model on loaded harness tasks, at every scale of `config` (none: chosen by request)."""
     import lm_eval
 
     labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
     labels |= {"suite": "short", "seed": config.seed}
-    done = Finished(partial)
+    done = Finished(partial, ranks.index)
     weights = fingerprint(engine)
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     used: dict[str, dict[str, int]] = {}
-    for scale in config.scales or (None,):
-        for name, task in tasks.items():
-            settings = [config.max_examples, config.seed, bool(config.chat), config.batch_size]
-            asked = [__version__, lm_eval.__version__, weights, labels, name, _identity(task), scale, settings]
-            key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-            found: Any = done.get(key)
-            if found is None:
-                found = _measure(engine, name, task, scale, config, labels, progress)
-                done.add(key, {"task": name, "scale": scale}, found)
-            rows += found["rows"]
-            examples += found["examples"]
-            used[f"{name}, scale {'chosen' if scale is None else format(scale, 'g')}"] = found["requests_by_scale"]
+    settings = [config.max_examples, config.seed, bool(config.chat), config.at_once]
+
+    def measured(scale: float | None, name: str) -> dict[str, Any]:
+        asked = [__version__, lm_eval.__version__, weights, labels, name, _identity(tasks[name]), scale, settings]
+        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        found: Any = done.get(key)
+        if found is None:
+            found = _measure(engine, name, tasks[name], scale, config, labels, progress)
+            done.add(key, {"task": name, "scale": scale}, found)
+        return found  # type: ignore[no-any-return]
+
+    parts = [(scale, name) for scale in config.scales or (None,) for name in tasks]
+    results = ranks.share(parts, lambda own: [measured(scale, name) for scale, name in own])
+    for (scale, name), found in zip(parts, results, strict=True):
+        rows += found["rows"]
+        examples += found["examples"]
+        used[f"{name}, scale {'chosen' if scale is None else format(scale, 'g')}"] = found["requests_by_scale"]
     described = {
         **dataclasses.asdict(config),
         **described_model(engine, config.model, labels),
@@ -171,25 +182,37 @@ def _measure(
         import sys
 
         print(f"{name}, scale {'chosen by request' if scale is None else format(scale, 'g')}", file=sys.stderr)
-    model = E2LM(engine, scale=scale, batch_size=config.batch_size)
-    results = simple_evaluate(
-        model=model,
-        tasks=[task],
-        task_manager=TaskManager(include_defaults=False),  # by itself it would read thousands of task files again
-        limit=config.max_examples,
-        bootstrap_iters=0,
-        apply_chat_template=bool(config.chat),
-        random_seed=config.seed,
-        numpy_random_seed=config.seed,
-        torch_random_seed=config.seed,
-        fewshot_random_seed=config.seed,
-    )
+    model = E2LM(engine, scale=scale, batch_size=config.at_once)
+    with _as_one_process():
+        results = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),  # by itself it would read thousands of task files again
+            limit=config.max_examples,
+            bootstrap_iters=0,
+            apply_chat_template=bool(config.chat),
+            random_seed=config.seed,
+            numpy_random_seed=config.seed,
+            torch_random_seed=config.seed,
+            fewshot_random_seed=config.seed,
+        )
     place = {**labels, "task": name, "scale": scale}
     found = _rows(results["results"][name], results["samples"][name], place)
     if not found["rows"]:
         raise ValueError(f"tasks: {name} gave no number: {results['results'][name]}")
     by_scale = {format(used, "g"): count for used, count in sorted(model.requests_by_scale.items())}
     return {**found, "requests_by_scale": by_scale}
+
+
+@contextlib.contextmanager
+def _as_one_process() -> Iterator[None]:
+    """The harness without the launcher's variable: by LOCAL_RANK it returns a task's results in one process alone."""
+    given = os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if given is not None:
+            os.environ["LOCAL_RANK"] = given
 
 
 def _rows(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> Results:

@@ -2,76 +2,53 @@
 
 An answer is kept in `OUT.partial.jsonl` as soon as it is there, under a key made of the weights, the prompt's token
 ids and the scale; a rerun after a stop asks what is missing. Scores are made from answers at the end, so they are
-never stored apart from what they score.
+never stored apart from what they score. Of several processes each asks its share of every task.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import functools
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2llm.evaluate.intervals import DESCRIPTION, interval_fields, interval_of_mean
-from e2llm.evaluate.measure import described_model, fingerprint, model_labels
+from e2llm.evaluate.asking import Answered, Asker, Cell, Found
+from e2llm.evaluate.batched import check_batches
+from e2llm.evaluate.measure import described_model, model_labels
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.progress import progress_bar
-from e2llm.evaluate.prompting import Prompt, Prompter
-from e2llm.evaluate.run import scale_of
+from e2llm.evaluate.prompting import Prompter
+from e2llm.evaluate.ranks import Ranks, launched
+from e2llm.evaluate.run import finish, scale_of
 from e2llm.evaluate.samples import Sample, Skipped
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import SUITES, Data, Suite, load_data, warn_skipped
-from e2llm.infer import Engine, RequestPlan
+from e2llm.infer import Engine
+from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import Record, make_row, portable
-from e2llm.version import __version__
 
 DEFAULT_WINDOWS = (8192,)
 _MOST_REASONS = 20
 """Reasons a task that are written out in a Record; all are counted."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One column of a table: a window read at a scale; None: each prompt at its own."""
-
-    window: int
-    scale: float | None
-
-    def __str__(self) -> str:
-        return f"window {self.window} " + ("each at its own scale" if self.scale is None else f"scale {self.scale:g}")
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One sample with what the model wrote."""
-
-    sample: Sample
-    prompt: Prompt
-    scale: float
-    answer: str
-    new_tokens: int
-    finish_reason: str
-
-
 def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     """Read the data, load the model, ask, write the Record to `config.out`."""
     suite = SUITES[config.suite]
     data = load_data(suite, config)
+    ranks = launched(config.device)
     engine = Engine.load(
         config.model,
         method=config.method,
         dtype=config.dtype,
-        device=config.device,
+        device=ranks.device or config.device,
         attn_implementation=config.attn_implementation,
     )
     partial = Path(f"{config.out}.partial.jsonl")
-    record = evaluate_suite(engine, suite, data, config, partial=partial, progress=progress)
-    record.save(config.out)
-    partial.unlink(missing_ok=True)
+    record = evaluate_suite(engine, suite, data, config, partial=partial, progress=progress, ranks=ranks)
+    finish(record, config.out, partial, ranks)
     return record
 
 
@@ -83,44 +60,47 @@ def evaluate_suite(
     *,
     partial: Path | None = None,
     progress: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Record:
-    """Ask a loaded model. Rows: one a task, window and scale (n = samples scored), and averages of whole sets of tasks.
+    """Ask a loaded model, `config.at_once` samples together. Rows: one a task, window and scale (n = samples scored),
+    and averages of whole sets of tasks.
 
     Examples: every answer with its score. ValueError for a window outside the model's range, a missing chat template,
-    and where no sample could be asked.
+    and where no sample could be asked. With several `ranks` each process calls this and returns the whole Record.
     """
     cells = plan_cells(engine, config)
     meant_for_chat = any(sample.chat for samples in data.samples.values() for sample in samples)
     prompter = Prompter(engine.tokenizer, chat=config.chat is not False and meant_for_chat)
-    asker = _Asker(engine, prompter, Finished(partial))
+    if config.at_once > 1:
+        check_batches(engine)
+    asker = Asker(engine, prompter, Finished(partial, ranks.index), config.at_once)
     labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
     labels |= {"suite": suite.name, "seed": config.seed}
     num_samples = sum(map(len, data.samples.values()))
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     skipped = list(data.skipped)
-    with progress_bar(progress) as bar:
+    passed = 0
+    with progress_bar(progress and ranks.is_first) as bar:
         shown = bar.add_task(suite.name, total=num_samples * sum(cell.window for cell in cells))
         for cell in cells:
             scores: dict[str, list[float]] = {}
             for task, samples in data.samples.items():
                 bar.update(shown, description=f"{task} {cell}")
-                found: list[Answered] = []
-                left_out = sum(one.task == task for one in data.skipped)
-                for sample in samples:
-                    try:
-                        found.append(asker(sample, cell))
-                    except Unaskable as error:
-                        left_out += 1
-                        skipped.append(Skipped(task, f"{sample.identity}, window {cell.window}", str(error)))
-                    bar.advance(shown, cell.window)
+                advance = functools.partial(bar.advance, shown, cell.window * ranks.count)
+                found, refused = _asked(asker, samples, cell, ranks, advance)
+                passed += len(samples) * cell.window
+                bar.update(shown, completed=passed)  # exactly: shares are estimates
+                skipped += refused
+                left_out = sum(one.task == task for one in data.skipped) + len(refused)
                 task_rows, task_examples, scores[task] = _scored(suite, task, cell, found, labels, left_out)
                 rows += task_rows
                 examples += task_examples
             rows += _averages(suite, cell, scores, labels)
     if not rows:
         raise ValueError(f"{suite.name}: no sample could be asked; first: {skipped[0].identity}: {skipped[0].reason}")
-    warn_skipped(suite.name, skipped[len(data.skipped) :])
+    if ranks.is_first:
+        warn_skipped(suite.name, skipped[len(data.skipped) :])
     described = _described(engine, suite, data, config, cells, skipped, labels)
     return Record(kind="evaluate", config=described, rows=rows, examples=examples)
 
@@ -146,39 +126,22 @@ def plan_cells(engine: Engine, config: SuiteConfig) -> list[Cell]:
     return [Cell(window, 1.0 if method == "none" else scale_of(engine, window)) for window in windows]
 
 
-class Unaskable(ValueError):
-    """A sample for which no prompt can be made."""
+def _asked(
+    asker: Asker, samples: Sequence[Sample], cell: Cell, ranks: Ranks, advance: Callable[[], None]
+) -> tuple[list[Answered], list[Skipped]]:
+    """Samples that were answered, and those that no prompt can be made for; each process asks its share."""
 
+    def ask(own: list[Sample]) -> list[Found | str]:
+        return asker(own, cell, advance)
 
-class _Asker:
-    """Asks one sample at a time and remembers answers in the file of finished parts."""
-
-    def __init__(self, engine: Engine, prompter: Prompter, done: Finished) -> None:
-        self.engine, self.prompter, self.done = engine, prompter, done
-        self._weights = fingerprint(engine)
-
-    def __call__(self, sample: Sample, cell: Cell) -> Answered:
-        try:
-            prompt = self.prompter.prompt(sample, cell.window - sample.max_new_tokens)
-        except ValueError as error:
-            raise Unaskable(str(error)) from error
-        length = len(prompt.token_ids)
-        if cell.scale is None:
-            plan = self.engine.plan(length, max_new_tokens=sample.max_new_tokens)
+    found: list[Answered] = []
+    refused: list[Skipped] = []
+    for sample, one in zip(samples, ranks.share(samples, ask), strict=True):
+        if isinstance(one, str):
+            refused.append(Skipped(sample.task, f"{sample.identity}, window {cell.window}", one))
         else:
-            plan = RequestPlan(cell.scale, cell.window, sample.max_new_tokens)
-        asked = [__version__, self._weights, plan.scale, plan.max_new_tokens, prompt.token_ids]
-        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        result = self.done.get(key)
-        if result is None:
-            completion = self.engine.complete(prompt.token_ids, plan)
-            result = {
-                "answer": completion.text,
-                "new_tokens": len(completion.token_ids),
-                "finish_reason": completion.finish_reason,
-            }
-            self.done.add(key, {"task": sample.task, "sample": sample.identity, "window": cell.window}, result)
-        return Answered(sample, prompt, plan.scale, **result)
+            found.append(Answered(sample, *one))
+    return found, refused
 
 
 def _scored(
@@ -190,11 +153,11 @@ def _scored(
     scores = [suite.score(one.sample, one.answer) for one in answers]
     examples = [
         {
-            "metric": about.metric, "suite": suite.name, **place, "scale": one.scale, "id": one.sample.identity,
-            "seed": labels["seed"], "prompt_tokens": len(one.prompt.token_ids), "cut_tokens": one.prompt.cut_tokens,
-            "prompt_sha256": hashlib.sha256(json.dumps(one.prompt.token_ids).encode()).hexdigest()[:16],
-            "chat": one.prompt.through_template, "answer": one.answer, "new_tokens": one.new_tokens,
-            "finish_reason": one.finish_reason, "score": score.value, "guessed": score.guessed,
+            "metric": about.metric, "suite": suite.name, **place, "scale": one.asked.scale, "id": one.sample.identity,
+            "seed": labels["seed"], "prompt_tokens": one.asked.prompt_tokens, "cut_tokens": one.asked.cut_tokens,
+            "prompt_sha256": one.asked.prompt_sha256, "chat": one.asked.through_template, "answer": one.answer,
+            "new_tokens": one.new_tokens, "finish_reason": one.finish_reason, "score": score.value,
+            "guessed": score.guessed,
         }
         for one, score in zip(answers, scores, strict=True)
     ]  # fmt: skip
@@ -203,7 +166,7 @@ def _scored(
         return [], [], []
     counts = {
         "skipped": skipped,
-        "cut": sum(one.prompt.cut_tokens > 0 for one in answers),
+        "cut": sum(one.asked.cut_tokens > 0 for one in answers),
         "guessed": sum(score.guessed for score in scores),
     }
     spread = interval_fields(interval_of_mean(values))

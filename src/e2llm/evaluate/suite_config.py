@@ -35,8 +35,9 @@ class SuiteConfig:
     True everywhere."""
     max_examples: int | None = None
     """Samples a task, drawn by `seed`; None: all."""
-    batch_size: int = 8
-    """Requests in one forward pass of the harness (short)."""
+    batch_size: int | None = None
+    """Samples asked at once, through the serving engine; short: requests in one forward pass of the harness. None: 1;
+    short: 8."""
     seed: int = 0
     """Of the draw of samples. Answers are greedy."""
     dtype: str | None = None
@@ -51,6 +52,11 @@ class SuiteConfig:
     """Label of the base model; empty: what the checkpoint says, else the model's folder name."""
     out: str = "evaluation.json"
     """Record written at the end; `OUT.partial.jsonl` holds finished samples while it runs."""
+
+    @property
+    def at_once(self) -> int:
+        """Samples or requests that are asked together."""
+        return self.batch_size or (8 if self.suite == "short" else 1)
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:

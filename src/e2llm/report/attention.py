@@ -14,7 +14,7 @@ from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import format_window, join_words, slug
 from e2llm.report.palette import Palette
 from e2llm.report.series import Row, sections
-from e2llm.report.tables import Cell, Table
+from e2llm.report.tables import Cell, Table, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,10 @@ def attention_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
         names = list(dict.fromkeys(_label(row) for row in section.rows))
         for name in names:
             own = sorted((row for row in section.rows if _label(row) == name), key=lambda r: (r["window"], r["scale"]))
-            body = [(f"{format_window(r['window'])} at scale {r['scale']:g}", list(_cells(rows, r))) for r in own]
+            body = [
+                (f"{format_window(r['window'])} at scale {r['scale']:g}, n = {r['n']}", list(_cells(rows, r)))
+                for r in own
+            ]
             title = join_words(name, section.title, section.base_model)
             found.append((title, Table(f"Attention, {title}", ["window", *METRICS.values()], body)))
     return found
@@ -51,8 +54,8 @@ def _cells(rows: Sequence[Row], span: Row) -> Iterator[Cell | None]:
         if row is None:
             yield None
         else:
-            text = f"{row['value']:.0f}" if metric == "retrieval_heads" else f"{row['value']:.2%}"
-            yield Cell(text, note=f"n = {row['n']}")
+            form = "{:.0f}".format if metric == "retrieval_heads" else "{:.2%}".format
+            yield Cell(form(row["value"]), note=f"n = {row['n']}", interval=interval_text(row, form))
 
 
 def _label(row: Row) -> str:

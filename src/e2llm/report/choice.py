@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from e2llm.report.formats import format_value, format_window, join_words
 from e2llm.report.series import Row, Section, choice_sections
-from e2llm.report.tables import Cell, Table
+from e2llm.report.tables import UNITS, Cell, Table, count_foot, interval_text
 
 
 def choice_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
@@ -38,11 +38,16 @@ def _table(section: Section) -> Table:
             at = {row["window"]: row for row in found}
             cells = [_cell(section.metric, at.get(w), top[w]) for w in windows]
             body.append((f"{checkpoint} · {method}, {name}", cells))
-    return Table(f"Chosen and fixed scales, {section.title}", ["scale", *map(format_window, windows)], body)
+    foot = count_foot(UNITS.get(section.metric, "prompts"), [[r for r in rows if r["window"] == w] for w in windows])
+    return Table(f"Chosen and fixed scales, {section.title}", ["scale", *map(format_window, windows)], body, foot)
 
 
 def _cell(metric: str, row: Row | None, best: float) -> Cell | None:
     if row is None:
         return None
-    text = format_value(metric, row["value"]) if metric != "string_match" else f"{row['value']:.2f}"
-    return Cell(text, best=row["value"] == best, note=f"scale {row['scale']:g}, n = {row['n']:,}")
+
+    def form(value: float) -> str:
+        return format_value(metric, value) if metric != "string_match" else f"{value:.2f}"
+
+    note = f"scale {row['scale']:g}, n = {row['n']:,}"
+    return Cell(form(row["value"]), best=row["value"] == best, note=note, interval=interval_text(row, form))

@@ -13,7 +13,7 @@ from e2llm.report.formats import format_number, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
 from e2llm.report.palette import Palette
 from e2llm.report.series import Row, Section, sections
-from e2llm.report.tables import Cell, Table
+from e2llm.report.tables import Cell, Table, count_foot, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,10 +84,14 @@ def position_table(section: Section) -> Table:
     body: list[tuple[str, list[Cell | None]]] = []
     for label, rows in curves.items():
         at = {row["position"] + 1: row for row in rows}
-        body.append(
-            (label, [Cell(f"{at[b]['value']:.2f}", note=f"n = {at[b]['n']}") if b in at else None for b in shown])
-        )
-    return Table(f"Loss by position, {section.title}", ["up to position", *map(format_window, shown)], body)
+        body.append((label, [_loss_cell(at[b]) if b in at else None for b in shown]))
+    columns = [[row for rows in curves.values() for row in rows if row["position"] + 1 == bound] for bound in shown]
+    head = ["up to position", *map(format_window, shown)]
+    return Table(f"Loss by position, {section.title}", head, body, count_foot("target tokens", columns))
+
+
+def _loss_cell(row: Row) -> Cell:
+    return Cell(f"{row['value']:.2f}", note=f"n = {row['n']:,}", interval=interval_text(row, "{:.2f}".format))
 
 
 def metric_tables(rows: Sequence[Row], metric: str) -> list[tuple[str, Table]]:
@@ -99,24 +103,18 @@ def metric_tables(rows: Sequence[Row], metric: str) -> list[tuple[str, Table]]:
         body: list[tuple[str, list[Cell | None]]] = []
         for name in names:
             at = {row["window"]: row for row in section.rows if _name(row) == name}
-            body.append(
-                (
-                    name,
-                    [
-                        Cell(_number(metric, at[w]["value"]), note=f"scale {at[w]['scale']:g}, n = {at[w]['n']:,}")
-                        if w in at
-                        else None
-                        for w in windows
-                    ],
-                )
-            )
+            body.append((name, [_metric_cell(metric, at[w]) if w in at else None for w in windows]))
         title = join_words(section.title, section.base_model)
-        found.append((title, Table(f"{metric}, {title}", ["checkpoint · method", *map(format_window, windows)], body)))
+        foot = count_foot("target tokens", [[row for row in section.rows if row["window"] == w] for w in windows])
+        head = ["checkpoint · method", *map(format_window, windows)]
+        found.append((title, Table(f"{metric}, {title}", head, body, foot)))
     return found
 
 
-def _number(metric: str, value: float) -> str:
-    return f"{value:.4f}" if metric == "whole_over_sliding" else format_number(value)
+def _metric_cell(metric: str, row: Row) -> Cell:
+    form = "{:.4f}".format if metric == "whole_over_sliding" else format_number
+    note = f"scale {row['scale']:g}, n = {row['n']:,}"
+    return Cell(form(row["value"]), note=note, interval=interval_text(row, form))
 
 
 def _name(row: Row) -> str:

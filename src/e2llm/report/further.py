@@ -12,7 +12,7 @@ from e2llm.report.attention import METRICS, attention_figures, attention_tables
 from e2llm.report.choice import choice_tables
 from e2llm.report.context import OTHERS, metric_tables, position_figure, position_sections, position_table
 from e2llm.report.formats import join_words, sentence_case, slug
-from e2llm.report.parts import Part, figure_html, heading_html, quiet_html
+from e2llm.report.parts import Block, Heading, Part, drawn, figure_html, heading_html, quiet_html
 from e2llm.report.ruler import ruler_tables
 from e2llm.report.series import Row
 from e2llm.report.tables import Table
@@ -21,9 +21,14 @@ FURTHER_METRICS = ("string_match", "key_perplexity", "key_share", "whole_over_sl
 """Metrics that a section below shows."""
 
 _CHOICE = "The scale that is chosen for a window against scales held fixed, by method; the best of a method in bold."
-_RULER = "RULER's kinds of questions: share of the expected strings that the answer holds; higher is better."
+_RULER = (
+    "RULER's kinds of questions: share of the expected strings that the answer holds, with 95 % "
+    "intervals over prompts; higher is better."
+)
 _POSITION = "Loss of the tokens up to each position in whole windows: a curve that goes on falling uses its context."
-_ATTENTION = "Share of the generated answer's attention, mean over layers, heads and prompts."
+_ATTENTION = (
+    "Share of the generated answer's attention, mean over layers, heads and prompts, with 95 % intervals over prompts."
+)
 
 
 def _ruler(rows: Sequence[Row], records: Sequence[Record]) -> Part:
@@ -36,16 +41,18 @@ def _ruler(rows: Sequence[Row], records: Sequence[Record]) -> Part:
 
 def _context(rows: Sequence[Row], records: Sequence[Record]) -> Part:
     body = ""
+    drawings = []
     for section in position_sections(rows):
         drawing = position_figure(section, name=slug("position", *section.labels.values()))
         title = sentence_case(join_words(section.title, section.base_model))
         body += heading_html(title) + position_table(section).html() + figure_html(drawing)
+        drawings.append(drawing)
     body = quiet_html(_POSITION) + body if body else ""
     for metric, text in OTHERS.items():
         tables = metric_tables(rows, metric)
         body += quiet_html(text) if tables else ""
         body += "".join(heading_html(sentence_case(title)) + table.html() for title, table in tables)
-    return Part("context", "Is the context used?", body)
+    return Part("context", "Is the context used?", body, drawn(drawings))
 
 
 def _choice(rows: Sequence[Row], records: Sequence[Record]) -> Part:
@@ -55,20 +62,21 @@ def _choice(rows: Sequence[Row], records: Sequence[Record]) -> Part:
 
 def _attention(rows: Sequence[Row], records: Sequence[Record]) -> Part:
     body = "".join(heading_html(sentence_case(title)) + table.html() for title, table in attention_tables(rows))
-    for title, drawing in attention_figures(records, source_names(records)):
+    drawings = attention_figures(records, source_names(records))
+    for title, drawing in drawings:
         body += heading_html(sentence_case(title)) + figure_html(drawing)
-    return Part("attention", "Where the answer looks", quiet_html(_ATTENTION) + body if body else "")
+    body = quiet_html(_ATTENTION) + body if body else ""
+    return Part("attention", "Where the answer looks", body, tuple(drawing for _, drawing in drawings))
 
 
 FURTHER_PARTS = (_ruler, _context, _choice, _attention)
 
 
-def further_markdown(rows: Sequence[Row]) -> list[str]:
-    """The same tables as Markdown blocks."""
-    blocks: list[str] = []
+def further_blocks(rows: Sequence[Row]) -> list[Block]:
+    """The same tables as blocks of a document."""
+    blocks: list[Block] = []
     for found in ruler_tables(rows):
-        blocks += [f"## RULER: {found.title}", _RULER, found.means.markdown().rstrip(), found.note]
-        blocks += _blocks(found.kinds)
+        blocks += [Heading(2, f"RULER: {found.title}"), _RULER, found.means, found.note, *_blocks(found.kinds)]
     positions = [(section.title, position_table(section)) for section in position_sections(rows)]
     tables: list[tuple[str, str, list[tuple[str, Table]]]] = [
         ("Loss by position", _POSITION, positions),
@@ -77,9 +85,9 @@ def further_markdown(rows: Sequence[Row]) -> list[str]:
         ("Where the answer looks", _ATTENTION, attention_tables(rows)),
     ]
     for title, text, some in tables:
-        blocks += [f"## {sentence_case(title.replace('_', ' '))}", text, *_blocks(some)] if some else []
+        blocks += [Heading(2, sentence_case(title.replace("_", " "))), text, *_blocks(some)] if some else []
     return blocks
 
 
-def _blocks(tables: Sequence[tuple[str, Table]]) -> list[str]:
-    return [block for title, table in tables for block in (f"### {sentence_case(title)}", table.markdown().rstrip())]
+def _blocks(tables: Sequence[tuple[str, Table]]) -> list[Block]:
+    return [block for title, table in tables for block in (Heading(3, sentence_case(title)), table)]

@@ -19,7 +19,7 @@ from e2llm.report.figures import perplexity_figure, retrieval_figure, scale_figu
 from e2llm.report.formats import format_count, format_quantity, join_words, sentence_case, slug
 from e2llm.report.further import FURTHER_METRICS, FURTHER_PARTS
 from e2llm.report.headline import Headline, headline
-from e2llm.report.parts import Part, figure_html
+from e2llm.report.parts import Part, drawn, figure_html
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
 from e2llm.report.tables import scale_table, window_table
@@ -39,8 +39,7 @@ def render_page(records: Sequence[Record]) -> str:
     """The page as text."""
     rows = all_rows(records)
     top = headline(rows, len(records))
-    builders = (_perplexity, _scales, _retrieval, *FURTHER_PARTS, _tasks, _training, _others)
-    parts = [part for build in builders for part in [build(rows, records)] if part.body]
+    parts = _measured(rows, records)
     parts += [_what_was_run(records), _files(records)]
     links = "".join(f'<li><a href="#{part.anchor}">{html.escape(part.title)}</a></li>' for part in parts)
     body = "\n".join(
@@ -60,6 +59,27 @@ def render_page(records: Sequence[Record]) -> str:
     )
 
 
+def save_figures(records: Sequence[Record], folder: str | os.PathLike[str], *, dark: bool = False) -> list[Path]:
+    """Every figure of the page as FOLDER/NAME.svg and FOLDER/NAME.png, in light or dark; the files.
+
+    ValueError where the Records give nothing to draw.
+    """
+    drawings = [drawing for part in _measured(all_rows(records), records) for drawing in part.drawings]
+    if not drawings:
+        raise ValueError("figures: these Records hold nothing to draw (one window, or no curve and no map)")
+    return [
+        drawing.save(Path(folder) / f"{drawing.name}{suffix}", dark=dark)
+        for drawing in drawings
+        for suffix in (".svg", ".png")
+    ]
+
+
+def _measured(rows: Sequence[Row], records: Sequence[Record]) -> list[Part]:
+    """The sections that have something to show."""
+    builders = (_perplexity, _scales, _retrieval, *FURTHER_PARTS, _tasks, _training, _others)
+    return [part for build in builders for part in [build(rows, records)] if part.body]
+
+
 def _header(top: Headline, rows: Sequence[Row]) -> str:
     models = sorted({str(row["base_model"]) for row in rows if row.get("base_model")})
     tiles = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{_arrows(value)}</dd></div>" for value, what in top.tiles)
@@ -74,41 +94,49 @@ def _header(top: Headline, rows: Sequence[Row]) -> str:
 
 def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
+    drawings = []
     for section in sections(rows, "perplexity"):
-        drawing = perplexity_figure(section, name=slug("perplexity", *section.labels.values()))
+        drawings.append(drawing := perplexity_figure(section, name=slug("perplexity", *section.labels.values())))
         blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
     text = (
         '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
         "measured at the scale that a request of that length is served with: the calibrated one, else the smallest of "
-        "those evaluated that covers its window. Best of a column in bold.</p>"
+        "those evaluated that covers its window. Best of a column in bold; below a value its 95 % interval over "
+        "documents, where several were read.</p>"
     )
-    return Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "")
+    return Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "", drawn(drawings))
 
 
 def _scales(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
+    drawings = []
     for section in sections(rows, "perplexity"):
         for series in series_of(section):
             table = scale_table(section, series)
             if table is not None:
                 name = slug("scales", *section.labels.values(), *series.key.values())
                 heading = f"<h3>{html.escape(join_words(series.label, section.title))}</h3>"
-                blocks.append(heading + table.html(kind="heat") + figure_html(scale_figure(section, series, name=name)))
+                drawings.append(drawing := scale_figure(section, series, name=name))
+                blocks.append(heading + table.html(kind="heat") + figure_html(drawing))
     text = (
         '<p class="quiet">The same weights at every scale. Shading <span class="key cost"></span> shows what a '
         "scale costs over the best one for its window, full at twice the perplexity; "
         '<span class="key served"></span> marks the scale that is served.</p>'
     )
-    return Part("scales", "Window by scale", text + "".join(blocks) if blocks else "")
+    return Part("scales", "Window by scale", text + "".join(blocks) if blocks else "", drawn(drawings))
 
 
 def _retrieval(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
+    drawings = []
     for section in sections(rows, "retrieval"):
-        drawing = retrieval_figure(section, name=slug("retrieval", *section.labels.values()))
+        drawings.append(drawing := retrieval_figure(section, name=slug("retrieval", *section.labels.values())))
         blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
-    text = '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better.</p>'
-    return Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "")
+    text = (
+        '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better. '
+        "Below a value its 95 % interval over prompts.</p>"
+    )
+    return Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "", drawn(drawings))
 
 
 def _tasks(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
@@ -126,15 +154,16 @@ def _training(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
         if row["metric"] == "loss" and row.get("step") is not None:
             runs.setdefault((str(row.get("checkpoint") or ""), row["source"]), []).append(row)
     blocks = []
+    drawings = []
     for (checkpoint, source), group in runs.items():
-        drawing = training_figure(group, name=slug("training", checkpoint, source))
+        drawings.append(drawing := training_figure(group, name=slug("training", checkpoint, source)))
         if drawing is not None:
             blocks.append(f"<h3>{html.escape(checkpoint or source)}</h3>" + figure_html(drawing))
     text = (
         '<p class="quiet">Training loss is at the scales that training draws; '
         "held-out loss has one line for each fixed scale.</p>"
     )
-    return Part("training", "Training", text + "".join(blocks) if blocks else "")
+    return Part("training", "Training", text + "".join(blocks) if blocks else "", drawn(drawings))
 
 
 def _others(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:

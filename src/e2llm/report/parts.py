@@ -1,20 +1,40 @@
-"""A section of the page and a figure in it, as HTML."""
+"""What pages and documents are put together from: a section of the page, a figure in it, a heading."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from e2llm.report.canvas import NARROW, Drawing
+from e2llm.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading of a document of tables; level 2 is a chapter."""
+
+    level: int
+    text: str
+
+
+Block = Heading | Table | str
+"""Of such a document: a heading, a table, or sentences."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A section of the page: its anchor, heading and HTML; left out where the HTML is empty."""
+    """A section of the page: its anchor, heading, HTML and the drawings in it; left out where the HTML is empty."""
 
     anchor: str
     title: str
     body: str
+    drawings: tuple[Drawing, ...] = ()
+
+
+def drawn(drawings: Sequence[Drawing | None]) -> tuple[Drawing, ...]:
+    """Those that there was something to draw for."""
+    return tuple(drawing for drawing in drawings if drawing is not None)
 
 
 def figure_html(drawing: Drawing | None) -> str:

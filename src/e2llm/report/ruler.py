@@ -7,11 +7,12 @@ about a longer one: it is marked, and a second mean leaves it out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from e2llm.intervals import Interval, interval_fields, interval_of_average
 from e2llm.report.formats import format_window, join_words
 from e2llm.report.series import Row, Section, Series, sections, series_of
-from e2llm.report.tables import Cell, Table
+from e2llm.report.tables import Cell, Table, count_foot, interval_text
 
 FAILED = 0.25
 """A best score below this inside the native window counts as a kind that the model cannot do at all."""
@@ -87,9 +88,10 @@ def _kind_table(label: str, points: dict[str, dict[int, Row]], failed: set[str])
     windows = sorted({window for row in points.values() for window in row})
     body: list[tuple[str, list[Cell | None]]] = []
     for name, row in points.items():
-        cells = [None if w not in row else _cell(row[w]["value"], f"n = {row[w]['n']}") for w in windows]
+        cells = [None if w not in row else _cell(row[w], f"n = {row[w]['n']}") for w in windows]
         body.append((name + (MARK if name in failed else ""), cells))
-    return Table(f"RULER, {label}", ["kind", *map(format_window, windows)], body)
+    foot = count_foot("prompts", [[row[w] for row in points.values() if w in row] for w in windows])
+    return Table(f"RULER, {label}", ["kind", *map(format_window, windows)], body, foot)
 
 
 def _mean_table(title: str, scores: dict[str, dict[str, dict[int, Row]]], failed: set[str]) -> Table:
@@ -102,13 +104,20 @@ def _mean_table(title: str, scores: dict[str, dict[str, dict[int, Row]]], failed
         able = [name for name in complete if name not in failed]
         for names, what in ((complete, f"{len(complete)} kinds"), (able, f"{len(able)} unmarked")):
             if names and (names is complete or len(able) < len(complete)):
-                cells = [
-                    None if w not in own else _cell(sum(kinds[n][w]["value"] for n in names) / len(names), what)
-                    for w in windows
-                ]
+                cells = [None if w not in own else _cell(_mean([kinds[n][w] for n in names]), what) for w in windows]
                 body.append((f"{label}, {what}", cells))
     return Table(f"RULER, means, {title}", ["mean over kinds", *map(format_window, windows)], body)
 
 
-def _cell(value: float, note: str) -> Cell:
-    return replace(Cell(f"{value:.2f}"), share=1 - value, note=note)
+def _mean(rows: Sequence[Row]) -> Row:
+    """Mean over kinds; its interval from theirs, where all have one."""
+    values = [row["value"] for row in rows]
+    mean: Row = {"value": sum(values) / len(values)}
+    if all(row.get("low") is not None for row in rows):
+        ends = [Interval(row["low"], row["high"]) for row in rows]
+        mean |= interval_fields(interval_of_average(values, ends, [1 / len(values)] * len(values)))
+    return mean
+
+
+def _cell(row: Row, note: str) -> Cell:
+    return Cell(f"{row['value']:.2f}", share=1 - row["value"], note=note, interval=interval_text(row, "{:.2f}".format))

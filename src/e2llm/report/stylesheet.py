@@ -55,6 +55,8 @@ tr.hero th,tr.hero td{background:var(--panel)}
 tr.hero th{font-weight:600;padding-left:.6rem;box-shadow:inset 3px 0 var(--hues-0)}
 td strong{color:var(--hues-0);font-weight:700}
 td.none{color:var(--muted)}
+.interval{display:block;color:var(--muted);font-size:.75rem;line-height:1.25;letter-spacing:-.01em}
+td.shaded .interval{color:inherit;opacity:.85}
 tfoot th,tfoot td{color:var(--muted);font-weight:400;font-size:.8125rem;border-bottom:0}
 tfoot td.every,table.heat tfoot td.every{text-align:left}
 table.heat{border-collapse:separate;border-spacing:3px;width:auto;min-width:min(100%,30rem)}

@@ -15,18 +15,20 @@ from e2llm.records import Record
 from e2llm.report.formats import format_count, format_scale, format_value, format_window
 from e2llm.report.series import APART, Row, Section, Series, all_rows, grid_rows, hero, sections, series_of, serving_row
 
-_UNITS = {"perplexity": "target tokens", "loss": "target tokens", "retrieval": "prompts"}
+UNITS = {"perplexity": "target tokens", "loss": "target tokens", "retrieval": "prompts"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as text. `share`: 0 … 1, how strongly it is shaded. `note`: more about it, shown on pointing."""
+    """One value as text. `share`: 0 … 1, how strongly it is shaded. `note`: more about it, shown on pointing.
+    `interval`: the ends of its 95 % interval."""
 
     text: str
     best: bool = False
     served: bool = False
     share: float | None = None
     note: str = ""
+    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,19 @@ def window_table(section: Section) -> Table:
         cells: list[Cell | None] = []
         for window in windows:
             row = one.points.get(window)
-            cells.append(None if row is None else Cell(_text(row), best=row["value"] == best[window], note=_note(row)))
+            cells.append(
+                None
+                if row is None
+                else Cell(_text(row), best=row["value"] == best[window], note=_note(row), interval=interval_text(row))
+            )
         body.append((one.label, cells))
     main = hero(series)
-    counts = [_count_range([one.points[window]["n"] for one in series if window in one.points]) for window in windows]
+    columns = [[one.points[window] for one in series if window in one.points] for window in windows]
     return Table(
         caption=section.title,
         head=["checkpoint · method", *map(format_window, windows)],
         body=body,
-        foot=(_UNITS.get(section.metric, "n"), counts),
+        foot=count_foot(UNITS.get(section.metric, "n"), columns),
         strong=frozenset(index for index, one in enumerate(series) if one is main),
     )
 
@@ -119,12 +125,11 @@ def scale_table(section: Section, series: Series) -> Table | None:
     for scale in scales:
         cells = [_scale_cell(at.get((scale, window)), columns[window], best[window]) for window in windows]
         body.append((format_scale(scale), cells))
-    counts = [_count_range([row["n"] for row in columns[window]]) for window in windows]
     return Table(
         caption=f"{series.label}: {section.title}",
         head=["scale", *map(format_window, windows)],
         body=body,
-        foot=(_UNITS.get(section.metric, "n"), counts),
+        foot=count_foot(UNITS.get(section.metric, "n"), [columns[window] for window in windows]),
     )
 
 
@@ -168,12 +173,21 @@ def _text(row: Row) -> str:
 
 def _note(row: Row) -> str:
     scale = "" if row.get("scale") is None else f"scale {format_scale(row['scale'])}, "
-    ends = (
-        ""
-        if row.get("low") is None
-        else f"{_text(row | {'value': row['low']})} to {_text(row | {'value': row['high']})}"
-    )
+    ends = interval_text(row)
     return f"{scale}n = {format_count(row['n'])}" + (f", 95 % interval {ends}" if ends else "")
+
+
+def interval_text(row: Row, form: Callable[[float], str] | None = None) -> str:
+    """The ends of a row's interval as its value is written (by `form`, or as its metric usually is); "" without one."""
+    if row.get("low") is None:
+        return ""
+    write = form or (lambda value: format_value(row["metric"], value))
+    return f"{write(row['low'])}–{write(row['high'])}"
+
+
+def count_foot(unit: str, columns: Sequence[Sequence[Row]]) -> tuple[str, list[str]]:
+    """The row that counts observations: `unit`, and for each column's rows their n."""
+    return unit, [_count_range([row["n"] for row in rows]) for rows in columns]
 
 
 def _count_range(counts: Sequence[int]) -> str:
@@ -191,7 +205,8 @@ def _plain(text: str) -> str:
 def _bold(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    return f"**{cell.text}**" if cell.best else cell.text
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} ({cell.interval})" if cell.interval else text
 
 
 def _html_cell(cell: Cell | None) -> str:
@@ -201,5 +216,6 @@ def _html_cell(cell: Cell | None) -> str:
     style = "" if cell.share is None else f' style="--share:{cell.share:.3f}"'
     text = html.escape(cell.text)
     text = f"<strong>{text}</strong>" if cell.best else text
+    text += f' <span class="interval">{html.escape(cell.interval)}</span>' if cell.interval else ""
     title = f' title="{html.escape(cell.note)}"' if cell.note else ""
     return f'<td class="{kinds}"{style}{title}>{text}</td>'

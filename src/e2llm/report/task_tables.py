@@ -13,7 +13,7 @@ from typing import Any
 from e2llm.report.formats import format_count, format_scale, format_window, join_words
 from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, SHORT_TASKS, Quoted
 from e2llm.report.series import Row
-from e2llm.report.tables import Cell, Table
+from e2llm.report.tables import Cell, Table, interval_text
 
 SUITE_NAMES = {"longbench": "LongBench", "leval": "L-Eval, closed tasks", "short": "Short tasks"}
 SET_NAMES = {
@@ -25,8 +25,8 @@ SET_NAMES = {
     "all21": "all 21",
 }
 _NOTE = (
-    "Percent, with 95 % intervals by bootstrap over samples; higher is better. n: samples scored. What was cut, left "
-    "out or guessed is counted in the files."
+    "Percent, with 95 % intervals over samples; higher is better. n: samples scored. What was cut, left out or guessed "
+    "is counted in the files."
 )
 _QUOTED = {
     "longbench": f"Rows marked “{MARK}” are printed in the E²-LLM paper: other models, the same 18 tasks. "
@@ -162,15 +162,22 @@ def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]
     found: list[Cell | None] = []
     for column in columns:
         row = next((row for row in rows if column.owns(row)), None)
-        found.append(None if row is None else Cell(_text(row), best=row["value"] == best, note=_note(row)))
+        found.append(
+            None
+            if row is None
+            else Cell(_text(row), best=row["value"] == best, note=_note(row), interval=interval_text(row, _percent))
+        )
     return found
 
 
 def _text(row: Row) -> str:
     if row["unit"] != "share":
         return f"{row['value']:.4g} {row['unit']}"
-    text = f"{100 * row['value']:.1f}"
-    return text if row.get("low") is None else f"{text} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+    return _percent(row["value"])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def _note(row: Row) -> str:

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from e2llm.evaluate.intervals import Interval, interval_of_average
 from e2llm.evaluate.longbench.tasks import TASKS, Task
+from e2llm.intervals import Interval, interval_of_average, interval_of_mean
 
 
 def _choose(*languages: str, synthetic: bool) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class Average:
     value: float
     n: int
     """Samples of all its tasks together."""
-    interval: Interval | None
+    interval: Interval
 
 
 def averages(scores: Mapping[str, Sequence[float]]) -> list[Average]:
@@ -54,12 +54,14 @@ def averages(scores: Mapping[str, Sequence[float]]) -> list[Average]:
         if not all(scores.get(task) for task in tasks):
             continue
         groups = [scores[task] for task in tasks]
+        means = [sum(group) / len(group) for group in groups]
+        spread = [one for group in groups if (one := interval_of_mean(group)) is not None]
         for average in AVERAGES:
             weights = [_weight(TASKS[task], tasks, average) for task in tasks]
-            value = sum(w * sum(group) / len(group) for w, group in zip(weights, groups, strict=True))
+            value = sum(w * mean for w, mean in zip(weights, means, strict=True))
             n = sum(map(len, groups))
             # Weights sum to 1 up to rounding: no mean may leave the range of its scores by that.
-            found.append(Average(name, average, min(1.0, value), n, interval_of_average(groups, weights)))
+            found.append(Average(name, average, min(1.0, value), n, interval_of_average(means, spread, weights)))
     return found
 
 

@@ -1,0 +1,117 @@
+"""benchmarks/study.py: its plans resolve to equal budgets; one command trains, measures and compares a set."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import e2llm
+from e2llm.config import shipped_recipes
+from e2llm.records import Record
+
+ROOT = Path(__file__).parents[1] / "benchmarks"
+TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
+
+
+@pytest.fixture(scope="module")
+def study() -> Any:
+    spec = importlib.util.spec_from_file_location("study", ROOT / "study.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    runs = study.read_plan(ROOT / "baselines.toml", [file], ["model.name=x"], [])
+    own = {name for name, path in shipped_recipes().items() if path.parent.name == "study"}
+    assert {run.name for run in runs} == own | {"paper", "recommended"} == {run.recipe.name for run in runs}
+    tokens = {run.recipe.train.steps * run.recipe.train.batch_size * run.recipe.data.window for run in runs}
+    assert tokens == {39_321_600}
+    for run in runs:
+        fixed, largest = run.recipe.scales.distribution == "fixed", run.recipe.scales.max_scale
+        # One fixed scale is read at that scale where it covers the window, at window / L (8192) beyond.
+        wanted = {w: (max(largest, w / 8192),) for w in (8192, 16384, 32768, 65536, 131072)}
+        assert run.scales == (wanted if fixed and largest > 1 else {})
+
+
+def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    assert len(study.read_plan(ROOT / "study.toml", [file], ["model.name=x"], [])) > 6
+    with pytest.raises(ValueError, match="nobody"):
+        study.read_plan(ROOT / "study.toml", [file], [], ["nobody"])
+
+
+def test_one_command_trains_measures_and_compares(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, letters = "def return self value import for in while if not none true list".split(), random.Random(0)
+    for name, count in (("train/a.txt", 30_000), ("dev/code/a.txt", 4000), ("dev/code/b.txt", 4000)):
+        file = tmp_path / "text" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(" ".join(letters.choices(words, k=count)))
+    plan = tmp_path / "plan.toml"
+    recomputes = 'set = ["train.gradient_checkpointing=true"]'
+    rows = {"plain": "", "pi-16k": f"scales = {{1024 = [2]}}\n{recomputes}", "recommended": ""}
+    plan.write_text("".join(f'[[runs]]\nname = "{n}"\nrecipe = "{n}"\n{more}\n' for n, more in rows.items()))
+    small = ["train.steps=2", "train.batch_size=2", "data.window=128", "train.workers=0", "train.precision=float32"]
+    argv = [
+        "study.py",
+        "--model",
+        str(TINY),
+        "--text",
+        str(tmp_path / "text"),
+        "--plan",
+        str(plan),
+        "--base-model",
+        "t",
+    ]
+    argv += [
+        "--base-model",
+        "t",
+        "--out",
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path / "work"),
+        "--windows",
+        "512",
+        "1024",
+    ]
+    argv += ["--prompts", "2", "--key-windows", "1024", *(part for one in small for part in ("--set", one))]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.chdir(tmp_path)
+    recomputed, train = [], study.train_loaded
+
+    def watched(recipe: Any, model: Any, *rest: Any, **options: Any) -> Any:
+        recomputed.append(model.is_gradient_checkpointing)
+        return train(recipe, model, *rest, **options)
+
+    monkeypatch.setattr(study, "train_loaded", watched)
+    study.main()
+    assert recomputed == [False, False, False]  # also after the run that turns it on
+    records = {name: Record.load(tmp_path / "out" / f"study_{name}.json") for name in rows}
+    for name, record in records.items():
+        found = {(r["window"], r["scale"]) for r in record.rows if r["metric"] == "perplexity"}
+        assert found == {(512, 1.0), (1024, 2.0)}
+        scored = {r["n"] for r in record.rows if r["metric"] == "perplexity"}
+        assert scored == {2 * (1024 - 2)}  # the same tokens at both windows
+        # Two documents, so each row has an interval over them.
+        assert all(r["documents"] == 2 and r["low"] <= r["value"] <= r["high"]
+                   for r in record.rows if r["metric"] == "perplexity")  # fmt: skip
+        assert record.config["recipe"]["name"] == name
+    table = (tmp_path / "work" / "plan.md").read_text()
+    assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
+    assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
+    study.main()  # what is measured is not trained again
+    assert capsys.readouterr().out.count("already measured") == 3
+    assert torch.is_grad_enabled()
