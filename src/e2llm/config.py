@@ -39,6 +39,9 @@ class ModelConfig:
     dtype: DType = "float32"
     """Type of the weights. float32 keeps master weights; bfloat16 is for frozen bases under LoRA, and for
     train.optimizer = adamw_split, which keeps what the weights lack."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: a frozen base of 4-bit normal floats under adapters (QLoRA, Dettmers et al. 2023), by bitsandbytes. What is
+    saved at the end are whole weights of model.dtype with the adapters in them."""
     attn_implementation: str | None = None
     """transformers' attention backend (sdpa, eager, flex_attention, …); None lets transformers choose."""
     trust_remote_code: bool = False
@@ -228,6 +231,8 @@ class Recipe:
             "it follows from distributed.global_batch; leave it out",
         )
         self.placement.check_window(self.data.window)
+        if self.model.quantization != "none":
+            self._check_quantized()
         split = self.train.optimizer == "adamw_split"
         low_precision = self.model.dtype in ("bfloat16", "float16")
         _require(
@@ -245,6 +250,26 @@ class Recipe:
             self.train.distill,
             f"keeps a whole copy of the base in each process; distributed.strategy = {self.distributed.strategy} "
             "shards what would not fit: use strategy ddp, or train.distill = 0",
+        )
+
+    def _check_quantized(self) -> None:
+        name, value = "model.quantization", self.model.quantization
+        _require(self.lora.rank > 0, name, value, "4-bit weights cannot be trained: set lora.rank, such as 16")
+        _require(
+            self.model.dtype == "bfloat16",
+            name,
+            value,
+            f"what stays whole (embeddings, norms, output) is of model.dtype = {self.model.dtype}: use bfloat16",
+        )
+        _require(not self.model.name.endswith(".gguf"), name, value, "a GGUF file has a quantization of its own")
+        _require(
+            not self.train.distill, name, value, "a teacher would be a second base in memory: use train.distill = 0"
+        )
+        _require(
+            self.distributed.strategy in ("none", "ddp"),
+            name,
+            value,
+            f"distributed.strategy = {self.distributed.strategy} cannot shard 4-bit weights: use ddp",
         )
 
     def _check_split(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_run import WINDOW, make_base, small, weights
 from transformers import AutoModelForCausalLM
 
@@ -310,3 +312,51 @@ def test_a_distilled_model_stays_nearer_to_its_base(base: Path, tmp_path: Path) 
 def test_what_cannot_be_distilled(base: Path, tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"train.distill = .*{message}"):
         small(base, tmp_path, *overrides)
+
+
+def test_adapters_over_four_bits_end_in_whole_weights(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    overrides = ("model.quantization=nf4", "model.dtype=bfloat16", "lora.rank=4", "train.steps=20")
+    result = train(small(base, tmp_path / "nf4", *overrides), quiet=True)
+    assert result.model_folder is not None and result.record is not None
+    losses = [r["value"] for r in result.record.rows if r["metric"] == "loss" and r["split"] == "train"]
+    assert losses[-1] < losses[0]
+    before, after = weights(base / "model"), weights(result.model_folder)
+    adapter = load_file(result.folder / "adapter" / "adapter_model.safetensors")
+    a, b = (adapter[f"base_model.model.model.layers.0.mlp.up_proj.lora_{part}.weight"] for part in "AB")
+    name = "model.layers.0.mlp.up_proj.weight"
+    expected = before[name].to(torch.bfloat16).float() + 32 / 4 * (b @ a)  # lora.alpha / lora.rank
+    torch.testing.assert_close(after[name].float(), expected, atol=2e-3, rtol=1e-2)
+    assert after[name].dtype == torch.bfloat16 and b.abs().max() > 0
+    frozen = "model.embed_tokens.weight"
+    assert torch.equal(after[frozen], before[frozen].to(torch.bfloat16)), "not what four bits leave of it"
+
+
+def test_the_base_is_four_bits_while_it_trains(base: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model, _, _ = load_model(str(base / "model"), dtype="bfloat16", device="cpu", quantization="nf4")
+    layer = model.model.layers[0].self_attn.q_proj
+    assert isinstance(layer, bitsandbytes.nn.Linear4bit) and layer.weight.quant_type == "nf4"
+    assert layer.weight.numel() * layer.weight.element_size() == 32 * 32 // 2, "two weights a byte"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("lora.rank=0",), "cannot be trained: set lora.rank"),
+        (("model.dtype=float32",), "use bfloat16"),
+        (("model.name=base.gguf",), "quantization of its own"),
+        (("train.distill=0.5",), "second base in memory"),
+    ],
+)
+def test_what_four_bits_cannot_be(base: Path, tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    given = ("model.quantization=nf4", "model.dtype=bfloat16", "lora.rank=4")
+    with pytest.raises(ValueError, match=f"model.quantization = .*{message}"):
+        small(base, tmp_path, *given, *overrides)
+
+
+def test_four_bits_without_their_package(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    with pytest.raises(ValueError, match=r"bitsandbytes is not installed: pip install 'e2llm\[qlora\]'"):
+        load_model(str(base / "model"), dtype="bfloat16", device="cpu", quantization="nf4")

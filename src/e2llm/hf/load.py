@@ -125,6 +125,7 @@ def load_model(
     *,
     dtype: DType | None = None,
     device: str | torch.device | None = None,
+    quantization: Literal["none", "nf4"] = "none",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     method: str | None = None,
@@ -135,7 +136,8 @@ def load_model(
 
     The rotary module is wrapped with `method`, or the checkpoint's own, or for a foreign model `yarn` where it can be
     and `linear` where the base already scales. attention None: the checkpoint's own slopes with its own method, else
-    the method's. dtype None: bfloat16 on a GPU, float32 on a CPU.
+    the method's. dtype None: bfloat16 on a GPU, float32 on a CPU. quantization nf4: linear layers other than the output
+    layer become 4-bit normal floats, double quantized, that compute in dtype; needs bitsandbytes.
     A folder with a PEFT adapter is merged into the base that its config names, e2llm.json read from either. Raises
     ValueError for what is no model, here or on the hub.
     """
@@ -146,10 +148,12 @@ def load_model(
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
+    if quantization != "none":
+        arguments |= _quantized(name, base, dtype, device)
     model = _read_weights(base or name, arguments)
     if base is not None:
         model = _merged(model, path)
-    model = model.to(device).eval()
+    model = (model if quantization != "none" else model.to(device)).eval()
     info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
@@ -176,6 +180,28 @@ def load_model(
         extension.max_scale = info.max_scale if info else 1.0
         extension.schedule = parse_schedule(info.schedule) if own and info is not None else ()
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
+
+
+def _quantized(name: str, base: str | None, dtype: str, device: torch.device) -> dict[str, Any]:
+    """Arguments that make 4-bit weights while they are read, straight onto `device`. Raises ValueError."""
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("model.quantization = 'nf4': bitsandbytes is not installed: pip install 'e2llm[qlora]'")
+    if base is not None:
+        raise ValueError(
+            f"model.quantization = 'nf4': {name!r} is an adapter, which 4-bit weights cannot take in; merge it into "
+            "whole weights first"
+        )
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

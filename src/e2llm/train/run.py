@@ -399,10 +399,12 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
     if recipe.lora.rank:
         model.save_pretrained(folder / "adapter")
         info.save(folder / "adapter")
-    save_model(merge_adapters(model), tokenizer, folder / "model", info)
+    # 4-bit weights would round the adapters away: these go into the base as it was read.
+    whole = merge_adapters(model) if recipe.model.quantization == "none" else _load_trained(recipe, folder / "adapter")
+    save_model(whole, tokenizer, folder / "model", info)
     if best is not None and Path(best).is_dir():
         step = int(Path(best).name.rsplit("-", 1)[1])
-        save_model(_load_best(recipe, Path(best)), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
+        save_model(_load_trained(recipe, Path(best)), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
 
 
 def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> nn.Module:
@@ -425,8 +427,8 @@ def _base(recipe: Recipe) -> nn.Module:
     return load_model(recipe.model.name, dtype=recipe.model.dtype, device="cpu", trust_remote_code=trust)[0]
 
 
-def _load_best(recipe: Recipe, checkpoint: Path) -> nn.Module:
-    """The weights of a Trainer checkpoint: whole ones as they are, adapters merged into a fresh base."""
+def _load_trained(recipe: Recipe, checkpoint: Path) -> nn.Module:
+    """The weights of a checkpoint or adapter folder: whole ones as they are, adapters merged into a fresh base."""
     if recipe.distributed.strategy not in WHOLE:
         return merge_adapters(_from_shards(recipe, checkpoint))
     if not recipe.lora.rank:
