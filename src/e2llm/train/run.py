@@ -155,7 +155,9 @@ def _finish(
         if trainer.is_world_process_zero():
             console.print(f"stopped by SIGTERM after step {steps}; a checkpoint is in {folder}: go on with --resume")
         return TrainResult(folder, None, steps, None)
-    if trainer.eval_dataset is not None and not any(r["step"] == steps and "eval_loss" in r for r in metrics.rows):
+    # By what every process knows: all of them evaluate, or none.
+    measured = any(row.get("step") == steps and "eval_loss" in row for row in trainer.state.log_history)
+    if trainer.eval_dataset is not None and not measured:
         trainer.evaluate()
     record = _record(recipe, metrics.rows, corpus)
     if not trainer.is_world_process_zero():
