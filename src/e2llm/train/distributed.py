@@ -157,9 +157,7 @@ def arguments(recipe: Recipe, processes: Processes) -> dict[str, Any]:
             from accelerate import ParallelismConfig
 
             replicas = world // config.shard
-            added["parallelism_config"] = ParallelismConfig(
-                dp_replicate_size=replicas, dp_shard_size=config.shard
-            )
+            added["parallelism_config"] = ParallelismConfig(dp_replicate_size=replicas, dp_shard_size=config.shard)
     if config.strategy == "deepspeed":
         added["deepspeed"] = deepspeed_config(recipe)
     return added

@@ -36,6 +36,7 @@ from e2llm.hf import (
     save_model,
 )
 from e2llm.hf.chunked_loss import chunked_forward
+from e2llm.hf.load import load_whole_models_again
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
@@ -379,6 +380,7 @@ def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> nn.Module
 
 
 def _from_shards(recipe: Recipe, checkpoint: Path) -> nn.Module:
+    load_whole_models_again()
     model = _base(recipe)
     if recipe.lora.rank:
         model = add_adapters(model, recipe.lora)
