@@ -1,7 +1,7 @@
 """e2llm inside transformers' own Trainer: python examples/hf_trainer.py MODEL TEXT_FOLDER OUTPUT
 
-Two lines are e2llm's: `extend` before training, `save` after it. Scales are drawn in the model, as a batch arrives, so no
-column has to pass through a collator.
+Two lines are e2llm's: `extend` before training, `save` after it. Scales are drawn in the model, as a batch arrives:
+no column has to pass through a collator.
 """
 
 from __future__ import annotations

@@ -102,7 +102,6 @@ def test_hf_trainer(tmp_path: Path, tables: list[Any]) -> None:
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("assistant_only", [False, True])
 def test_trl_sft(tmp_path: Path, tables: list[Any], packing: bool, assistant_only: bool) -> None:
-    pytest.importorskip("trl", reason="pip install trl")
     chat = [{"role": "user", "content": "what is x " * 3}, {"role": "assistant", "content": "x is 1 and y is 2 " * 3}]
     (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": chat}) + "\n") * 12)
     (tmp_path / "template.jinja").write_text(TEMPLATE)

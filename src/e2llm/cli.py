@@ -22,7 +22,6 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.model:
         recipe = load_recipe(arguments.recipe, [*arguments.set, f'model.name="{arguments.model}"'])
     from e2llm.train import train
-
     from e2llm.train.distributed import leave
 
     result = train(recipe, resume=arguments.resume)

@@ -66,7 +66,8 @@ def alone(recipe: str) -> None:
         warnings.simplefilter("ignore")
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        for name, value in {**where, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+        where |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        for name, value in where.items():
             patch.setenv(name, value)
         free.close()
         run(Path(recipe), None)
@@ -160,6 +161,6 @@ def test_another_global_batch_or_another_engine_is_not_resumed(base: Path, runs:
     with pytest.raises(ValueError, match=r"takes 4 windows, .*steps of 8: set distributed.global_batch=8"):
         train(other("train.batch_size=4"), resume=True, quiet=True)
     sharded = small(base, runs / "fsdp2", *BATCH, *TIGHT)
-    with pytest.raises(ValueError, match="'none': .* was written by strategy 'fsdp2'"):
+    with pytest.raises(ValueError, match=r"'none': .* was written by strategy 'fsdp2'"):
         train(sharded, resume=True, quiet=True)
     assert train(other("train.batch_size=8"), resume=True, quiet=True).steps == 6

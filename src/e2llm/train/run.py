@@ -372,7 +372,7 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         save_model(_load_best(recipe, Path(best)), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
 
 
-def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> nn.Module:
+def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> Any:
     """The trained model, whole, in this process: its own, or read back from the shards of the last checkpoint."""
     if recipe.distributed.strategy in WHOLE:
         return trainer.accelerator.unwrap_model(trainer.model)
