@@ -40,6 +40,7 @@ SECTIONS = {
     "attention": ("positions/attention.py", "AttentionConfig"),
     "lora": ("config.py", "LoraSection"),
     "train": ("config.py", "TrainConfig"),
+    "distributed": ("config_distributed.py", "DistributedConfig"),
 }
 """Section of a recipe -> file and class that hold its keys."""
 

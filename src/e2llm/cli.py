@@ -22,11 +22,14 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.model:
         recipe = load_recipe(arguments.recipe, [*arguments.set, f'model.name="{arguments.model}"'])
     from e2llm.train import train
+    from e2llm.train.distributed import leave
 
     result = train(recipe, resume=arguments.resume)
+    leave()
     if result.model_folder is None:
         return 143
-    print(result.model_folder)
+    if os.environ.get("RANK", "0") == "0":
+        print(result.model_folder)
     return 0
 
 

@@ -263,6 +263,13 @@ def enable_activation_checkpointing(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
+def load_whole_models_again() -> None:
+    """After a DeepSpeed run, whose settings transformers keeps: under ZeRO-3 each model loaded would be partitioned."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
 def save_model(model: nn.Module, tokenizer: Any, folder: str | Path, info: CheckpointInfo) -> Path:
     """Write a plain HF folder (weights, config, tokenizer) with e2llm.json beside; whole or not at all.
 

@@ -25,6 +25,10 @@ _PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others: one of them may be tokenizing the corpus."""
 
 
+_FOREIGN = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+"""Variable by which accelerate's own configuration asks for an engine."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """Where this process stands among those of the run."""
@@ -57,9 +61,15 @@ class Processes:
             any_process(False)
 
     def end(self) -> None:
-        """Leave the group, once nothing is exchanged any more."""
-        if self.launched and dist.is_initialized():
-            dist.destroy_process_group()
+        """The end of a run, for all at once: the first one still writes the model. Another run may follow."""
+        if not self.launched:
+            return
+        from accelerate.state import AcceleratorState
+
+        self.wait()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for name in _FOREIGN:  # Accelerate sets them for itself
+            os.environ.pop(name, None)
 
 
 def accumulation(recipe: Recipe, world: int) -> int:
@@ -113,7 +123,7 @@ def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[
             f"distributed.shard = {config.shard}: does not divide the {world} processes; use one of "
             f"{', '.join(str(n) for n in range(2, world + 1) if world % n == 0) or 'strategy ddp'}"
         )
-    for name, engine in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+    for name, engine in _FOREIGN.items():
         if environment.get(name, "false").lower() == "true":
             raise ValueError(
                 f"accelerate's own configuration asks for {engine}: here the recipe says so, by distributed.strategy = "
@@ -152,9 +162,7 @@ def arguments(recipe: Recipe, processes: Processes) -> dict[str, Any]:
             from accelerate import ParallelismConfig
 
             replicas = world // config.shard
-            added["parallelism_config"] = ParallelismConfig(
-                dp_replicate_size=replicas, dp_shard_size=config.shard
-            )
+            added["parallelism_config"] = ParallelismConfig(dp_replicate_size=replicas, dp_shard_size=config.shard)
     if config.strategy == "deepspeed":
         added["deepspeed"] = deepspeed_config(recipe)
     return added
@@ -206,6 +214,12 @@ def finish(arguments: Any, recipe: Recipe) -> None:
 
         # Accelerate shards over GPUs and their like only and would quietly run DDP on CPUs, where FSDP2 itself works.
         PartialState().distributed_type = DistributedType.MULTI_GPU
+
+
+def leave() -> None:
+    """Leave the group, before Python ends. It cannot be joined again: the launcher's store keeps old addresses."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def any_process(flag: bool) -> bool:

@@ -37,6 +37,7 @@ from e2llm.hf import (
     save_model,
 )
 from e2llm.hf.chunked_loss import chunked_forward
+from e2llm.hf.load import load_whole_models_again
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
@@ -179,7 +180,9 @@ def _finish(
         if trainer.is_world_process_zero():
             console.print(f"stopped by SIGTERM after step {steps}; a checkpoint is in {folder}: go on with --resume")
         return TrainResult(folder, None, steps, None)
-    if trainer.eval_dataset is not None and not any(r["step"] == steps and "eval_loss" in r for r in metrics.rows):
+    # By what every process knows: all of them evaluate, or none.
+    measured = any(row.get("step") == steps and "eval_loss" in row for row in trainer.state.log_history)
+    if trainer.eval_dataset is not None and not measured:
         trainer.evaluate()
     record = _record(recipe, metrics.rows, corpus)
     if not trainer.is_world_process_zero():
@@ -407,7 +410,7 @@ def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpu
         save_model(_load_trained(recipe, Path(best)), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
 
 
-def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> nn.Module:
+def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> Any:
     """The trained model, whole, in this process: its own, or read back from the shards of the last checkpoint."""
     if recipe.distributed.strategy in WHOLE:
         return trainer.accelerator.unwrap_model(trainer.model)
@@ -415,6 +418,7 @@ def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> nn.Module
 
 
 def _from_shards(recipe: Recipe, checkpoint: Path) -> nn.Module:
+    load_whole_models_again()
     model = _base(recipe)
     if recipe.lora.rank:
         model = add_adapters(model, recipe.lora)

@@ -129,7 +129,9 @@ class PlacingTrainer(Trainer):
             )
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder)  # left by a save that was cut off
-        any_process(False)  # nobody writes before it is gone
+        if self.args.should_save:
+            folder.mkdir(parents=True)  # where shards are saved, the Trainer looks for the best folder before it stands
+        any_process(False)  # nobody writes before it is empty
         super()._save_checkpoint(model, trial)
         any_process(False)  # complete when all have written their parts
         if self.args.should_save:
