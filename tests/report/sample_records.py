@@ -105,3 +105,35 @@ def quickstart() -> Record:
             rows.append(make_row("perplexity", value, "ratio", 98_304, **labels, corpus="python", protocol="whole"))
             rows.append(make_row("retrieval", share, "share", 50, **labels, task="key_values"))
     return Record("quickstart", {"model": {"name": "tiny-512", "native_window": 512}}, rows, [], dict(ENVIRONMENT))
+
+
+def needles() -> Record:
+    """Needle maps of two checkpoints, eleven depths, with intervals; RULER scores of three kinds."""
+    rows = []
+    labels: dict[str, Any] = {"base_model": "SmolLM2-135M-Instruct", "native_window": NATIVE, "corpus": "novels"}
+    for checkpoint, method, reach in (("base", "none", 1.5), ("recommended", "yarn", 5.0)):
+        for power, window in enumerate(WINDOWS):
+            own = labels | {"checkpoint": checkpoint, "method": method, "window": window}
+            own["scale"] = 1.0 if method == "none" else max(1.0, window / NATIVE)
+            for depth in range(11):
+                share = max(0.0, min(1.0, 1.2 - power / reach - 0.02 * depth))
+                place = {"task": "needle", "depth": depth / 10, "low": share / 2, "high": (1 + share) / 2}
+                rows.append(make_row("retrieval", share, "share", 10, **own, **place))
+            for kind, hard in (("niah_single_1", 0.0), ("niah_multikey_3", 0.3), ("vt", 0.7)):
+                share = max(0.0, 1.0 - power / reach / 4 - hard)
+                place = {"task": kind, "protocol": "ruler", "low": share / 2, "high": (1 + share) / 2}
+                rows.append(make_row("string_match", share, "share", 100, **own, **place))
+    return Record("evaluate", {}, rows, [], dict(ENVIRONMENT))
+
+
+def context() -> Record:
+    """Loss by position of one checkpoint in four windows, to the ends that make the widest table."""
+    rows = []
+    labels = {"base_model": "SmolLM2-135M-Instruct", "checkpoint": "recommended", "method": "yarn", "corpus": "novels"}
+    for window in WINDOWS[::2]:
+        for power in range(2, int(math.log2(window)) + 1):
+            value = 4.5 - power / 7
+            place = {"position": 2**power - 1, "protocol": "position", "window": window}
+            ends = {"scale": max(1, window / NATIVE), "low": value - 0.2, "high": value + 0.2}
+            rows.append(make_row("loss", value, "nats", 2**power * 10, **labels, **place, **ends))
+    return Record("evaluate", {}, rows, [], dict(ENVIRONMENT))

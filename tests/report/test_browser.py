@@ -10,6 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 import sample_records
+import test_further
 
 from e2llm.report import render_page
 from e2llm.report.palette import DARK, LIGHT
@@ -34,6 +35,8 @@ const overlaps = visible.flatMap((svg) => {
 });
 const out = { figures: document.querySelectorAll('figure').length, drawn: visible.length, overlaps,
   sideways: document.documentElement.scrollWidth > window.innerWidth + 1,
+  hidden: [...document.querySelectorAll('.scroll')].filter((s) => shown(s) && s.scrollWidth > s.clientWidth + 1)
+    .map((s) => s.getAttribute('aria-label')),
   small: visible.flatMap((s) => [...s.querySelectorAll('text')])
     .filter((t) => t.getBoundingClientRect().height < 9).length };
 document.body.insertAdjacentHTML('beforeend', '<pre id="probe">' + JSON.stringify(out) + '</pre>');
@@ -45,7 +48,9 @@ def page(tmp_path_factory):
     if BROWSER is None:
         pytest.skip("no Chromium on this machine: install chromium to run the browser tests")
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_page([sample_records.study(), sample_records.study("novels"), sample_records.training()]))
+    records = [sample_records.study(), sample_records.study("novels"), sample_records.training()]
+    records += [test_further.attention(), sample_records.needles(), sample_records.context()]
+    path.write_text(render_page(records))
     return path
 
 
@@ -63,9 +68,10 @@ def test_figures_are_drawn_without_overlaps(page, tmp_path, width):
     probed.write_text(page.read_text().replace("</body>", PROBE))
     dom = browse(probed, tmp_path, f"--window-size={width},1000", "--dump-dom").stdout
     found = json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', dom)[-1])
-    assert found["figures"] == found["drawn"] == 6
+    assert found["figures"] == found["drawn"] == 9
     assert found["overlaps"] == []
     assert not found["sideways"] and found["small"] == 0
+    assert width < 1000 or found["hidden"] == []  # a wide page shows every column of every table
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])

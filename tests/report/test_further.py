@@ -54,9 +54,9 @@ def test_ruler_marks_what_the_base_cannot_do_and_gives_both_means() -> None:
         "ours · yarn, 1 unmarked": ["1.00", "0.90"],
     }
     kinds = dict(found[0].kinds)
-    assert [name for name, _ in kinds["ours · yarn"].body] == ["niah_single_1", "vt †"]
+    assert [name for name, _ in kinds["ours · yarn"].body] == ["niah_single_1", "vt\u00a0†"]
     page = render_page([ruler()])
-    assert "vt †" in page and "1 unmarked" in page and 'id="others"' not in page
+    assert "vt\u00a0†" in page and "1 unmarked" in page and 'id="others"' not in page
 
 
 def test_intervals_of_kinds_and_of_their_mean() -> None:

@@ -113,6 +113,9 @@ def _draw(
     _cells_of(right, [[palette.heat_level(value) for value in row] for row in heads], palette)
     right.set_xticks([0.5, len(heads[0]) - 0.5], ["0", str(len(heads[0]) - 1)])
     words(figure, left + main + gap, 10, "Copied, by head →", palette.muted, size=SMALL)
+    if not any(value > 0 for row in heads for value in row):
+        middle = left + main + gap + side / 2
+        words(figure, middle, head + height / 2, "nothing", palette.muted, size=SMALL, ha="center")
     for one in (axes, right):
         one.set_yticks([0.5, layers - 0.5], ["0", str(layers - 1)])
     return figure

@@ -49,9 +49,8 @@ def _context(rows: Sequence[Row], records: Sequence[Record]) -> Part:
         drawings.append(drawing)
     body = quiet_html(_POSITION) + body if body else ""
     for metric, text in OTHERS.items():
-        tables = metric_tables(rows, metric)
-        body += quiet_html(text) if tables else ""
-        body += "".join(heading_html(sentence_case(title)) + table.html() for title, table in tables)
+        for title, table in metric_tables(rows, metric):
+            body += heading_html(sentence_case(title)) + quiet_html(text) + table.html()
     return Part("context", "Is the context used?", body, drawn(drawings))
 
 

@@ -19,7 +19,7 @@ from e2llm.report.figures import perplexity_figure, retrieval_figure, scale_figu
 from e2llm.report.formats import format_count, format_quantity, join_words, sentence_case, slug
 from e2llm.report.further import FURTHER_METRICS, FURTHER_PARTS
 from e2llm.report.headline import Headline, headline
-from e2llm.report.parts import Part, drawn, figure_html
+from e2llm.report.parts import Part, drawn, figure_html, quiet_html
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
 from e2llm.report.tables import scale_table, window_table
@@ -101,7 +101,7 @@ def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     text = (
         '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
         "measured at the scale that a request of that length is served with: the calibrated one, else the smallest of "
-        "those evaluated that covers its window. Best of a column in bold; below a value its 95 % interval over "
+        "those evaluated that covers its window. Best of a column in bold; below a value its 95&nbsp;% interval over "
         "documents, where several were read.</p>"
     )
     return Part("perplexity", "Perplexity by window", text + "".join(blocks) if blocks else "", drawn(drawings))
@@ -134,14 +134,14 @@ def _retrieval(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
         blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
     text = (
         '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better. '
-        "Below a value its 95 % interval over prompts.</p>"
+        "Below a value its 95&nbsp;% interval over prompts.</p>"
     )
     return Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "", drawn(drawings))
 
 
 def _tasks(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = [
-        f'<h3>{html.escape(section.title)}</h3><p class="quiet">{html.escape(section.note)}</p>'
+        f'<h3>{html.escape(section.title)}</h3>' + quiet_html(section.note)
         + "".join(table.html() for table in section.tables)
         for section in task_sections(rows)
     ]

@@ -52,4 +52,5 @@ def heading_html(text: str) -> str:
 
 
 def quiet_html(text: str) -> str:
-    return f'<p class="quiet">{html.escape(text)}</p>'
+    # A number and its per cent sign stay on one line.
+    return f'<p class="quiet">{html.escape(text.replace(" %", chr(160) + "%"))}</p>'

@@ -20,7 +20,8 @@ ORDER = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 )  # fmt: skip
-MARK = " †"
+MARK = "\u00a0†"
+"""After a kind's name, on its line."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ th,td{padding:.5rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px 
 th:first-child{text-align:left;padding-left:0}
 th:last-child,td:last-child{padding-right:.35rem}
 thead th{color:var(--muted);font-weight:500;font-size:.875rem;border-bottom-color:var(--muted)}
-tbody th{font-weight:400}
+tbody th{font-weight:400;white-space:normal;min-width:9rem}
 tbody th:first-child,tfoot th,thead th:first-child{position:sticky;left:0;background:var(--paper)}
 tr.hero th,tr.hero td{background:var(--panel)}
 tr.hero th{font-weight:600;padding-left:.6rem;box-shadow:inset 3px 0 var(--hues-0)}
@@ -59,6 +59,11 @@ td.none{color:var(--muted)}
 td.shaded .interval{color:inherit;opacity:.85}
 tfoot th,tfoot td{color:var(--muted);font-weight:400;font-size:.8125rem;border-bottom:0}
 tfoot td.every,table.heat tfoot td.every{text-align:left}
+table.dense{font-size:.8125rem}
+table.dense th,table.dense td{padding:.45rem .35rem}
+table.dense th:first-child{padding-left:0}
+table.dense tbody th{min-width:6.5rem}
+table.dense .interval{font-size:.6875rem}
 table.heat{border-collapse:separate;border-spacing:3px;width:auto;min-width:min(100%,30rem)}
 table.heat th,table.heat td{border:0}
 table.heat td{padding:.5rem .8rem;min-width:4.4rem;text-align:center;border-radius:4px}
@@ -93,9 +98,9 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   .narrow{display:block}
   .narrow svg{width:100%;max-width:26rem}
   th,td{padding:.5rem .4rem}
-  table{font-size:.8125rem}
+  table,table.dense{font-size:.8125rem}
   thead th,tfoot th,tfoot td{font-size:.75rem}
-  tbody th:first-child{white-space:normal;min-width:5.5rem}
+  tbody th:first-child{min-width:5.5rem}
   table.heat{border-spacing:2px;min-width:0}
   table.heat tbody th:first-child{min-width:0}
   table.heat tfoot th{white-space:normal;min-width:0;width:2.75rem}
@@ -105,6 +110,7 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
 }
 @media print{
   @page{margin:18mm}
+  :root{--paper:#fff}
   body{font-size:10pt;-webkit-print-color-adjust:exact;print-color-adjust:exact}
   header,main,footer{max-width:none;padding-left:0;padding-right:0}
   header{padding-top:0}
@@ -112,8 +118,12 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   nav,.skip{display:none}
   .wide{display:block}
   .narrow{display:none}
-  .scroll{overflow:visible}
-  h2,h3{break-after:avoid}
+  .scroll{overflow:visible;break-inside:avoid}
+  tbody th:first-child,tfoot th,thead th:first-child{position:static}
+  tr.hero th{box-shadow:none}
+  tfoot{display:table-row-group}
+  h2,h3,h2+.quiet,h3+.quiet{break-after:avoid}
+  .quiet{break-inside:avoid}
   figure,tr,details dl>div{break-inside:avoid}
   details::details-content{content-visibility:visible;display:block;block-size:auto}
 }

@@ -15,6 +15,8 @@ from e2llm.records import Record
 from e2llm.report.formats import format_count, format_scale, format_value, format_window
 from e2llm.report.series import APART, Row, Section, Series, all_rows, grid_rows, hero, sections, series_of, serving_row
 
+DENSE = 7
+"""Columns of a table, its row heads among them, above which it is set closer so that a page's width holds it."""
 UNITS = {"perplexity": "target tokens", "loss": "target tokens", "retrieval": "prompts"}
 
 
@@ -51,7 +53,8 @@ class Table:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
     def html(self, *, kind: str = "") -> str:
-        """A <table> with caption and scoped heads. `kind` becomes its class."""
+        """A <table> with caption and scoped heads. `kind` becomes its class; many columns are set closer."""
+        kind = " ".join(name for name in (kind, "dense" if len(self.head) > DENSE else "") if name)
         head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in self.head)
         rows = []
         for index, (name, cells) in enumerate(self.body):
