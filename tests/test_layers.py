@@ -35,6 +35,7 @@ ALLOWED = {
     "vllm_plugin": {"engine", "positions", "hf", "infer"},
     "export": {"positions", "hf", "infer", "records"},
     "llamacpp": {"engine", "export", "hf", "infer", "positions"},
+    "plan": {"config", "positions", "hf"},
     "benchmark": {"engine", "hf", "llamacpp", "records"},
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),
