@@ -36,6 +36,7 @@ ALLOWED = {
     "vllm_plugin": {"engine", "positions", "hf", "infer"},
     "export": {"positions", "hf", "infer", "records"},
     "llamacpp": {"engine", "export", "hf", "infer", "positions"},
+    "plan": {"config", "positions", "hf"},
     "benchmark": {"config", "data", "engine", "hf", "llamacpp", "records", "train"},
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),

@@ -237,6 +237,7 @@ def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     from e2llm.benchmark import command as benchmark
     from e2llm.chat import command as chat
     from e2llm.export import command as export
+    from e2llm.plan import command as plan
     from e2llm.server import command as server
 
     for name, module, text, more in (
@@ -244,6 +245,7 @@ def _add_serving(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("chat", chat, "talk to a checkpoint in the terminal", _chat_text),
         ("serve", server, "answer over HTTP, as OpenAI's interface, each request at its own scale", _serve_text),
         ("export", export, "one fixed scale, for transformers, vLLM, llama.cpp or Ollama", _export_text),
+        ("plan", plan, "memory, speed and scales from a model's config alone", _plan_text),
         ("benchmark", benchmark, "speed, as ratios within one run", _benchmark_text),
     ):
         parser = commands.add_parser(name, help=text, description=more)
@@ -260,6 +262,9 @@ once, each at the scale that its own length asks for; every answer says which. N
 _export_text = """Write a checkpoint at one fixed scale, as other runtimes serve it without us, and compare the result
 with the engine: frequencies, logits, perplexity. Nothing is left behind where they differ. A GGUF without a window or a
 scale holds the unscaled weights, for `e2llm serve --engine llamacpp`."""
+_plan_text = """Estimate, without weights, what training by a recipe needs on each GPU and how long it takes, what
+keys and values of every window need, and which scale each window gets; and warn of what runtimes stumble over in the
+config."""
 _benchmark_text = """Measure speed. What is compared takes turns on the same requests; the Record holds medians over
 rounds and the ratios between them."""
 

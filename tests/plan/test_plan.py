@@ -1,0 +1,160 @@
+"""The plan's arithmetic against real models, and its warnings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import tiny_config, tiny_model, token_ids
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+
+import e2llm
+from e2llm.cli import main
+from e2llm.config import Recipe, load_recipe
+from e2llm.hf import CheckpointInfo
+from e2llm.plan.checks import warnings_of
+from e2llm.plan.memory import trained_parameters, training_memory
+from e2llm.plan.shape import cache_bytes, shape_of
+from e2llm.plan.speed import GPUS, flops_per_token, tokens_per_second
+
+TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("recommended", overrides)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt_neox", "qwen3_moe"])
+def test_sizes_are_the_models(family: str) -> None:
+    shape, model = shape_of(tiny_config(family)), tiny_model(family)
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+    assert shape.num_layers == 2 and shape.native_window == 64
+    with torch.no_grad():
+        cache = model(input_ids=token_ids(1, 40), use_cache=True).past_key_values
+    held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert cache_bytes(shape, 40) == 2 * held
+    assert bool(shape.num_experts) == (family == "qwen3_moe")
+
+
+def test_a_sliding_window_bounds_its_layers_cache() -> None:
+    shape = shape_of(tiny_config("gemma3_text", sliding_window=16))
+    one = 2 * shape.num_key_channels * 2
+    assert cache_bytes(shape, 1000) == one * (16 + 1000)
+
+
+@pytest.mark.parametrize("targets", [(), ("q_proj", "v_proj")])
+def test_trained_numbers_of_adapters_are_pefts(targets: tuple[str, ...]) -> None:
+    given = recipe("lora.rank=4", f"lora.target_modules={json.dumps(list(targets))}")
+    adapted = get_peft_model(
+        tiny_model("llama"), LoraConfig(r=4, target_modules=list(targets) or "all-linear", task_type="CAUSAL_LM")
+    )
+    expected = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trained_parameters(shape_of(tiny_config("llama")), given) == expected
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """Full attention is counted by torch, half of it by convention here; tied embeddings are the output's product."""
+    model = tiny_model("llama", attn_implementation="eager", tie_word_embeddings=True)
+    shape, tokens = shape_of(model.config), 64
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=token_ids(1, tokens), use_cache=False)
+    attention = 6 * shape.num_layers * shape.num_query_channels * tokens
+    counted = 3 * counter.get_total_flops() / tokens
+    assert flops_per_token(shape, recipe(f"data.window={tokens}")) == pytest.approx(counted - attention, rel=0.01)
+
+
+def test_sharding_divides_what_it_shards() -> None:
+    shape = shape_of(tiny_config("llama"))
+    one = training_memory(shape, recipe())
+    assert one["weights"] == one["gradients"] == 4 * shape.num_parameters and one["optimizer"] == 2 * one["weights"]
+    whole = training_memory(shape, recipe("distributed.strategy=ddp"), 8)
+    assert whole["weights"] == one["weights"]
+    shards = training_memory(shape, recipe("distributed.strategy=fsdp2"), 8)
+    assert all(shards[part] == one[part] / 8 for part in ("weights", "gradients", "optimizer"))
+    hybrid = training_memory(shape, recipe("distributed.strategy=fsdp2", "distributed.shard=2"), 8)
+    assert hybrid["weights"] == one["weights"] / 2
+    second = training_memory(shape, recipe("distributed.strategy=deepspeed"), 8)
+    assert (second["weights"], second["optimizer"]) == (one["weights"], one["optimizer"] / 8)
+
+
+def test_memory_and_speed_follow_the_recipe() -> None:
+    shape = shape_of(tiny_config("llama"))
+    one, two = (training_memory(shape, recipe(f"train.batch_size={n}")) for n in (1, 2))
+    assert two["activations"] == 2 * one["activations"]
+    saving = training_memory(shape, recipe("train.batch_size=1", "train.gradient_checkpointing=true"))
+    assert saving["activations"] < one["activations"]
+    pieces, whole = (training_memory(shape, recipe(f"train.logits_tokens={n}"))["logits"] for n in (1024, 0))
+    assert pieces < whole / 16
+    plain, compiled = (tokens_per_second(shape, recipe(f"train.compile={c}"), GPUS["h100"]) for c in ("none", "layers"))
+    assert plain is not None and compiled is not None and compiled > 1.5 * plain
+    assert tokens_per_second(shape, recipe("train.precision=float32"), GPUS["h100"]) is None
+    assert tokens_per_second(shape_of(tiny_config("qwen3_moe")), recipe(), GPUS["h100"]) is None
+
+
+INFO = CheckpointInfo(method="yarn", native_window=4096, training_window=4096, max_scale=32.0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "info", "found"),
+    [
+        ({"max_position_embeddings": 4096, "rope_theta": 1e4}, INFO, []),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, None, []),
+        ({"max_position_embeddings": 4096}, None, ["no rope_theta"]),
+        ({"rope_theta": 1e4, "max_position_embeddings": 32768}, INFO, ["e2llm.json says the native window is 4096"]),
+        (
+            {"rope_theta": 1e4, "max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 8.0}},
+            INFO,
+            ["it would be scaled twice", "the factor is applied to it again"],
+        ),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 8.0,
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 4096,
+                },
+            },
+            None,
+            ["extended already, from 4096: .* end at 262144"],
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+            None,
+            ["'dynamic' is not known to llama.cpp"],
+        ),
+        ({"rope_theta": 1e4, "rope_scaling": {"rope_type": "mine"}}, None, ["to vLLM", "to llama.cpp"]),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "mine", "rope_theta": 1e6}}},
+            None,
+            ["full_attention: .*vLLM", "full_attention: .*llama.cpp"],
+        ),
+    ],
+)
+def test_warnings(raw: dict[str, Any], info: CheckpointInfo | None, found: list[str]) -> None:
+    import re
+
+    texts = warnings_of(raw, info)
+    assert len(texts) == len(found), texts
+    assert all(re.search(pattern, text) for pattern, text in zip(found, texts, strict=True)), texts
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", str(TINY), "--gpu", "h100", "--set", "data.window=512"]) == 0
+    told = capsys.readouterr().out
+    assert "native window 512" in told and "fits" in told and "warning" not in told
+    assert "16,384      32" in told, "the largest window and its scale"
+    assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2"]) == 2
+    assert "gpus = 2 with distributed.strategy = 'none'" in capsys.readouterr().err
+    assert main(["plan", str(TINY), "--gpu", "abacus"]) == 2
+    assert "use one of h100" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path), "--gpu", "h100"]) == 2
+    assert "no config.json there" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert main(["plan", str(tmp_path), "--gpu", "h100"]) == 2
+    assert "no causal language model" in capsys.readouterr().err
