@@ -3,6 +3,7 @@ another number of processes. Real processes: gloo on the CPU, NCCL where there a
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 import warnings
@@ -131,6 +132,19 @@ def test_adapters_and_other_changes_of_processes(base: Path, slow_runs: Path, na
     check_samples(base, slow_runs, name)
     adapter = slow_runs / name / "adapter" / "adapter_model.safetensors"
     assert adapter.is_file() == (name == "fsdp2-lora")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="pip install 'e2llm[deepspeed]'")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_gives_the_same_run_and_resumes(base: Path, tmp_path: Path, stage: int) -> None:
+    train(small(base, tmp_path / "full", *BATCH, *TIGHT), quiet=True)
+    zero = ("distributed.strategy=deepspeed", f"distributed.zero_stage={stage}")
+    file = write(base, tmp_path, "zero", *TIGHT, *zero)
+    torchrun(2, f"{file}:3")
+    torchrun(2, file)
+    check_same_run(tmp_path, "zero")
+    check_samples(base, tmp_path, "zero")
 
 
 def test_fsdp2_holds_half_of_the_weights_in_each_process(runs: Path) -> None:
