@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import e2llm
+from e2llm.benchmark.shapes import SHAPES
 from e2llm.cli import main
 from e2llm.config import Recipe, load_recipe
 from e2llm.hf import CheckpointInfo
@@ -20,7 +21,9 @@ from e2llm.plan.checks import warnings_of
 from e2llm.plan.memory import trained_parameters, training_memory
 from e2llm.plan.shape import cache_bytes, shape_of
 from e2llm.plan.speed import GPUS, flops_per_token, tokens_per_second
+from e2llm.records import Record
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
 
 
@@ -93,6 +96,54 @@ def test_memory_and_speed_follow_the_recipe() -> None:
     assert plain is not None and compiled is not None and compiled > 1.5 * plain
     assert tokens_per_second(shape, recipe("train.precision=float32"), GPUS["h100"]) is None
     assert tokens_per_second(shape_of(tiny_config("qwen3_moe")), recipe(), GPUS["h100"]) is None
+
+
+def measured() -> list[tuple[str, Recipe, str, float, float]]:
+    """(name, recipe, shape, peak bytes, tokens a second) of our own trainer's rows in the committed Records."""
+    found = []
+    for file in sorted((ROOT / "benchmarks" / "results").glob("train_*.json")):
+        record = Record.load(file)
+        for row in record.rows:
+            if row["metric"] != "peak_memory_bytes" or row["trainer"] not in ("e2llm", "full-length"):
+                continue
+            speed = [
+                other["value"]
+                for other in record.rows
+                if other["metric"] == "tokens_per_second"
+                and all(other[k] == row[k] for k in ("trainer", "window", "batch_size", "checkpointing"))
+            ]
+            shape = SHAPES[row["shape"]]
+            settings = [f"data.window={row['window']}", f"train.batch_size={row['batch_size']}"]
+            settings += ["train.compile=layers", f"train.gradient_checkpointing={str(row['checkpointing']).lower()}"]
+            settings += ["model.dtype=bfloat16", f"lora.rank={shape.lora_rank}"] if shape.lora_rank else []
+            name = f"{file.stem} {row['trainer']} {row['batch_size']} x {row['window']}"
+            made = recipe(*settings, *record.config["settings"])
+            found.append((name, made, row["shape"], row["value"], speed[0]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "shape", "peak", "speed"), measured(), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_the_plan_is_what_was_measured(name: str, made: Recipe, shape: str, peak: float, speed: float) -> None:
+    """Within 10 % of peak memory and 20 % of throughput, on one H100."""
+    sizes = shape_of(SHAPES[shape].config())
+    planned = sum(training_memory(sizes, made).values())
+    assert planned == pytest.approx(peak, rel=0.10)
+    assert tokens_per_second(sizes, made, GPUS["h100"]) == pytest.approx(speed, rel=0.20)
+
+
+def test_four_bits_split_masters_and_a_teacher_are_counted() -> None:
+    shape = shape_of(SHAPES["llama-2-7b"].config())
+    low = ("model.dtype=bfloat16", "lora.rank=16", "train.batch_size=1", "train.gradient_checkpointing=true")
+    whole, four = (training_memory(shape, recipe(*low, f"model.quantization={q}")) for q in ("none", "nf4"))
+    assert whole["weights"] == pytest.approx(13.5e9, rel=0.02)
+    assert four["weights"] == pytest.approx(0.516 * 6.48e9 + 2 * 0.26e9 + 4 * 40e6, rel=0.02)
+    small = shape_of(SHAPES["smollm2-135m"].config())
+    split = training_memory(small, recipe("model.dtype=bfloat16", "train.optimizer=adamw_split"))
+    assert split["weights"] + split["gradients"] + split["optimizer"] == 14 * small.num_parameters
+    taught = training_memory(small, recipe("train.distill=0.5"))
+    assert taught["teacher"] == 2 * small.num_parameters
 
 
 INFO = CheckpointInfo(method="yarn", native_window=4096, training_window=4096, max_scale=32.0)

@@ -13,6 +13,8 @@ from e2llm.plan.shape import Shape
 # Against peaks measured on one H100 at T = 4096 (135M and 1B full, 7B LoRA, layers compiled) the count is within 5 %.
 UNCOMPILED = 1.9
 """Kept bytes of a layer that is not compiled, relative to a compiled one: one measurement of the 135M shape."""
+NF4 = 0.5 + (1 + 4 / 256) / 64
+"""Bytes of a 4-bit weight: half a byte, and for 64 of them a scale of one byte with a float32 for 256 of those."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 
 
@@ -39,6 +41,16 @@ def layer_bytes(shape: Shape, recipe: Recipe) -> float:
     return kept * (1.0 if recipe.train.compile == "layers" else UNCOMPILED)
 
 
+def weight_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Bytes of the model as it is trained, adapters included."""
+    number = _BYTES[recipe.model.dtype]
+    adapters = 4.0 * trained_parameters(shape, recipe) if recipe.lora.rank else 0.0
+    if recipe.model.quantization == "none":
+        return shape.num_parameters * number + adapters
+    linear = sum(inputs * outputs for _, inputs, outputs in shape.linear_sizes)
+    return linear * NF4 + (shape.num_parameters - linear) * number + adapters
+
+
 def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, float]:
     """Bytes by part on each of `gpus` GPUs, at the peak of a step."""
     config, train = recipe.distributed, recipe.train
@@ -46,11 +58,14 @@ def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, fl
     of_weights = shards if config.strategy == "fsdp2" or config.zero_stage == 3 else 1
     trained = trained_parameters(shape, recipe)
     number, tokens = _BYTES[recipe.model.dtype], train.batch_size * recipe.data.window
+    split = train.optimizer == "adamw_split"  # bfloat16 gradients; two moments and the lower half of each master
     parts = {
-        "weights": shape.num_parameters * number / of_weights,
-        "gradients": trained * 4 / shards,
-        "optimizer": trained * 8 / shards,
+        "weights": weight_bytes(shape, recipe) / of_weights,
+        "gradients": trained * (2 if split else 4) / shards,
+        "optimizer": trained * (10 if split else 8) / shards,
     }
+    if train.distill:
+        parts["teacher"] = shape.num_parameters * (2.0 if train.precision == "bfloat16" else number)
     if config.cpu_offload:
         parts |= {"optimizer": 0.0} | ({"weights": 0.0, "gradients": 0.0} if of_weights > 1 else {})
     low = train.precision == "bfloat16"
