@@ -83,7 +83,7 @@ def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
         lines.append("  smaller: train.batch_size, train.gradient_checkpointing, train.compile, lora.rank, fsdp2")
     speed = tokens_per_second(shape, recipe, gpu)
     if speed is None:
-        return [*lines, "  speed: not known for float32 arithmetic and for mixtures of experts"]
+        return [*lines, "  speed: not known for float32 arithmetic, mixtures of experts, 4-bit bases and teachers"]
     whole = recipe.distributed.global_batch or train.batch_size * train.gradient_accumulation * gpus
     hours = train.steps * whole * window / (speed * gpus) / 3600
     note = " (communication not counted)" if gpus > 1 else ""
