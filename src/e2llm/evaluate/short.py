@@ -116,8 +116,6 @@ def evaluate_short(
     labels |= {"suite": "short", "seed": config.seed}
     done = Finished(partial, ranks.index)
     weights = fingerprint(engine)
-    rows: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
     used: dict[str, dict[str, int]] = {}
     settings = [config.max_examples, config.seed, bool(config.chat), config.at_once]
 
@@ -133,8 +131,6 @@ def evaluate_short(
     parts = [(scale, name) for scale in config.scales or (None,) for name in tasks]
     results = ranks.share(parts, lambda own: [measured(scale, name) for scale, name in own])
     for (scale, name), found in zip(parts, results, strict=True):
-        rows += found["rows"]
-        examples += found["examples"]
         used[f"{name}, scale {'chosen' if scale is None else format(scale, 'g')}"] = found["requests_by_scale"]
     described = {
         **dataclasses.asdict(config),
@@ -150,6 +146,7 @@ def evaluate_short(
         "requests_by_scale": used,
         "tasks_without_data": dict(left_out or {}),
     }
+    rows, examples = ([row for found in results for row in found[name]] for name in ("rows", "examples"))
     return Record(kind="evaluate", config=described, rows=rows, examples=examples)
 
 

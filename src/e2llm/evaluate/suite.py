@@ -76,13 +76,12 @@ def evaluate_suite(
     asker = Asker(engine, prompter, Finished(partial, ranks.index), config.at_once)
     labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
     labels |= {"suite": suite.name, "seed": config.seed}
-    num_samples = sum(map(len, data.samples.values()))
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     skipped = list(data.skipped)
     passed = 0
     with progress_bar(progress and ranks.is_first) as bar:
-        shown = bar.add_task(suite.name, total=num_samples * sum(cell.window for cell in cells))
+        shown = bar.add_task(suite.name, total=data.num_samples * sum(cell.window for cell in cells))
         for cell in cells:
             scores: dict[str, list[float]] = {}
             for task, samples in data.samples.items():

@@ -91,6 +91,10 @@ class Data:
     absent: Sequence[str]
     """Tasks of the suite that the source does not have."""
 
+    @property
+    def num_samples(self) -> int:
+        return sum(map(len, self.samples.values()))
+
 
 def load_data(suite: Suite, config: SuiteConfig) -> Data:
     """Read the tasks that `config` names (all that are there, where it names none).
