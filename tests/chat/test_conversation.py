@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -145,7 +146,7 @@ sys.exit(run(parser.parse_args()))
 def test_ctrl_c_in_a_terminal():
     """The real thing: a terminal, a running answer, SIGINT, and a conversation that goes on."""
     ours, theirs = pty.openpty()
-    arguments = [str(TINY), "--raw", "--temperature", "0", "--max-new-tokens", "480", "--device", "cpu"]
+    arguments = [str(TINY), "--raw", "--temperature", "0", "--max-new-tokens", "6000", "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
@@ -156,15 +157,15 @@ def test_ctrl_c_in_a_terminal():
         nonlocal seen
         end = time.monotonic() + seconds
         while text not in seen:
-            assert time.monotonic() < end, seen
+            ready, _, _ = select.select([ours], [], [], max(0.0, end - time.monotonic()))
+            assert ready, seen
             seen += os.read(ours, 4096).decode(errors="replace")
 
     try:
         until("> ")
         os.write(ours, b"def add(a, b):\n")
         until("def add(a, b):\r\n")
-        for _ in range(5):
-            seen += os.read(ours, 4096).decode(errors="replace")
+        seen += os.read(ours, 4096).decode(errors="replace")  # the answer's beginning; its end is half a minute away
         process.send_signal(signal.SIGINT)
         until("stopped]")
         os.write(ours, b"/stats\n")
