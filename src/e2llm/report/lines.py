@@ -51,7 +51,9 @@ def draw_lines(
     logarithmic."""
     cap = _cap(lines) if windows else math.inf
     names = [_named(line, cap) for line in lines]
-    left, beside = 44, 36 + max(map(_name_width, names, lines))
+    largest = max(min(y, cap) for line in lines for y in line.y)
+    left = 44 + 8 * max(0, len(f"{largest:,.0f}") - len("1,000"))  # the value axis's numbers stand in it
+    beside = 36 + max(map(_name_width, names, lines))
     narrow = width < max(500, left + _NARROWEST + beside)
     right = 14 if narrow else beside
     plot_width, plot_height = width - left - right, 230 if narrow else max(300, _LABEL_GAP * (len(lines) + 1))
