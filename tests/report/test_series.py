@@ -34,14 +34,15 @@ def test_serving_row_is_the_smallest_scale_that_covers(window, scales, served):
     assert serving_row([_row(window, float(scale)) for scale in scales])["scale"] == served
 
 
-def test_a_calibration_stands_apart_from_results():
-    """It reads other documents under the same corpus label: its values beside results would be read as theirs."""
+@pytest.mark.parametrize(("kind", "protocol"), [("calibrate", "calibration"), ("study", "study")])
+def test_what_reads_other_documents_stands_apart_from_results(kind, protocol):
+    """Under the same corpus label, its values beside results would be read as theirs."""
     measured = Record("evaluate", {}, [_row(corpus="a", protocol="whole", value=6.0)], environment={})
-    calibrated = Record("calibrate", {}, [_row(corpus="a", protocol="whole", value=3.0)], environment={})
+    calibrated = Record(kind, {}, [_row(corpus="a", protocol="whole", value=3.0)], environment={})
     found = sections(all_rows([measured, calibrated]), "perplexity")
     assert [(one.labels["protocol"], [row["value"] for row in one.rows]) for one in found] == [
         ("whole", [6.0]),
-        ("calibration", [3.0]),
+        (protocol, [3.0]),
     ]
     assert calibrated.rows[0]["protocol"] == "whole", "the Record itself is as it was"
 

@@ -22,6 +22,7 @@ PROTOCOL_NAMES = {
     "whole": "whole windows",
     "sliding": "sliding window",
     "calibration": "calibration, on documents of its own",
+    "study": "study, on documents of its own",
     "position": "whole windows",
     "difference": "whole against sliding",
     "key_tokens": "tokens that need the context",

@@ -87,18 +87,23 @@ class Section:
         return str(self.labels.get("base_model") or "")
 
 
+OTHER_DOCUMENTS = {"calibrate": "calibration", "study": "study"}
+"""Kind of a Record -> protocol of its rows, where they are of other documents than results are."""
+
+
 def all_rows(records: Sequence[Record]) -> list[Row]:
     """Rows of all Records, with `source`, and with `native_window` where only the Record's config gives it.
 
-    Those of a calibration get a protocol of that name: it reads documents that results must not be compared with.
+    Those of a calibration and of a study get a protocol of that name: they read documents that results must not be
+    compared with.
     """
     names = source_names(records)
     natives = dict(zip(names, (_native_window(r.config) for r in records), strict=True))
-    calibrations = {name for name, record in zip(names, records, strict=True) if record.kind == "calibrate"}
+    apart = {name: OTHER_DOCUMENTS.get(r.kind) for name, r in zip(names, records, strict=True)}
     rows = merge(records)
     for row in rows:
-        if row["source"] in calibrations:
-            row["protocol"] = "calibration"
+        if apart[row["source"]]:
+            row["protocol"] = apart[row["source"]]
         native = natives[row["source"]]
         if row.get("native_window") is None and native is not None:
             row["native_window"] = native
