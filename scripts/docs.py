@@ -3,6 +3,7 @@
     docs/results.md, docs/images/*.svg, the tables in README.md   from benchmarks/results/*.json
     docs/study.md                                                 from benchmarks/study.toml and its Records
     docs/training-speed.md                                        from benchmarks/results/train_*.json
+    docs/clusters.md                                              from the arithmetic of e2llm plan
     docs/cli.md, docs/api.md, docs/recipes.md                     from the code and the shipped recipes
 
 --check writes nothing and exits 1, naming the files, if a page differs from what would be written or a picture is
@@ -18,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import docs_clusters
 import docs_reference
 import docs_results
 import docs_study
@@ -44,6 +46,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         root / "docs" / "results.md": docs_results.results_page(records),
         root / "docs" / "study.md": docs_study.study_page(ROOT, records),
         root / "docs" / "training-speed.md": docs_training.training_page(records),
+        root / "docs" / "clusters.md": docs_clusters.clusters_page(),
         root / "docs" / "cli.md": docs_reference.cli_page(),
         root / "docs" / "api.md": docs_reference.api_page(),
         root / "docs" / "recipes.md": docs_reference.recipes_page(),

@@ -69,6 +69,7 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
 
 
 def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
+    from e2llm.plan.exchange import exchanged
     from e2llm.plan.memory import training_memory
     from e2llm.plan.speed import tokens_per_second
 
@@ -85,9 +86,17 @@ def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
     if speed is None:
         return [*lines, "  speed: not known for float32 arithmetic, mixtures of experts, 4-bit bases and teachers"]
     whole = recipe.distributed.global_batch or train.batch_size * train.gradient_accumulation * gpus
-    hours = train.steps * whole * window / (speed * gpus) / 3600
-    note = " (communication not counted)" if gpus > 1 else ""
-    lines.append(f"  {speed * gpus:,.0f} tokens/s{note}, {hours:,.2f} hours for {train.steps} steps of {whole} windows")
+    alone = whole * window / gpus / speed
+    moved = exchanged(shape, recipe, gpus, max(1, whole // (train.batch_size * gpus)))
+    step = max(alone, moved.seconds)  # exchange runs beside the backward pass; what is longer counts
+    hours = train.steps * step / 3600
+    speeds = f"{whole * window / step:,.0f} tokens/s, {hours:,.2f} hours"
+    lines.append(f"  {speeds} for {train.steps} steps of {whole} windows")
+    if gpus > 1:
+        lines.append(
+            f"  a step: {alone:.2f} s of computing; exchange {moved.inside / 1e9:,.1f} GB inside a node and "
+            f"{moved.between / 1e9:,.1f} GB between nodes for each GPU, {moved.seconds:.2f} s"
+        )
     return lines
 
 
