@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupts import listen_to_interrupts
 
 from e2llm.cli import main
 from e2llm.generate import read_prompt
@@ -208,7 +209,13 @@ def test_ctrl_c_in_a_terminal(checkpoint: Path) -> None:
 
     ours, theirs = pty.openpty()
     command = [sys.executable, "-W", "ignore", "-m", "e2llm.cli", "generate", str(checkpoint), "--prompt", PROMPT]
-    process = subprocess.Popen([*command, "--device", "cpu"], stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--device", "cpu"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        preexec_fn=listen_to_interrupts,
+    )
     os.close(theirs)
     try:
         seen = b""

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from interrupts import listen_to_interrupts
 
 from e2llm.chat.conversation import Conversation, Options
 from e2llm.chat.terminal import talk, window_tokens
@@ -148,7 +149,12 @@ def test_ctrl_c_in_a_terminal():
     ours, theirs = pty.openpty()
     arguments = [str(TINY), "--raw", "--temperature", "0", "--max-new-tokens", "480", "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        [sys.executable, "-c", COMMAND, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=listen_to_interrupts,
     )
     os.close(theirs)
     seen = ""
