@@ -32,14 +32,14 @@ API = {
 
 SECTIONS = {
     "": ("config.py", "Recipe"),
-    "model": ("config.py", "ModelConfig"),
-    "data": ("config.py", "DataConfig"),
-    "data.sources": ("config.py", "SourceConfig"),
+    "model": ("config_sections.py", "ModelConfig"),
+    "data": ("config_sections.py", "DataConfig"),
+    "data.sources": ("config_sections.py", "SourceConfig"),
     "scales": ("positions/scales.py", "ScalesConfig"),
     "placement": ("positions/placement.py", "PlacementConfig"),
     "attention": ("positions/attention.py", "AttentionConfig"),
-    "lora": ("config.py", "LoraSection"),
-    "train": ("config.py", "TrainConfig"),
+    "lora": ("config_sections.py", "LoraSection"),
+    "train": ("config_sections.py", "TrainConfig"),
     "distributed": ("config_distributed.py", "DistributedConfig"),
 }
 """Section of a recipe -> file and class that hold its keys."""

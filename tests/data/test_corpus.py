@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import make_tokenizer, sentences
 
-from e2llm.config import DataConfig, SourceConfig
+from e2llm.config_sections import DataConfig, SourceConfig
 from e2llm.data import build_corpus, tokens
 from e2llm.data.windows import HeldOutWindows, WindowDataset
 

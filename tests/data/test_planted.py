@@ -10,7 +10,8 @@ from conftest import make_tokenizer, sentences
 from test_corpus import build, text_source
 from torch.utils.data import DataLoader
 
-from e2llm.config import SourceConfig, load_recipe
+from e2llm.config import load_recipe
+from e2llm.config_sections import SourceConfig
 from e2llm.data.parts import TextPart, Window
 from e2llm.data.planted import PlantedPart, plant_window
 from e2llm.data.sources import Piece

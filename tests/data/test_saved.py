@@ -6,7 +6,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from e2llm.config import SourceConfig
+from e2llm.config_sections import SourceConfig
 from e2llm.data.saved import is_saved_folder, open_hub, open_saved_folder
 
 ROWS = {"text": ["one", "two"], "id": [1, 2]}

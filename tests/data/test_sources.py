@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from e2llm.config import SourceConfig
+from e2llm.config_sections import SourceConfig
 from e2llm.data import sources
 from e2llm.data.sources import Chat, Piece, find_files, read_files
 

@@ -116,7 +116,7 @@ def _run_hf(one: Contestant, text: Path, work: Path) -> Run:
     """transformers' Trainer: its own optimizer, loss, collator and loader."""
     from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
 
-    from e2llm.config import LoraSection
+    from e2llm.config_sections import LoraSection
     from e2llm.hf import enable_activation_checkpointing
     from e2llm.train.adapters import add_adapters
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from e2llm.config import DataConfig, SourceConfig
+from e2llm.config_sections import DataConfig, SourceConfig
 from e2llm.data.fingerprint import files_sha256, json_sha256, tokenizer_sha256
 from e2llm.data.parts import Part, SyntheticPart, TextPart, find_generator
 from e2llm.data.planted import PlantedPart

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2llm.config import SourceConfig
+from e2llm.config_sections import SourceConfig
 from e2llm.data.sources import Item, check_columns, row_items
 
 HUB_PREFIX = "hub:"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2llm.config import SourceConfig
+from e2llm.config_sections import SourceConfig
 
 TEXT_EXTENSIONS = (".txt", ".md", ".py")
 EXTENSIONS = (*TEXT_EXTENSIONS, ".jsonl", ".parquet")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from e2llm.config import LoraSection
+from e2llm.config_sections import LoraSection
 
 
 def add_adapters(model: nn.Module, lora: LoraSection) -> nn.Module:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Sequence
@@ -26,27 +25,21 @@ from accelerate import PartialState
 from rich.console import Console
 from torch import nn
 
-from e2llm.config import Recipe, TrainConfig, load_recipe, to_plain, to_toml
+from e2llm.config import Recipe, load_recipe, to_plain, to_toml
+from e2llm.config_sections import TrainConfig
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
-from e2llm.hf import (
-    CheckpointInfo,
-    current_versions,
-    enable_activation_checkpointing,
-    get_extension,
-    load_model,
-    save_model,
-)
+from e2llm.hf import enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
-from e2llm.hf.load import load_whole_models_again
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
 from e2llm.train import distributed
-from e2llm.train.adapters import add_adapters, merge_adapters
+from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
-from e2llm.train.sharded import WHOLE, check_resume, described, load_whole, same_run
+from e2llm.train.saving import base_name, save
+from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.split_adamw import SplitAdamW
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
 
@@ -188,7 +181,7 @@ def _finish(
     if not trainer.is_world_process_zero():
         return TrainResult(folder, folder / "model", steps, record)
     record.save(folder / "train.json")
-    _save(recipe, trainer, tokenizer, corpus, folder)
+    save(recipe, trainer, tokenizer, corpus, folder)
     return TrainResult(folder, folder / "model", steps, record)
 
 
@@ -373,70 +366,3 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
         made.append(make_row("peak_memory_bytes", float(torch.cuda.max_memory_allocated()), "bytes", 1, **labels))
     config = {**to_plain(recipe), "data_provenance": list(corpus.provenance)}
     return Record(kind="train", config=portable(config), rows=made)
-
-
-def base_name(name: str) -> str:
-    """Label of a base model: the last part of its path or hub name, without .gguf."""
-    return Path(name).name.removesuffix(".gguf")
-
-
-def _save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpus, folder: Path) -> None:
-    model: Any = _trained(recipe, trainer, folder)
-    best = trainer.state.best_model_checkpoint
-    info = CheckpointInfo(
-        method=recipe.method,
-        native_window=trainer.extension.native_window,
-        training_window=recipe.data.window,
-        max_scale=recipe.scales.max_scale,
-        placement=to_plain(recipe.placement),
-        scales=to_plain(recipe.scales),
-        attention=to_plain(recipe.attention),
-        base_model=base_name(recipe.model.name),
-        checkpoint=recipe.name,
-        seed=recipe.seed,
-        steps=trainer.state.global_step,
-        tokens=trainer.state.global_step * trainer.description["windows_per_step"] * recipe.data.window,
-        data=portable(corpus.provenance),
-        versions=current_versions("torch", "transformers", "peft"),
-    )
-    if recipe.lora.rank:
-        model.save_pretrained(folder / "adapter")
-        info.save(folder / "adapter")
-    # 4-bit weights would round the adapters away: these go into the base as it was read.
-    whole = merge_adapters(model) if recipe.model.quantization == "none" else _load_trained(recipe, folder / "adapter")
-    save_model(whole, tokenizer, folder / "model", info)
-    if best is not None and Path(best).is_dir():
-        step = int(Path(best).name.rsplit("-", 1)[1])
-        save_model(_load_trained(recipe, Path(best)), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
-
-
-def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> Any:
-    """The trained model, whole, in this process: its own, or read back from the shards of the last checkpoint."""
-    if recipe.distributed.strategy in WHOLE:
-        return trainer.accelerator.unwrap_model(trainer.model)
-    return _from_shards(recipe, folder / "checkpoints" / f"checkpoint-{trainer.state.global_step}")
-
-
-def _from_shards(recipe: Recipe, checkpoint: Path) -> nn.Module:
-    load_whole_models_again()
-    model = _base(recipe)
-    if recipe.lora.rank:
-        model = add_adapters(model, recipe.lora)
-    load_whole(model, checkpoint, recipe.distributed.strategy)
-    return model
-
-
-def _base(recipe: Recipe) -> nn.Module:
-    trust = recipe.model.trust_remote_code
-    return load_model(recipe.model.name, dtype=recipe.model.dtype, device="cpu", trust_remote_code=trust)[0]
-
-
-def _load_trained(recipe: Recipe, checkpoint: Path) -> nn.Module:
-    """The weights of a checkpoint or adapter folder: whole ones as they are, adapters merged into a fresh base."""
-    if recipe.distributed.strategy not in WHOLE:
-        return merge_adapters(_from_shards(recipe, checkpoint))
-    if not recipe.lora.rank:
-        return transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=recipe.model.dtype)
-    from peft import PeftModel
-
-    return merge_adapters(PeftModel.from_pretrained(_base(recipe), str(checkpoint)))
