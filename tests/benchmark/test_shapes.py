@@ -28,6 +28,10 @@ def formula(model: torch.nn.Module, **changes: int) -> float:
     return flops_per_token(**{"trained": trained, "frozen": frozen, **sizes, **changes})
 
 
+ANGLES = 2e-5
+"""Older transformers make the angles of the rotary embedding by a matrix product: some operations a token."""
+
+
 def eager(**changes: bool) -> torch.nn.Module:
     from transformers import LlamaForCausalLM
 
@@ -39,7 +43,7 @@ def test_all_weights_trained() -> None:
     model = eager()
     attention = 6 * 2 * 64 * WINDOW  # the half of the square that a causal kernel leaves out
     norms = 6 * sum(p.numel() for name, p in model.named_parameters() if "norm" in name)  # no matrix products
-    assert counted(model) == pytest.approx(formula(model) + attention - norms)
+    assert counted(model) == pytest.approx(formula(model) + attention - norms, rel=ANGLES)
 
 
 def test_untied_embeddings_count_although_looking_up_costs_nothing() -> None:
@@ -56,7 +60,7 @@ def test_frozen_weights_under_adapters() -> None:
     # The first layer's input needs no gradient: its query, key and value weights and their adapters' first halves cost
     # less.
     saved = 2 * (64 * (64 + 32 + 32) + 3 * 4 * 64)
-    assert counted(model) == pytest.approx(formula(model) + attention - norms - saved)
+    assert counted(model) == pytest.approx(formula(model) + attention - norms - saved, rel=ANGLES)
 
 
 @pytest.mark.parametrize(
