@@ -36,7 +36,8 @@ def server(checkpoint: Callable[[str], Path]) -> Iterator[tuple[str, subprocess.
     url = f"http://127.0.0.1:{port}"
     assert process.stderr is not None
     log: list[str] = []
-    with ThreadPoolExecutor(1) as reader:
+    # left open, the pipe warns in whatever test collects it; the reader ends before it is closed
+    with process.stderr, ThreadPoolExecutor(1) as reader:
         reader.submit(log.extend, process.stderr)
         try:
             end = time.monotonic() + 400
