@@ -30,7 +30,7 @@ from e2llm.config_sections import TrainConfig
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
 from e2llm.hf import enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
-from e2llm.hf.rotary import find_rotary_owner
+from e2llm.hf.compiled import compile_layers
 from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
@@ -210,14 +210,6 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
         temporary.write_text(to_toml(recipe), encoding="utf-8")
         os.replace(temporary, folder / "recipe.toml")
     return found[-1] if resume and found else None
-
-
-def compile_layers(model: nn.Module) -> None:
-    """torch.compile each decoder layer. Not the whole: under tracing transformers builds a T x T mask, which loses the
-    flash path."""
-    for layer in find_rotary_owner(model).layers:  # type: ignore[union-attr]
-        if layer._compiled_call_impl is None:
-            layer.compile()
 
 
 def _check_devices(recipe: Recipe) -> None:
