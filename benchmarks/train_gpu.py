@@ -38,7 +38,7 @@ class Job:
 def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     """What each GPU does, in order."""
     litgpt = ["litgpt"] if importlib.util.find_spec("litgpt") else []
-    smollm2 = ["e2llm", "hf", "hf-liger-compile", "e2llm-plain-positions", "hf-compile", *litgpt]
+    smollm2 = ["e2llm:8,16", "hf:8,16", "hf-liger-compile:8,16", "e2llm-plain-positions:8", *litgpt, "hf-compile:8"]
     lora = ("--shape", "llama-2-7b-lora", "--checkpoint-from", "16k", "--figure1")
     steps = ("--steps", "10", "--warmup", "5", "--block", "2")
     first = [
@@ -51,7 +51,7 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
         Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", "e2llm", "hf", "hf-liger-compile", *litgpt)),
         Job(
             "llama-2-7b-lora",
-            ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2", "hf", "hf-liger-compile"),
+            ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2", "hf:1", "hf-liger-compile:1,2"),
             full=False,
         ),
         Job("figure1_7b-lora_64k", (*lora, *steps, "--window", "--full-windows", "64k"), full=False, limit=2),
@@ -75,10 +75,13 @@ def main() -> int:
     parser.add_argument("--until", type=float, default=330.0, metavar="SECONDS", help="nothing runs after this (330)")
     parser.add_argument("--time-limit", type=float, default=80.0, metavar="SECONDS", help="for one contestant (80)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of our trainers, in every job")
-    parser.add_argument("--set-full", action="append", default=[], metavar="KEY=VALUE", help="where all weights train")
+    split = "where all weights train (bfloat16 weights and adamw_split)"
+    parser.add_argument("--set-full", action="append", metavar="KEY=VALUE", help=split)
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="these jobs: llama-1b, figure1_7b-lora, …")
     parser.add_argument("--small", action="store_true", help="tiny sizes: does everything run? (also without a GPU)")
     arguments = parser.parse_args()
+    if arguments.set_full is None:
+        arguments.set_full = [] if arguments.small else ["model.dtype=bfloat16", "train.optimizer=adamw_split"]
     arguments.out.mkdir(parents=True, exist_ok=True)
     begin, codes = time.monotonic(), {}
     gpus = visible_gpus()
