@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from docs_losses import loss_blocks, loss_drawings
+
 from e2llm.records import Record
 from e2llm.report.canvas import Drawing
 from e2llm.report.formats import format_count, format_window, slug
@@ -63,7 +65,7 @@ def training_page(records: Sequence[Record]) -> str:
     for shape, group in _figure1(found).items():
         blocks += [f"## Figure 1 of the paper, measured: {shape}", *_figure1_blocks(shape, group)]
         blocks += [text for r in found if r.config["figure1"] and _shape_and_card(r) == shape for text in _left_out(r)]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, *loss_blocks(records)]) + "\n"
 
 
 def _title(record: Record) -> str:
@@ -214,9 +216,10 @@ def _drawings(shape: str, group: Group) -> Iterator[tuple[str, str, Drawing]]:
 
 
 def image_drawings(records: Sequence[Record]) -> dict[str, Drawing]:
-    """File name -> plot of Figure 1."""
+    """File name -> plot of Figure 1, and of losses."""
     found = [record for record in records if record.kind == "benchmark_train" and record.rows]
-    return {file: one for shape, group in _figure1(found).items() for file, _, one in _drawings(shape, group)}
+    figures = {file: one for shape, group in _figure1(found).items() for file, _, one in _drawings(shape, group)}
+    return figures | loss_drawings(records)
 
 
 def _markdown(table: list[list[str]]) -> str:

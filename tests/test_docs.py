@@ -167,6 +167,26 @@ def test_training_tables_and_targets_follow_the_figures(docs: ModuleType, tmp_pa
     assert "No Record yet" in docs.docs_training.training_page([])
 
 
+def test_losses_of_the_fast_arithmetic_are_compared_step_by_step(docs: ModuleType, tmp_path: Path) -> None:
+    curves = {"float32": [3.0, 2.0, 1.0], "bfloat16": [3.0, 2.1, 0.9], "bfloat16, adamw_split": [3.3, 2.0, 1.0]}
+    rows = []
+    for arithmetic, curve in curves.items():
+        labels: dict = {"arithmetic": arithmetic, "seed": 0}
+        rows += [make_row("loss", y, "nats", 1, **labels, split="train", step=s + 1) for s, y in enumerate(curve)]
+        held = {"split": "held_out", "step": 3, "scale": 4.0}
+        rows.append(make_row("loss", curve[-1] + 1, "nats", 9, **labels, **held))
+    config = {"recipe": "recommended", "steps": 3}
+    record = Record("train_losses", config, rows, environment={"gpu": "G"}, path=tmp_path / "train_losses.json")
+    page = docs.docs_training.training_page([record])
+    assert "## Losses of the fast arithmetic: 3 steps of `recommended`, G" in page
+    assert "| float32 | 2.0000 | 2.0000 |  |  |" in page
+    assert "| bfloat16 | 2.0000 | 1.9000 | 0.0667 | 0.1000 |" in page
+    assert "| bfloat16, adamw_split | 2.1000 | 2.0000 | 0.1000 | 0.3000 |" in page
+    ((file, drawing),) = docs.docs_training.image_drawings([record]).items()
+    assert f"(images/{file})" in page and file == "losses-train-losses.svg"
+    assert "bfloat16, adamw_split" in drawing.save(tmp_path / file).read_text(encoding="utf-8")
+
+
 def test_figure_1_adds_up_windows_of_several_records(docs: ModuleType, tmp_path: Path) -> None:
     def record(name: str, *rows: list[dict]) -> Record:
         together = [row for some in rows for row in some]
