@@ -96,18 +96,20 @@ def train_loaded(
 ) -> TrainResult:
     """`train` with what is loaded already: a study trains one model after another in one process.
 
-    The model's weights are trained in place, from what they are. Its extension must be of the recipe's method and
-    slopes. `callbacks` are told of every step; what they raise ends the run. Raises ValueError for another extension,
+    The model's weights are trained in place, from what they are; under strategies that shard them they must be in host
+    memory, the same in each process. Its extension must be of the recipe's method and slopes. `callbacks` are told of
+    every step; what they raise ends the run. Raises ValueError for another extension, for weights that are elsewhere,
     and where the run folder holds a run.
     """
     extension = get_extension(model)
     if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
         raise ValueError(f"model: its extension is {extension!r}; install it with {recipe.method!r} and its slopes")
     folder = recipe.run_folder
-    if recipe.distributed.strategy not in WHOLE:
+    elsewhere = {p.device.type for p in model.parameters()} - {"cpu"}
+    if recipe.distributed.strategy not in WHOLE and elsewhere:
         raise ValueError(
-            f"distributed.strategy = {recipe.distributed.strategy!r}: a loaded model stays whole in each process; use "
-            "strategy 'none' or 'ddp', or train() from a folder"
+            f"distributed.strategy = {recipe.distributed.strategy!r}: the model's weights are on {elsewhere.pop()!r}, "
+            "whole; keep them in host memory (device='cpu'), and each process takes its share"
         )
     _prepare_folder(recipe, folder, False, distributed.start(recipe))
     transformers.set_seed(recipe.seed)
