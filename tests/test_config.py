@@ -23,6 +23,7 @@ def test_study_recipes_share_one_budget_of_tokens() -> None:
     study = [name for name, path in shipped.items() if path.parent.name == "study"]
     assert set(study) == {
         *("plain", "pi", "pi-16k", "pi-64k", "yarn-16k", "yarn-64k", "pose", "pose-yarn", "randpos", "end-anchor"),
+        "clex-like",
         *("without-offset", "without-scale"),
     }
     budgets = set()
