@@ -11,8 +11,8 @@ calibrated first, and evaluated as calibrated. Writes smollm2_<run>.json (perple
 
 --measure also takes uuid_kv (three pairs in a long text), far (perplexity at 8k and 256k on the documents that reach
 it) and short (multiple-choice tasks of --tasks-folder in the base window). Each is a Record of its own that an
-interrupted run resumes; one that exists is skipped. --family names another base in Records' names and labels;
---seed N trains with that seed and adds _sN to the run's name.
+interrupted run resumes; with --resume one that exists is skipped, unless its checkpoint is trained anew. --family
+begins the Records' names, --base-model labels the base; --seed N trains with that seed and adds _sN to the run's name.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ MEASURES = ("perplexity", "keys", "uuid_kv", "far", "short")
 WINDOWS = ("4k", "8k", "16k", "32k", "64k", "128k")
 
 
-def e2llm(*arguments: str) -> None:
-    """One command of the installed package; none when the Record it would write is there."""
-    if "--out" in arguments and Path(out := arguments[arguments.index("--out") + 1]).is_file():
+def e2llm(*arguments: str, resume: bool = False) -> None:
+    """One command of the installed package; with `resume` none when the Record it would write is there."""
+    if resume and Path(out := arguments[arguments.index("--out") + 1]).is_file():
         print(f"{out}: already measured", flush=True)
         return
     start = time.monotonic()
@@ -71,7 +71,7 @@ def calibrate(folder: Path, name: str, args: argparse.Namespace) -> None:
         "calibrate", str(folder), "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", "2",
         "--windows", *[window for window in args.windows if window not in ("4k", "8k")],
         "--ratios", "0.625", "0.75", "0.875", "1", "--prompts", str(args.calibrate_prompts),
-        "--out", str(args.out / f"{args.family}_{name}_calibration.json"),
+        "--out", str(args.out / f"{args.family}_{name}_calibration.json"), resume=args.resume,
     )  # fmt: skip
 
 
@@ -83,13 +83,13 @@ def evaluate(model: str, run: str, checkpoint: str, method: str | None, args: ar
         e2llm(
             "evaluate", model, *common, "--windows", *args.windows, "--protocols", "whole",
             "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", str(args.max_documents),
-            "--out", str(args.out / f"{args.family}_{run}.json"),
+            "--out", str(args.out / f"{args.family}_{run}.json"), resume=args.resume,
         )  # fmt: skip
     if "keys" in args.measure:
         e2llm(
             "evaluate", model, *common, "--windows", *args.windows[1:], "--protocols", "pass_key",
             "--corpus", corpora[0], "--prompts", str(args.prompts), "--max-documents", str(args.max_documents),
-            "--out", str(args.out / f"{args.family}_{run}_keys.json"),
+            "--out", str(args.out / f"{args.family}_{run}_keys.json"), resume=args.resume,
         )  # fmt: skip
     _evaluate_more(model, run, common, corpora, args)
 
@@ -101,18 +101,18 @@ def _evaluate_more(model: str, run: str, common: list[str], corpora: list[str], 
         e2llm(
             "evaluate", model, *common, "--windows", *args.windows[1:], "--protocols", "uuid_kv",
             "--corpus", corpora[0], "--prompts", str(args.prompts), *most,
-            "--out", str(args.out / f"{args.family}_{run}_uuid_kv.json"),
+            "--out", str(args.out / f"{args.family}_{run}_uuid_kv.json"), resume=args.resume,
         )  # fmt: skip
     if "far" in args.measure:
         e2llm(
             "evaluate", model, *common, "--windows", *args.far_windows, "--protocols", "whole",
             "--corpus", corpora[0], "--corpus", corpora[1], *most,
-            "--out", str(args.out / f"{args.family}_{run}_far.json"),
+            "--out", str(args.out / f"{args.family}_{run}_far.json"), resume=args.resume,
         )  # fmt: skip
     if "short" in args.measure:
         e2llm(
             "evaluate", model, *common, "--suite", "short", "--tasks-folder", str(args.tasks_folder),
-            "--out", str(args.out / f"{args.family}_{run}_short.json"),
+            "--out", str(args.out / f"{args.family}_{run}_short.json"), resume=args.resume,
         )  # fmt: skip
 
 
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--family", default="smollm2", help="start of the Records' names")
     parser.add_argument("--base-model", default=BASE, help="label of the base model")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--resume", action="store_true", help="keep Records that exist")
     parser.add_argument("--calibrate-prompts", type=int, default=10, help="pass keys a window and scale; 0: none")
     parser.add_argument("--far-windows", nargs="+", default=["8k", "256k"])
     parser.add_argument("--tasks-folder", type=Path, help="multiple-choice tasks of --measure short")
@@ -151,13 +152,14 @@ def main() -> None:
             continue
         work = args.work if args.seed is None else args.work / f"seed-{args.seed}"
         folder = work / recipe / "model"
+        own = argparse.Namespace(**{**vars(args), "resume": args.resume and folder.is_dir()})
         if not folder.is_dir():
             more = [*([f"seed={args.seed}", f"data.seed={args.seed}"] if args.seed is not None else []), *args.set]
             folder = train(recipe, args.model, args.text, work, args.steps, more)
             shutil.copy(work / recipe / "train.json", args.out / f"{args.family}_{name}_train.json")
         if args.calibrate:
-            calibrate(folder, name, args)
-        evaluate(str(folder), name, recipe, method or None, args)
+            calibrate(folder, name, own)
+        evaluate(str(folder), name, recipe, method or None, own)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from e2llm.records import Record
 from e2llm.report.formats import format_value, format_window
 
 PLAN = Path("benchmarks/study.toml")
-OTHER_PLANS = (Path("benchmarks/baselines.toml"), Path("benchmarks/steps.toml"))
+OTHER_PLANS = (Path("benchmarks/baselines.toml"), Path("benchmarks/curves.toml"))
 """Their runs have no prediction; they are compared in one table."""
 
 HEAD = """# The study: which recipe?
@@ -43,7 +43,7 @@ def study_page(root: Path, records: Sequence[Record]) -> str:
         blocks += _run(row, found.get(name))
     compared = [name for name in elsewhere if name in found]
     if compared:
-        blocks.append("## Baselines\n\nOne seed each, under one budget of tokens; each table names its recipe.")
+        blocks.append("## Baselines\n\nOne seed each, equal tokens but for the runs named after their steps.")
         blocks += [f"### {name}\n\n{_table(found[name])}" for name in compared]
     return "\n\n".join(blocks) + "\n"
 
