@@ -69,7 +69,7 @@ def calibrate(folder: Path, name: str, args: argparse.Namespace) -> None:
     corpora = [f"{label}={args.calibrate / label}" for label in ("mathematics", "novels")]
     e2llm(
         "calibrate", str(folder), "--corpus", corpora[0], "--corpus", corpora[1], "--max-documents", "2",
-        "--windows", *[window for window in args.windows if window not in ("4k", "8k")],
+        "--windows", *(args.calibrate_windows or [window for window in args.windows if window not in ("4k", "8k")]),
         "--ratios", "0.625", "0.75", "0.875", "1", "--prompts", str(args.calibrate_prompts),
         "--out", str(args.out / f"{args.family}_{name}_calibration.json"), resume=args.resume,
     )  # fmt: skip
@@ -136,6 +136,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--resume", action="store_true", help="keep Records that exist")
     parser.add_argument("--calibrate-prompts", type=int, default=10, help="pass keys a window and scale; 0: none")
+    above = "windows calibrated, all above the native one (default: those of --windows above 8k)"
+    parser.add_argument("--calibrate-windows", nargs="+", help=above)
     parser.add_argument("--far-windows", nargs="+", default=["8k", "256k"])
     parser.add_argument("--tasks-folder", type=Path, help="multiple-choice tasks of --measure short")
     args = parser.parse_args()

@@ -94,7 +94,7 @@ def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]
     slopes = tuple(map(float, row.get("slopes", [])))
     method = row.get("method")
     if method is not None and row.keys() & {"recipe", "set", "planted"}:
-        raise ValueError(f"{path}: run {row['name']!r}: method reads the untrained base; leave recipe, set, planted out")
+        raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set or planted")
     if method not in (None, "none", "linear", "ntk", "yarn"):
         raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose none, linear, ntk or yarn")
     return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes, method)

@@ -132,5 +132,5 @@ def test_one_command_trains_measures_and_compares(
     assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
     assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
     study.main()  # what is measured is not trained again
-    assert capsys.readouterr().out.count("already measured") == 3
+    assert capsys.readouterr().out.count("already measured") == 4
     assert torch.is_grad_enabled()
