@@ -17,7 +17,8 @@ that no final result is reported on. The plan is a TOML file:
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for docs/study.md
 
-Plans: study.toml, one change a run from `recommended`; baselines.toml, every recipe under one budget of tokens.
+Plans: study.toml, one change a run from `recommended`; baselines.toml, every recipe under one budget of tokens;
+curves.toml, largest scales, steps, and the base untrained.
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
 study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the

@@ -1,6 +1,7 @@
 """docs/study.md: what was asked of the recipe, predicted, measured and concluded; from the plan and Records.
 
-Flows in: benchmarks/study.toml (order, predictions, conclusions) and study_<name>.json. Flows out: Markdown. Every
+Flows in: benchmarks/study.toml (order, predictions, conclusions), the names in baselines.toml and curves.toml, and
+study_<name>.json. Flows out: Markdown. Every
 figure comes from a Record.
 """
 
