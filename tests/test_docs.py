@@ -105,6 +105,11 @@ def test_the_study_page_holds_to_its_plan(docs: ModuleType, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="'a' was changed after it was measured"):
         docs.docs_study.study_page(tmp_path, [record])
     plan.write_text('[[runs]]\nname="b"\npredicted="less"\n')
+    baselines = tmp_path / "benchmarks" / "baselines.toml"
+    baselines.write_text('[[runs]]\nname="a"\n')
+    page = docs.docs_study.study_page(tmp_path, [record])
+    assert "## Baselines" in page.split("### a")[0] and "| c, pass key | 0.50 |" in page.split("### a")[1]
+    baselines.unlink()
     with pytest.raises(ValueError, match=r"no run named \['a'\]"):
         docs.docs_study.study_page(tmp_path, [record])
 

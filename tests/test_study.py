@@ -52,6 +52,23 @@ def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
         study.read_plan(ROOT / "study.toml", [file], [], ["nobody"])
 
 
+def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    runs = {run.name: run for run in study.read_plan(ROOT / "curves.toml", [file], ["model.name=x"], [])}
+    assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in ("none", "linear", "ntk", "yarn")}
+    for name, run in runs.items():
+        kind, _, number = name.rpartition("-")
+        if kind == "paper-max":
+            assert run.recipe.scales.max_scale == float(number)
+        elif kind.endswith("-steps"):
+            assert run.recipe.train.steps == int(number)
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[runs]]\nname = "a"\nmethod = "nkt"\n')
+    with pytest.raises(ValueError, match="nkt"):
+        study.read_plan(plan, [file], [], [])
+
+
 def test_one_command_trains_measures_and_compares(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +81,8 @@ def test_one_command_trains_measures_and_compares(
     recomputes = 'set = ["train.gradient_checkpointing=true"]'
     rows = {"plain": "", "pi-16k": f"scales = {{1024 = [2]}}\n{recomputes}", "recommended": ""}
     plan.write_text("".join(f'[[runs]]\nname = "{n}"\nrecipe = "{n}"\n{more}\n' for n, more in rows.items()))
+    with plan.open("a") as more:
+        more.write('[[runs]]\nname = "base-ntk"\nmethod = "ntk"\n')
     small = ["train.steps=2", "train.batch_size=2", "data.window=128", "train.workers=0", "train.precision=float32"]
     argv = [
         "study.py",
@@ -99,7 +118,7 @@ def test_one_command_trains_measures_and_compares(
     monkeypatch.setattr(study, "train_loaded", watched)
     study.main()
     assert recomputed == [False, False, False]  # also after the run that turns it on
-    records = {name: Record.load(tmp_path / "out" / f"study_{name}.json") for name in rows}
+    records = {name: Record.load(tmp_path / "out" / f"study_{name}.json") for name in [*rows, "base-ntk"]}
     for name, record in records.items():
         found = {(r["window"], r["scale"]) for r in record.rows if r["metric"] == "perplexity"}
         assert found == {(512, 1.0), (1024, 2.0)}
@@ -113,5 +132,5 @@ def test_one_command_trains_measures_and_compares(
     assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
     assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
     study.main()  # what is measured is not trained again
-    assert capsys.readouterr().out.count("already measured") == 3
+    assert capsys.readouterr().out.count("already measured") == 4
     assert torch.is_grad_enabled()
