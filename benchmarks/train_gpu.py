@@ -98,7 +98,7 @@ def main() -> int:
     split = "where all weights train (bfloat16 weights and adamw_split)"
     parser.add_argument("--set-full", action="append", metavar="KEY=VALUE", help=split)
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="these jobs: llama-1b, figure1_7b-lora, …")
-    parser.add_argument("--two", action="store_true", help="afterwards both GPUs together: scaling, 7B with all weights")
+    parser.add_argument("--two", action="store_true", help="then both GPUs together: scaling, 7B with all weights")
     parser.add_argument("--small", action="store_true", help="tiny sizes: does everything run? (also without a GPU)")
     arguments = parser.parse_args()
     if arguments.set_full is None:
