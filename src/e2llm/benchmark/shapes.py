@@ -126,14 +126,13 @@ def quick_model(shape: Shape, *, dtype: str, seed: int = 0) -> Any:
     (standard deviation 0.02), norms are one. The same in every process."""
     import torch
     from transformers import LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     config = shape.config()
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model = model.to(getattr(torch, dtype)).to_empty(device="cpu")
     model.tie_weights()  # leaving the meta device separates them
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its table is computed, not learned
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its table is computed, not learned
     block = 0.02 * torch.randn(2**20, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for parameter in model.parameters():
