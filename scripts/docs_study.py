@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from docs_final import final_block
 from docs_goals import goals_block
 
 from e2llm.records import Record
@@ -37,7 +38,7 @@ def study_page(root: Path, records: Sequence[Record]) -> str:
     unknown = sorted(found.keys() - plan.keys())
     if unknown:
         raise ValueError(f"{PLAN}: no run named {unknown}, but there are Records of it")
-    blocks = [HEAD, *goals_block(records), "## Runs"]
+    blocks = [HEAD, *goals_block(records), *final_block(records), "## Runs"]
     for name, row in plan.items():
         blocks += _run(row, found.get(name))
     return "\n\n".join(blocks) + "\n"
