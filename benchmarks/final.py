@@ -96,7 +96,8 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
     ]
     baselines = HERE / "baselines.toml"
     if args.rival is None:
-        args.rival = best_rival(args.results, [run.name for run in read_plan(baselines, files, settings, [])])
+        rivals = [run.name for run in read_plan(baselines, files, settings, []) if run.recipe.scales.max_scale > 1]
+        args.rival = best_rival(args.results, rivals)
     if args.rival in OURS:
         raise ValueError(f"rival = {args.rival!r}: it is a contestant already; name another baseline")
     runs = [*read_plan(HERE / "final.toml", files, settings, []), *read_plan(baselines, files, settings, [args.rival])]
