@@ -3,10 +3,11 @@
     python benchmarks/evaluate_gpu.py base=SmolLM2.gguf paper=runs/paper/model --text DIR --tasks DIR --until 500
 
 DIR of --text holds the folders mathematics and novels of whole documents; DIR of --tasks the folders longbench and
-leval with TASK.jsonl files, and kv_retrieval. Writes evaluate_<checkpoint>_<part>.json into --out. A part whose Record
-is there is not run again; one that --until stops keeps what it has (`.partial.jsonl`) and goes on with the same
-command. The parts that say most come first, and each checkpoint gets its part before the next part begins, so that
-what a short hour leaves out is left out of all. Checkpoints are read with their own method, the base with yarn.
+leval with TASK.jsonl files, and short, which benchmarks/short_tasks.py makes. Writes evaluate_<checkpoint>_<part>.json
+into --out. A part whose Record is there is not run again; one that --until stops keeps what it has (`.partial.jsonl`)
+and goes on with the same command. The parts that say most come first, and each checkpoint gets its part before the next
+part begins, so that what a short hour leaves out is left out of all. Checkpoints are read with their own method, the
+base with yarn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = ("4k", "8k", "16k", "32k", "64k", "128k")
+FAR = ("8k", "256k")
+"""The native window of the study's base, and twice what training reaches."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Part:
     name: str
     options: tuple[str, ...]
     windows: tuple[str, ...]
+    """Empty for a suite that has none."""
     corpora: tuple[str, ...] = ()
     """Of --text; none for suites of tasks."""
     tasks: str = ""
@@ -56,6 +60,16 @@ PARTS = (
         LONG,
         BOTH,
         small=(*_LOSS, "--compile", "none"),
+    ),
+    # whole windows: the documents that reach 256k, the same tokens at both
+    Part("far", ("--protocols", "whole"), FAR, BOTH, small=("--max-documents", "1")),
+    # short text as the base reads it: scale 1, whatever a schedule says
+    Part(
+        "short",
+        ("--suite", "short", "--scales", "1", "--batch-size", "32"),
+        (),
+        tasks="short",
+        small=("--max-examples", "2", "--batch-size", "2"),
     ),
     Part(
         "context",
@@ -118,7 +132,7 @@ def command(part: Part, label: str, model: str, out: Path, args: argparse.Namesp
     windows: tuple[str, ...] = part.windows
     if args.small:
         windows, found = ("1k", "2k"), [*found, *part.small]
-    return [*found, "--windows", *windows]
+    return [*found, "--windows", *windows] if part.windows else found
 
 
 def main() -> int:

@@ -117,18 +117,23 @@ class Study:
             folder.name: load_documents(folder, self.tokenizer, num_tokens=max(args.windows))
             for folder in sorted((args.text / "dev").iterdir())
         }
+        self.last: tuple[dict[str, Any], Record] | None = None
 
     def train(self, run: Run) -> Record:
-        """Train from the first weights; the measured model then has the new ones."""
+        """Train from the first weights; the measured model then has the new ones.
+
+        The weights of the run before are taken where training would make the same: see `what_trains`."""
+        wanted = what_trains(run.recipe)
+        if self.last is not None and self.last[0] == wanted:
+            self._read_with(self.measured, run.recipe)
+            return self.last[1]
+        self.last = None
         self.model.load_state_dict(self.start)
         # A recipe of long windows turns it on; the next one must not pay for it.
         name = "activation_checkpointing_disable"
         getattr(self.model, name, self.model.gradient_checkpointing_disable)()
         for model in (self.model, self.measured):
-            extension = get_extension(model)
-            if extension is not None:
-                extension.remove()
-            install(model, method=run.recipe.method, attention=run.recipe.attention)
+            self._read_with(model, run.recipe)
         corpus = build_corpus(
             run.recipe.data, self.tokenizer, cache_dir=Path(run.recipe.data.cache_dir), progress=False
         )
@@ -137,15 +142,24 @@ class Study:
         with torch.no_grad():
             for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
                 target.copy_(source)
+        self.last = (wanted, result.record)
         return result.record
 
     def untrained(self, method: str) -> None:
         """The measured model has the first weights again, read with `method`."""
+        self.last = None
         self.measured.load_state_dict(self.start)
         extension = get_extension(self.measured)
         if extension is not None:
             extension.remove()
         install(self.measured, method=method)
+
+    @staticmethod
+    def _read_with(model: torch.nn.Module, recipe: Recipe) -> None:
+        extension = get_extension(model)
+        if extension is not None:
+            extension.remove()
+        install(model, method=recipe.method, attention=recipe.attention)
 
     def measure(self, run: Run) -> list[Record]:
         """Perplexity at every window, pass keys in the first corpus's documents."""
@@ -183,6 +197,12 @@ class Study:
             base_model=self.args.base_model,
         )
         return evaluate(engine, self.corpora, config, windows=(window,))
+
+
+def what_trains(recipe: Recipe) -> dict[str, Any]:
+    """A recipe without what changes no weight: name, folder, and at scale 1, where all are the model itself, method."""
+    left_out = {"name", "output", *(("method",) if recipe.scales.max_scale == 1 else ())}
+    return {key: value for key, value in to_plain(recipe).items() if key not in left_out}
 
 
 def study(run: Run, shared: Study, out: Path) -> Record:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from docs_final import final_block
+from docs_goals import goals_block
+
 from e2llm.records import Record
 from e2llm.report.formats import format_value, format_window
 
@@ -39,7 +42,7 @@ def study_page(root: Path, records: Sequence[Record]) -> str:
     unknown = sorted(found.keys() - plan.keys() - set(elsewhere))
     if unknown:
         raise ValueError(f"{PLAN}: no run named {unknown}, but there are Records of it")
-    blocks = [HEAD, "## Runs"]
+    blocks = [HEAD, *goals_block(records), *final_block(records), "## Runs"]
     for name, row in plan.items():
         blocks += _run(row, found.get(name))
     compared = [name for name in elsewhere if name in found]

@@ -34,7 +34,7 @@ def script() -> Any:
 def test_every_part_is_a_call_that_the_command_takes(
     script: Any, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from e2llm.evaluate import choice, run, suite
+    from e2llm.evaluate import choice, run, short, suite
 
     seen: list[Any] = []
 
@@ -42,16 +42,18 @@ def test_every_part_is_a_call_that_the_command_takes(
         seen.append(config)
         return Record(kind="evaluate", config={}, rows=[], examples=[])
 
-    for module, name in ((run, "run"), (suite, "run"), (choice, "choice")):
+    for module, name in ((run, "run"), (suite, "run"), (short, "run"), (choice, "choice")):
         monkeypatch.setattr(module, name, note)
     args = argparse.Namespace(text=tmp_path, tasks=tmp_path, base_model="x", small=small)
     for part in script.PARTS:
         call = script.command(part, "base", str(TINY), tmp_path / f"{part.name}.json", args)
         assert main(call[3:]) == 0
         assert seen[-1].checkpoint == "base" and seen[-1].out == str(tmp_path / f"{part.name}.json")
-    assert len(seen) == len(script.PARTS) == 10
+    assert len(seen) == len(script.PARTS) == 12
     if not small:
         keys = seen[0]
+        by_part = dict(zip((part.name for part in script.PARTS), seen, strict=True))
+        assert by_part["far"].windows == (8192, 262_144) and by_part["short"].scales == (1.0,)
         assert keys.prompts == 100 and max(keys.windows) == 131_072 and keys.method == "yarn"
 
 

@@ -32,7 +32,14 @@ def study() -> Any:
 def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("text")
-    runs = study.read_plan(ROOT / "baselines.toml", [file], ["model.name=x"], [])
+    plan = study.read_plan(ROOT / "baselines.toml", [file], ["model.name=x"], [])
+    readings = [run for run in plan if run.name in ("plain-linear", "plain-ntk", "plain-yarn")]
+    runs = [run for run in plan if run not in readings]
+    assert len(readings) == 3 and all(f"plain-{run.recipe.method}" == run.name for run in readings)
+    # One training serves all three: nothing that changes a weight differs, and they follow each other.
+    places = [plan.index(run) for run in readings]
+    assert places == list(range(places[0], places[0] + 3)) and plan[places[0] - 1].name == "plain"
+    assert all(study.what_trains(run.recipe) == study.what_trains(runs[0].recipe) for run in readings)
     own = {name for name, path in shipped_recipes().items() if path.parent.name == "study"}
     assert {run.name for run in runs} == own | {"paper", "recommended"} == {run.recipe.name for run in runs}
     tokens = {run.recipe.train.steps * run.recipe.train.batch_size * run.recipe.data.window for run in runs}
