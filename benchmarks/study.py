@@ -110,38 +110,39 @@ class Study:
         }
         self.last: tuple[dict[str, Any], Record] | None = None
 
-    def train(self, run: Run) -> Record:
-        """Train from the first weights; the measured model then has the new ones.
-
-        The weights of the run before are taken where training would make the same: see `what_trains`."""
-        wanted = what_trains(run.recipe)
-        if self.last is not None and self.last[0] == wanted:
-            self._read_with(self.measured, run.recipe)
-            return self.last[1]
-        self.last = None
-        self.model.load_state_dict(self.start)
-        # A recipe of long windows turns it on; the next one must not pay for it.
-        name = "activation_checkpointing_disable"
-        getattr(self.model, name, self.model.gradient_checkpointing_disable)()
-        for model in (self.model, self.measured):
-            self._read_with(model, run.recipe)
-        corpus = build_corpus(
-            run.recipe.data, self.tokenizer, cache_dir=Path(run.recipe.data.cache_dir), progress=False
-        )
-        result = train_loaded(run.recipe, self.model, self.tokenizer, corpus, quiet=True)
-        assert result.record is not None, "nothing stops a study's run before its end"
-        with torch.no_grad():
-            for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
-                target.copy_(source)
-        self.last = (wanted, result.record)
-        return result.record
-
     @staticmethod
     def _read_with(model: torch.nn.Module, recipe: Recipe) -> None:
         extension = get_extension(model)
         if extension is not None:
             extension.remove()
         install(model, method=recipe.method, attention=recipe.attention)
+
+    def _trained(self, run: Run) -> Record:
+        self.model.load_state_dict(self.start)
+        # A recipe of long windows turns it on; the next one must not pay for it.
+        name = "activation_checkpointing_disable"
+        getattr(self.model, name, self.model.gradient_checkpointing_disable)()
+        self._read_with(self.model, run.recipe)
+        corpus = build_corpus(
+            run.recipe.data, self.tokenizer, cache_dir=Path(run.recipe.data.cache_dir), progress=False
+        )
+        result = train_loaded(run.recipe, self.model, self.tokenizer, corpus, quiet=True)
+        assert result.record is not None, "nothing stops a study's run before its end"
+        return result.record
+
+    def train(self, run: Run) -> Record:
+        """Train from the first weights; the measured model then has the new ones.
+
+        The weights of the run before serve again where training would make the same: see `what_trains`."""
+        wanted = what_trains(run.recipe)
+        if self.last is None or self.last[0] != wanted:
+            self.last = None
+            self.last = wanted, self._trained(run)
+        self._read_with(self.measured, run.recipe)
+        with torch.no_grad():
+            for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
+                target.copy_(source)
+        return self.last[1]
 
     def measure(self, run: Run) -> list[Record]:
         """Perplexity at every window, pass keys in the first corpus's documents."""
