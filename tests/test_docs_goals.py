@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts_of import load_script
 
 from e2llm.records import Record, make_row
 
@@ -19,12 +18,7 @@ FALLING = {8192: 4.0, 32_768: 3.8, 65_536: 3.6, 131_072: 3.4, 262_144: 3.9}
 
 @pytest.fixture(scope="module")
 def goals() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_goals", SCRIPTS / "docs_goals.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["docs_goals"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPTS / "docs_goals.py")
 
 
 def losses(values: dict[int, float], corpus: str, checkpoint: str = "recommended", n: int = 10) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import VOCABULARY, tiny_model
+from scripts_of import load_script
 
 from e2llm.hf import install
 from e2llm.positions.placement import Placement
@@ -21,11 +21,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gemma3_gguf.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gemma3_gguf", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_parts_are_joined_in_order_whole_or_not_at_all(script: ModuleType, tmp_path: Path) -> None:

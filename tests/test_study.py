@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts_of import load_script
 
 import e2llm
 from e2llm.config import shipped_recipes
@@ -21,12 +21,7 @@ TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
 
 @pytest.fixture(scope="module")
 def study() -> Any:
-    spec = importlib.util.spec_from_file_location("study", ROOT / "study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "study.py")
 
 
 def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_path: Path) -> None:
