@@ -131,9 +131,9 @@ def test_scales_arrive(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 def test_adapters_and_options(tmp_path: Path) -> None:
     section = {"placement": {"kind": "jumps"}, "scales": {"max_scale": 16}, "seed": 5}
-    seen = seen_by(
-        tmp_path, e2llm=section, adapter="lora", lora_r=4, lora_alpha=8, lora_target_linear=True, learning_rate=0.1
-    )
+    lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True, "learning_rate": 0.1}
+    lora |= {f"lora_{part}_kernel": False for part in ("mlp", "qkv", "o", "embedding")}  # they are for GPUs
+    seen = seen_by(tmp_path, e2llm=section, **lora)
     check(seen, seed=5)
     with pytest.raises(AssertionError):
         check(seen, seed=4)
@@ -144,12 +144,11 @@ def test_adapters_and_options(tmp_path: Path) -> None:
     assert not torch.equal(model.state_dict()[name], before[name]), "the adapter was merged in"
 
 
-def test_a_resumed_run_draws_what_an_unbroken_one_does(tmp_path: Path) -> None:
-    first = seen_by(tmp_path, max_steps=4, save_steps=2)
+def test_a_resumed_run_draws_by_the_number_of_its_steps(tmp_path: Path) -> None:
+    seen_by(tmp_path, max_steps=4, save_steps=2)
     resumed = seen_by(tmp_path, max_steps=4, save_steps=2, resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert [row["step"] for row in resumed] == [2, 3]
-    for row, again in zip(first[2:], resumed, strict=True):
-        assert torch.equal(row["cos"], again["cos"])
+    check(resumed)
     info = CheckpointInfo.load(tmp_path / "out" / "checkpoint-2")
     assert info is not None and info.steps == 2
 

@@ -65,8 +65,10 @@ class Section(BaseModel):
         built: dict[str, PlacementConfig | ScalesConfig | AttentionConfig] = {
             name: getattr(recipe, name) for name in tables
         }
-        named = {name: getattr(self, name) for name in ("placement", "scales")}
-        return {"method": self.method, "max_scale": self.max_scale, "seed": self.seed, **named, **built}
+        named: dict[str, Any] = {name: getattr(self, name) for name in ("placement", "scales")}
+        if self.max_scale is not None:
+            named["scales"] = ScalesConfig(distribution=self.scales or "uniform_integers", max_scale=self.max_scale)
+        return {"method": self.method, "seed": self.seed, **named, **built}
 
 
 class Args(BaseModel):

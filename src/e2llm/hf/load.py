@@ -62,13 +62,18 @@ def _check_name(name: str) -> Path:
             )
         if path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf"):
             raise ValueError(f"model = {name!r}: no such file or folder")
-    elif path.is_dir() and not (path / "config.json").is_file() and not _is_adapter(path):
+    elif path.is_dir() and not (path / "config.json").is_file() and not is_adapter(path):
         raise ValueError(f"model = {name!r}: the folder holds no config.json; give a Hugging Face model folder")
     return path
 
 
-def _is_adapter(path: Path) -> bool:
-    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds adapters that belong to another model, and no whole weights."""
+    if not (path / ADAPTER_CONFIG).is_file():
+        return False
+    # Some trainers (axolotl) leave the base's config.json beside an adapter.
+    whole = any(path.glob("model*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+    return not ((path / "config.json").is_file() and whole)
 
 
 def _base_of_adapter(path: Path) -> str:
@@ -84,7 +89,7 @@ def _base_of_adapter(path: Path) -> str:
         found = _check_name(base)
     except ValueError as error:
         raise ValueError(f"{file}: base_model_name_or_path: {error}") from error
-    if found.is_dir() and _is_adapter(found):
+    if found.is_dir() and is_adapter(found):
         raise ValueError(f"{file}: base_model_name_or_path = {base!r}: an adapter itself; merge that one first")
     return base
 
@@ -110,7 +115,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     path = _check_name(name)
-    if path.is_dir() and _is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+    if path.is_dir() and is_adapter(path) and not (path / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of_adapter(path), trust_remote_code=trust_remote_code)
     with _reading(name, path, "its tokenizer "):
         if path.suffix == ".gguf":
@@ -142,7 +147,7 @@ def load_model(
     ValueError for what is no model, here or on the hub.
     """
     path = _check_name(name)
-    base = _base_of_adapter(path) if path.is_dir() and _is_adapter(path) else None
+    base = _base_of_adapter(path) if path.is_dir() and is_adapter(path) else None
     device = _device(device)
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
