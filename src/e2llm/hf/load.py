@@ -262,10 +262,13 @@ def _install_default(model: nn.Module, native_window: int | None) -> None:
     install(model, method="linear", native_window=native_window)
 
 
-def enable_activation_checkpointing(model: Any) -> None:
-    """Recompute each layer's activations in the backward pass, under the name this transformers version has for it."""
+def enable_activation_checkpointing(model: Any, *, early_stop: bool = True) -> None:
+    """Recompute each layer's activations in the backward pass, under the name this transformers version has for it.
+
+    early_stop: the second computation ends with the last activation that is needed; hooks after it do not run then.
+    """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False} | ({} if early_stop else {"early_stop": False}))
 
 
 def load_whole_models_again() -> None:
