@@ -158,7 +158,7 @@ def load_model(
     model = _read_weights(base or name, arguments)
     if base is not None:
         model = _merged(model, path)
-    model = (model if quantization != "none" else model.to(device)).eval()
+    model = (_kept_trainable(model) if quantization != "none" else model.to(device)).eval()
     info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
@@ -207,6 +207,15 @@ def _quantized(name: str, base: str | None, dtype: str, device: torch.device) ->
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _kept_trainable(model: Any) -> Any:
+    """Keep bitsandbytes from packing 4-bit weights anew at an evaluation, as it does on CPUs that know bfloat16: the
+    packed ones have no backward pass, and a step after it would train on wrong gradients."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

@@ -47,8 +47,9 @@ def offload_frozen(
             label = f"{number}.{name}"
             _hook(module, device, _on_disk(module, folder, label) if place == "disk" else _in_memory(module, device))
         progress(number + 1, len(layers))
-    # The Trainer and Accelerate move a model to the device, unless this map names several places.
-    model.hf_device_map = {"": str(device), "decoder layers": "meta"}  # type: ignore[assignment]
+    # The Trainer and Accelerate move a model to the device, unless this map names several places. No strings: at "cpu"
+    # or "disk" PEFT would place the model anew when it loads an adapter.
+    model.hf_device_map = {"": device, "decoder layers": torch.device("meta")}  # type: ignore[assignment]
     return size
 
 
