@@ -146,10 +146,11 @@ def test_adapters_and_options(tmp_path: Path) -> None:
 
 def test_a_resumed_run_draws_by_the_number_of_its_steps(tmp_path: Path) -> None:
     seen_by(tmp_path, max_steps=4, save_steps=2)
-    resumed = seen_by(tmp_path, max_steps=4, save_steps=2, resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    resumed = seen_by(tmp_path, max_steps=4, save_steps=2, resume_from_checkpoint=str(checkpoint))
     assert [row["step"] for row in resumed] == [2, 3]
     check(resumed)
-    info = CheckpointInfo.load(tmp_path / "out" / "checkpoint-2")
+    info = CheckpointInfo.load(checkpoint)
     assert info is not None and info.steps == 2
 
 

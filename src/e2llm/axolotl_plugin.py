@@ -66,7 +66,7 @@ class Section(BaseModel):
             name: getattr(recipe, name) for name in tables
         }
         named: dict[str, Any] = {name: getattr(self, name) for name in ("placement", "scales")}
-        if self.max_scale is not None:
+        if self.max_scale is not None and not isinstance(self.scales, dict):
             named["scales"] = ScalesConfig(distribution=self.scales or "uniform_integers", max_scale=self.max_scale)
         return {"method": self.method, "seed": self.seed, **named, **built}
 

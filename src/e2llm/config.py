@@ -100,7 +100,8 @@ class Recipe:
     def _check_offloaded(self) -> None:
         name, value, config = "model.offload", self.model.offload, self.train
         whole = "; for all weights use distributed.strategy = fsdp2 or deepspeed with distributed.cpu_offload"
-        require(self.lora.rank > 0, name, value, f"only a frozen base can wait elsewhere: set lora.rank, such as 16{whole}")
+        text = f"only a frozen base can wait elsewhere: set lora.rank, such as 16{whole}"
+        require(self.lora.rank > 0, name, value, text)
         require(
             config.gradient_checkpointing,
             name,

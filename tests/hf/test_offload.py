@@ -91,6 +91,6 @@ def test_bfloat16_comes_back_from_the_disk_as_it_was(tmp_path: Path) -> None:
 def test_a_model_that_trains_all_of_it_has_nothing_to_offload(tmp_path: Path) -> None:
     model = tiny_model("llama").train()
     install(model)
-    with pytest.raises(ValueError, match="model.offload: no matrix of the decoder layers is frozen"):
+    with pytest.raises(ValueError, match=r"model\.offload: no matrix of the decoder layers is frozen"):
         offload_frozen(model, "disk", CPU, tmp_path / "offload")
     assert not (tmp_path / "offload").exists()

@@ -97,7 +97,7 @@ def test_a_full_disk_is_told_before_weights_are_read(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     monkeypatch.setattr(run, "load_model", lambda *args, **kwargs: pytest.fail("weights were read"))
-    with pytest.raises(ValueError, match="model.offload = 'disk': the base has .* GB of room"):
+    with pytest.raises(ValueError, match=r"model\.offload = 'disk': the base has .* GB of room"):
         train(small(base, tmp_path / "run", *LORA, "model.offload=disk"), quiet=True)
     assert not (tmp_path / "run").exists()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -30,6 +29,7 @@ from e2llm.hf.rotary import (
     read_rope,
     unwrap,
 )
+from e2llm.hf.row_tables import RowTables, sent
 from e2llm.positions.attention import AttentionConfig, check_attention
 from e2llm.positions.choose import Schedule
 from e2llm.positions.frequencies import Frequencies, frequencies
@@ -37,26 +37,6 @@ from e2llm.positions.placement import Placement, PositionSampler
 from e2llm.positions.rope import Rope
 
 # B = batch, T = tokens, R = tokens in a training window, D = rotary_dim
-
-
-@dataclass(frozen=True)
-class RowTables:
-    """Tables of a batch's rows; plain attributes, never buffers: DDP would overwrite every rank's with rank 0's."""
-
-    inv_freq: dict[LayerType, torch.Tensor]
-    """(B or 1, 1, D/2) float32 for each scaled layer type; (B or 1, T, D/2) where every token has its own."""
-    attention_scale: dict[LayerType, torch.Tensor]
-    """(B or 1, 1, 1) float32; (B or 1, T, 1) where every token has its own."""
-    positions: torch.Tensor | None
-    """(B, R) int64: where position id m of row b stands; None leaves ids as they are."""
-    by_place: bool = False
-    """Whether `positions` is instead (B, T), where token t of row b stands: several documents share a row."""
-
-    def copy_(self, other: RowTables) -> None:
-        """Take over the values of `other`, of the same shapes: what a recorded graph reads stays where it is."""
-        for mine, its in ((self.inv_freq, other.inv_freq), (self.attention_scale, other.attention_scale)):
-            for layer_type, table in mine.items():
-                table.copy_(its[layer_type])
 
 
 class ScaledRotary(nn.Module):
@@ -287,11 +267,11 @@ class Extension:
         for layer_type in self._wrapper.ropes:
             found = [self._frequencies(layer_type, scale, slope) for scale in scales]
             device = _device(self._wrapper.inner)
-            inv_freq[layer_type] = _sent(torch.stack([f.inv_freq for f in found]), device)[:, None, :]
+            inv_freq[layer_type] = sent(torch.stack([f.inv_freq for f in found]), device)[:, None, :]
             attention_scales = torch.tensor([f.attention_scale for f in found], dtype=torch.float32)
-            attention[layer_type] = _sent(attention_scales, device)[:, None, None]
+            attention[layer_type] = sent(attention_scales, device)[:, None, None]
         if positions is not None:
-            positions = _sent(positions, _device(self._wrapper.inner))
+            positions = sent(positions, _device(self._wrapper.inner))
         return RowTables(inv_freq, attention, positions)
 
     @torch.compiler.disable
@@ -339,20 +319,13 @@ class Extension:
         positions = np.concatenate([draw.positions for draw in draws]).reshape(len(lengths), -1)
         by_document = self._rows(tuple(draw.scale for draw in draws), self.attention.training_slope)
         owner = torch.from_numpy(np.repeat(np.arange(len(flat)), flat).reshape(positions.shape))
-        owner = _sent(owner, _device(self._wrapper.inner))
+        owner = sent(owner, _device(self._wrapper.inner))
         self._wrapper.rows = RowTables(
             {t: table[owner, 0] for t, table in by_document.inv_freq.items()},
             {t: table[owner, 0] for t, table in by_document.attention_scale.items()},
-            _sent(torch.from_numpy(positions), _device(self._wrapper.inner)),
+            sent(torch.from_numpy(positions), _device(self._wrapper.inner)),
             by_place=True,
         )
-
-
-def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`. From pinned memory, so that the host does not wait for what the device still computes."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _scales(scale: Any) -> float | tuple[float, ...]:

@@ -2,8 +2,8 @@
 
 Flows in: a model in host memory, its adapters added. Flows out: the same model, trained weights and small ones on the
 device, the frozen matrices of its decoder layers brought there by Accelerate's hooks for one call at a time. Knows no
-recipe. The backward pass needs a layer's weights once more: checkpointed layers, computed again there, fetch them again;
-without checkpointing autograd would hold every weight on the device from the forward pass on.
+recipe. The backward pass needs a layer's weights once more: checkpointed layers, computed again there, fetch them
+again; without checkpointing autograd would hold every weight on the device from the forward pass on.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
         lines += _instead(shape, recipe, gpu, gpus)
     speed = tokens_per_second(shape, recipe, gpu)
     if speed is None:
-        return [*lines, "  speed: not known for float32 arithmetic, mixtures of experts, 4-bit or offloaded bases and teachers"]
+        unknown = "float32 arithmetic, mixtures of experts, 4-bit or offloaded bases and teachers"
+        return [*lines, f"  speed: not known for {unknown}"]
     whole = recipe.distributed.global_batch or train.batch_size * train.gradient_accumulation * gpus
     alone = whole * window / gpus / speed
     moved = exchanged(shape, recipe, gpus, max(1, whole // (train.batch_size * gpus)))

@@ -35,9 +35,9 @@ def fits(size: float, memory: float) -> bool:
 
 
 def alternatives(shape: Shape, recipe: Recipe, memory: float, gpus: int = 1) -> list[Alternative]:
-    """Those that fit `memory` bytes on each of `gpus` GPUs: one window at a time, then checkpointing, then adapters, and
-    over these four bits or an offloaded base. Each keeps what the ones before it changed. What the rest of the recipe
-    does not go with is left out."""
+    """Those that fit `memory` bytes on each of `gpus` GPUs: one window at a time, then checkpointing, then adapters,
+    and under these four bits or an offloaded base. Each keeps what the ones before it changed. What the rest of the
+    recipe does not go with is left out."""
     found = []
     for changes, made in _smaller(recipe):
         size = sum(training_memory(shape, made, gpus).values())

@@ -42,7 +42,7 @@ def offload(recipe: Recipe, model: nn.Module, folder: Path, console: Console | N
     """Offload the frozen layers of `model`, telling `console` how far it is; the rest goes to the GPU, if there is
     one. Whatever an earlier run that was cut off left in the folder is removed first."""
     remove_offloaded(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu", 0 if torch.cuda.is_available() else None)
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     place = recipe.model.offload
     assert place != "none"
     if console is None:
