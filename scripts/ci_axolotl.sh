@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The plugin in axolotl itself, on the CPU: a virtual environment from nothing, axolotl and what a run of it imports,
-# tests/test_axolotl_plugin.py and what goes with it on axolotl's own version of transformers.
+# tests/test_axolotl_plugin.py, and the draws of packed documents on axolotl's own version of transformers.
 #
 # axolotl's whole list of dependencies holds builds for CUDA (xformers, flash-linear-attention), so it is installed
 # without it and what it needs is named here. Needs a CPU build of PyTorch, as ci_vllm.sh does; where pip finds none, the
@@ -27,4 +27,4 @@ pip install "$torch" huggingface_hub==1.17.0 peft==0.20.0 tokenizers==0.23.1 tra
 pip install --no-deps "$axolotl" bitsandbytes liger-kernel==0.8.1 torchao==0.17.0 mistral-common==1.11.5 trackio==0.19.0
 pip install --no-deps -e .
 OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest tests/test_axolotl_plugin.py tests/hf/test_documents.py \
-  tests/hf/test_extension.py --durations 5
+  --durations 5
