@@ -40,6 +40,7 @@ ALLOWED = {
     "vllm_plugin": {"engine", "positions", "hf", "infer"},
     "export": {"positions", "hf", "infer", "records"},
     "llamacpp": {"engine", "export", "hf", "infer", "positions"},
+    "axolotl_plugin": {"api", "config", "hf", "positions"},
     "plan": {"config", "positions", "hf"},
     "benchmark": {
         *("config", "config_sections", "data", "engine", "evaluate", "hf", "infer", "llamacpp", "records", "train"),

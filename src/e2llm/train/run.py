@@ -38,6 +38,7 @@ from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
+from e2llm.train.offloading import check_room, offload, remove_offloaded
 from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.split_adamw import SplitAdamW
@@ -66,12 +67,14 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     console = Console(stderr=True)
     folder = recipe.run_folder
     processes = distributed.start(recipe)
+    check_room(recipe, folder)
     checkpoint = _prepare_folder(recipe, folder, resume, processes)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
         dtype=recipe.model.dtype,
         device=distributed.device_to_load_on(recipe),
+        quantization=recipe.model.quantization,
         attn_implementation=recipe.model.attn_implementation,
         trust_remote_code=recipe.model.trust_remote_code,
         method=recipe.method,
@@ -80,7 +83,10 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
-    result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+    try:
+        result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+    finally:
+        remove_offloaded(folder)
     processes.end()
     return result
 
@@ -105,6 +111,8 @@ def train_loaded(
     if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
         raise ValueError(f"model: its extension is {extension!r}; install it with {recipe.method!r} and its slopes")
     folder = recipe.run_folder
+    if recipe.model.offload != "none":
+        raise ValueError(f"model.offload = {recipe.model.offload!r}: the model is loaded already; use train()")
     elsewhere = {p.device.type for p in model.parameters()} - {"cpu"}
     if recipe.distributed.strategy not in WHOLE and elsewhere:
         raise ValueError(
@@ -239,10 +247,12 @@ def _build_trainer(
         seed=recipe.seed,
     )
     config = recipe.train
-    if config.gradient_checkpointing:
-        enable_activation_checkpointing(model)  # not by argument: those were renamed between transformers versions
+    if config.gradient_checkpointing:  # not by argument: those were renamed between transformers versions
+        enable_activation_checkpointing(model, early_stop=recipe.model.offload == "none")
     if recipe.lora.rank:
         model = add_adapters(model, recipe.lora)
+    if recipe.model.offload != "none":
+        offload(recipe, model, folder, None if quiet else console)
     if config.compile == "layers":
         compile_layers(model)
     processes = Processes.of_environment()
