@@ -71,8 +71,12 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
         Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", "e2llm", "hf", "hf-liger-compile", *litgpt)),
         Job(
             "llama-2-7b-lora",
-            ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2", "hf:1", "hf-liger-compile:1,2"),
+            ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2", "hf:1", "hf-liger-compile:1,2",
+             "--profile", "PROFILE"),
             full=False,
+        ),
+        Job(
+            "llama-2-7b-qlora", ("--shape", "llama-2-7b-qlora", *steps, "--trainers", "e2llm", "--checkpointing"), False
         ),
         Job("figure1_7b-lora_64k", (*lora, *steps, "--window", "--full-windows", "64k"), full=False, limit=2),
         Job("figure1_7b-lora_128k", (*lora, *steps, "--window", "--full-windows", "128k"), full=False, limit=4),
