@@ -197,6 +197,7 @@ class Results:
             "settings": {},
             "environment": {},
             "kernels": [],
+            "gaps": [],
             "trained": 1,
             "frozen": 0,
         }
