@@ -8,6 +8,7 @@ was given as plain values. Knows no trainer and no windows. The arguments are th
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
 import shutil
 from pathlib import Path
@@ -25,8 +26,9 @@ def import_unsloth(work: Path) -> None:
     os.environ |= {
         # It downloads a file from the hub at every load to count its users; there may be no network to wait for.
         "UNSLOTH_DISABLE_STATISTICS": "1",
-        # The code that it generates; by default a folder of whatever directory this process was started in.
-        "UNSLOTH_COMPILE_LOCATION": str(work / "unsloth"),
+        # The code that it generates, by default in whatever directory this process was started in. Gone after the run:
+        # nobody trains what another version or shape has left there.
+        "UNSLOTH_COMPILE_LOCATION": str(work / "run" / "unsloth"),
     }
     import unsloth  # noqa: F401
 
@@ -79,7 +81,7 @@ def unsloth_model(one: Contestant, work: Path, tokenizer: Any) -> tuple[Any, dic
     loading = load_arguments(one)
     folder = model_folder(one, work, tokenizer)
     model, _ = FastLanguageModel.from_pretrained(str(folder), dtype=torch.bfloat16, **loading)
-    settings = {"dtype": "bfloat16", **loading}
+    settings = {"version": importlib.metadata.version("unsloth"), "dtype": "bfloat16", **loading}
     if shape_of(one.shape).lora_rank:
         adapters = adapter_arguments(one)
         model = FastLanguageModel.get_peft_model(model, **adapters)
