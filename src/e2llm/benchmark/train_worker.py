@@ -2,7 +2,7 @@
 several, started by torchrun: the first writes the result, and one that fails says why and takes the others with it.
 
 Flows in: a contestant and folders, as JSON. Flows out: a result, as JSON, written whole: what was measured, or that
-memory ran out, or why it failed. Nothing is printed but what libraries say.
+memory ran out, or why it failed. Nothing is printed but what libraries say, and where it failed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> None:
     try:
         result = _result(one, _run(one, work))
     except Exception as error:
+        traceback.print_exc()  # the log of its parent keeps it; the result has one line
         result = {"status": OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED, "why": _said(error)}
     failed = result["status"] != MEASURED
     if failed or int(os.environ.get("RANK", 0)) == 0:
