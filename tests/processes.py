@@ -69,6 +69,24 @@ def _spy(recipe: Path, stop: int | None) -> Any:
     return own
 
 
+def _spy_on_loading(recipe: Path) -> None:
+    """Write down how many bytes of weights each process holds before they are sharded, and a hash of the rotary tables."""
+    from e2llm.train import run as module
+
+    own = module.load_model
+
+    def load_model(*args: Any, **options: Any) -> Any:
+        module.load_model = own  # type: ignore[attr-defined]
+        found = own(*args, **options)
+        model = found[0]
+        buffers = {name: b.tolist() for name, b in model.named_buffers()}
+        row = {"read": sum(p.untyped_storage().nbytes() for p in model.parameters()), "buffers": buffers}
+        recipe.with_suffix(f".loaded{RANK}.json").write_text(json.dumps(row))
+        return found
+
+    module.load_model = load_model  # type: ignore[attr-defined]
+
+
 def run(recipe_file: Path, stop: int | None) -> None:
     """Train, or go on where the run folder holds a run; with what arrives written down."""
     from e2llm.config import load_recipe
@@ -76,6 +94,7 @@ def run(recipe_file: Path, stop: int | None) -> None:
     from e2llm.train.trainer import PlacingTrainer
 
     own = _spy(recipe_file, stop)
+    _spy_on_loading(recipe_file)
     try:
         recipe = load_recipe(str(recipe_file))
         result = train(recipe, resume=(recipe.run_folder / "recipe.toml").is_file(), quiet=True)

@@ -68,7 +68,7 @@ class Processes:
 
         self.wait()
         AcceleratorState._reset_state(reset_partial_state=True)
-        for name in _FOREIGN:  # Accelerate sets them for itself
+        for name in (*_FOREIGN, "FSDP_CPU_RAM_EFFICIENT_LOADING"):  # Accelerate sets them for itself
             os.environ.pop(name, None)
 
 
@@ -141,8 +141,8 @@ def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[
         )
 
 
-def arguments(recipe: Recipe, processes: Processes) -> dict[str, Any]:
-    """What the section adds to transformers' TrainingArguments."""
+def arguments(recipe: Recipe, processes: Processes, once: bool = False) -> dict[str, Any]:
+    """What the section adds to transformers' TrainingArguments. once: the first process alone holds weights."""
     config, world = recipe.distributed, processes.world
     added: dict[str, Any] = {"gradient_accumulation_steps": accumulation(recipe, world)}
     if config.strategy == "ddp":
@@ -155,6 +155,7 @@ def arguments(recipe: Recipe, processes: Processes) -> dict[str, Any]:
                 "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
                 "reshard_after_forward": config.reshard,
                 "cpu_offload": config.cpu_offload,
+                "cpu_ram_efficient_loading": once,  # shards come from the first process
                 "state_dict_type": "SHARDED_STATE_DICT",
             },
         }
@@ -239,3 +240,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def device_to_load_on(recipe: Recipe) -> str | None:
     """Where weights are read to: the host where each GPU is to get its part of them; None: the process's device."""
     return "cpu" if recipe.distributed.strategy in ("fsdp2", "deepspeed") else None
+
+
+def reads_once(recipe: Recipe, processes: Processes) -> bool:
+    """Whether the first process alone reads weights, to send each its shards."""
+    return recipe.distributed.strategy == "fsdp2" and processes.world > 1

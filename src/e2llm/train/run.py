@@ -30,6 +30,7 @@ from e2llm.config_sections import TrainConfig
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
 from e2llm.hf import enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
+from e2llm.hf.read_once import is_placeholder
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
@@ -77,6 +78,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
         method=recipe.method,
         native_window=recipe.model.native_window,
         attention=recipe.attention,
+        once=distributed.reads_once(recipe, processes),
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
@@ -154,7 +156,9 @@ def _loss_in_pieces(recipe: Recipe, model: nn.Module, teacher: Teacher | None) -
         return nullcontext()
     # After adapters: an output layer that they replaced is the one to call.
     compiled = config.compile == "layers"
-    return chunked_forward(model, config.logits_tokens, compiled=compiled, teacher=teacher, distill=config.distill)
+    once = distributed.reads_once(recipe, Processes.of_environment())
+    rows, share = config.logits_tokens, config.distill
+    return chunked_forward(model, rows, compiled=compiled, teacher=teacher, distill=share, from_first=once)
 
 
 def _finish(
@@ -295,6 +299,7 @@ def _arguments(
     recipe: Recipe, folder: Path, model: nn.Module, processes: Processes
 ) -> transformers.TrainingArguments:
     config = recipe.train
+    once = distributed.any_process(any(map(is_placeholder, model.parameters())))
     on_gpu = torch.cuda.is_available()
     evaluates = bool(config.evaluate_every and config.evaluate_windows)
     save_every = config.save_every or config.steps
@@ -331,7 +336,7 @@ def _arguments(
         accelerator_config={"non_blocking": on_gpu},
         report_to=list(config.trackers) or "none",
         disable_tqdm=True,
-        **distributed.arguments(recipe, processes),
+        **distributed.arguments(recipe, processes, once),
     )
     distributed.finish(arguments, recipe)
     # One process, one device: with several in sight the Trainer would split each batch over them (DataParallel), away
