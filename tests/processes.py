@@ -70,7 +70,7 @@ def _spy(recipe: Path, stop: int | None) -> Any:
 
 
 def _spy_on_loading(recipe: Path) -> None:
-    """Write down how many bytes of weights each process holds before they are sharded, and a hash of the rotary tables."""
+    """Write down the bytes of weights that each process holds before they are sharded, and its rotary tables."""
     from e2llm.train import run as module
 
     own = module.load_model

@@ -1,8 +1,8 @@
 """Weights read by one process of a group: the others get the same model without weights, to be sharded from the first.
 
 Flows in: how the first process reads a model, how any builds an empty one. Flows out: that model in the first process;
-in the others one whose parameters have a shape and no memory, and whose buffers (frequencies of rotary modules among them,
-which no state dict holds) are the first one's. Who sends the weights on, and when, is not known here.
+in the others one whose parameters have a shape and one number of memory, and whose buffers (frequencies of rotary
+modules among them, which no state dict holds) are the first one's. Knows not who sends the weights on.
 """
 
 from __future__ import annotations
