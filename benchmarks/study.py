@@ -9,6 +9,7 @@ that no final result is reported on. The plan is a TOML file:
     name = "j63"
     recipe = "recommended"                 # a shipped recipe or a TOML file
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
+    method = "ntk"                         # read the base itself with it: nothing is trained
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0)
     scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window)
     key_scales = {131072 = [12, 16]}       # the same for keys; default: the first of `scales`
@@ -16,7 +17,8 @@ that no final result is reported on. The plan is a TOML file:
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for docs/study.md
 
-Plans: study.toml, one change a run from `recommended`; baselines.toml, every recipe under one budget of tokens.
+Plans: study.toml, one change a run from `recommended`; baselines.toml, every recipe under one budget of tokens;
+curves.toml, largest scales, steps, and the base untrained.
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
 study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the
@@ -62,6 +64,8 @@ class Run:
     """The same for retrieval."""
     slopes: tuple[float, ...]
     """Attention slopes at which the windows of `scales` are measured once more."""
+    method: str | None = None
+    """Frequency method that the base is read with, untrained; None trains the recipe."""
 
 
 def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str]) -> list[Run]:
@@ -77,7 +81,7 @@ def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str
 
 
 def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]) -> Run:
-    known = {"name", "recipe", "set", "planted", "predicted", "concluded", "scales", "key_scales", "slopes"}
+    known = {"name", "recipe", "set", "planted", "method", "predicted", "concluded", "scales", "key_scales", "slopes"}
     extra = sorted(row.keys() - known)
     if extra:
         raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
@@ -89,7 +93,12 @@ def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]
     key_scales |= {int(window): tuple(map(float, found)) for window, found in row.get("key_scales", {}).items()}
     recipe = load_recipe(row.get("recipe", "recommended"), given)
     slopes = tuple(map(float, row.get("slopes", [])))
-    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes)
+    method = row.get("method")
+    if method is not None and row.keys() & {"recipe", "set", "planted"}:
+        raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set or planted")
+    if method not in (None, "none", "linear", "ntk", "yarn"):
+        raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose none, linear, ntk or yarn")
+    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes, method)
 
 
 class Study:
@@ -108,18 +117,23 @@ class Study:
             folder.name: load_documents(folder, self.tokenizer, num_tokens=max(args.windows))
             for folder in sorted((args.text / "dev").iterdir())
         }
+        self.last: tuple[dict[str, Any], Record] | None = None
 
     def train(self, run: Run) -> Record:
-        """Train from the first weights; the measured model then has the new ones."""
+        """Train from the first weights; the measured model then has the new ones.
+
+        The weights of the run before are taken where training would make the same: see `what_trains`."""
+        wanted = what_trains(run.recipe)
+        if self.last is not None and self.last[0] == wanted:
+            self._read_with(self.measured, run.recipe)
+            return self.last[1]
+        self.last = None
         self.model.load_state_dict(self.start)
         # A recipe of long windows turns it on; the next one must not pay for it.
         name = "activation_checkpointing_disable"
         getattr(self.model, name, self.model.gradient_checkpointing_disable)()
         for model in (self.model, self.measured):
-            extension = get_extension(model)
-            if extension is not None:
-                extension.remove()
-            install(model, method=run.recipe.method, attention=run.recipe.attention)
+            self._read_with(model, run.recipe)
         corpus = build_corpus(
             run.recipe.data, self.tokenizer, cache_dir=Path(run.recipe.data.cache_dir), progress=False
         )
@@ -128,7 +142,24 @@ class Study:
         with torch.no_grad():
             for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
                 target.copy_(source)
+        self.last = (wanted, result.record)
         return result.record
+
+    def untrained(self, method: str) -> None:
+        """The measured model has the first weights again, read with `method`."""
+        self.last = None
+        self.measured.load_state_dict(self.start)
+        extension = get_extension(self.measured)
+        if extension is not None:
+            extension.remove()
+        install(self.measured, method=method)
+
+    @staticmethod
+    def _read_with(model: torch.nn.Module, recipe: Recipe) -> None:
+        extension = get_extension(model)
+        if extension is not None:
+            extension.remove()
+        install(model, method=recipe.method, attention=recipe.attention)
 
     def measure(self, run: Run) -> list[Record]:
         """Perplexity at every window, pass keys in the first corpus's documents."""
@@ -168,18 +199,28 @@ class Study:
         return evaluate(engine, self.corpora, config, windows=(window,))
 
 
+def what_trains(recipe: Recipe) -> dict[str, Any]:
+    """A recipe without what changes no weight: name, folder, and at scale 1, where all are the model itself, method."""
+    left_out = {"name", "output", *(("method",) if recipe.scales.max_scale == 1 else ())}
+    return {key: value for key, value in to_plain(recipe).items() if key not in left_out}
+
+
 def study(run: Run, shared: Study, out: Path) -> Record:
     """Train, measure, write the Record."""
-    trained = shared.train(run)
+    trained: list[dict[str, Any]] = []
+    if run.method is None:
+        trained = shared.train(run).rows
+    else:
+        shared.untrained(run.method)
     records = shared.measure(run)
     kept = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
-    speed = [row for row in trained.rows if row["metric"] in kept]
+    speed = [row for row in trained if row["metric"] in kept]
     record = Record(
         kind="study",
         config=portable(
             {
                 "predicted": run.predicted,
-                "recipe": to_plain(run.recipe),
+                "recipe": to_plain(run.recipe) if run.method is None else {"name": run.name, "method": run.method},
                 "documents": {label: [d.name for d in found] for label, found in shared.corpora.items()},
                 "native_window": records[0].config["native_window"],
                 "prompt": records[-1].config["prompt"],

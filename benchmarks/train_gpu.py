@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 @dataclass(frozen=True)
 class Job:
-    """One call of `e2llm benchmark train`."""
+    """One call of `e2llm benchmark train`, on one GPU; those of `TOGETHER` on two."""
 
     name: str
     """The Record is train_<name>.json."""
@@ -35,12 +35,32 @@ class Job:
     """Times --time-limit: a step at 64k takes a quarter of a minute."""
 
 
+STEPS = ("--steps", "10", "--warmup", "5", "--block", "2")
+TOGETHER = (
+    Job("llama-1b_two_gpus", ("--shape", "llama-1b", *STEPS, "--trainers", "e2llm", "--gpus", "1", "2")),
+    Job(
+        "llama-2-7b_two_gpus",
+        ("--shape", "llama-2-7b", *STEPS, "--trainers", "e2llm", "--gpus", "2", "--parallelism", "fsdp2",
+         "--checkpointing"),
+        limit=2,
+    ),
+)  # fmt: skip
+"""After the queues, with --two: scaling, and all weights of a model that does not fit on one GPU."""
+TOGETHER_SMALL = (
+    Job(
+        "tiny_two_gpus",
+        ("--shape", "tiny", "--steps", "2", "--warmup", "1", "--block", "1", "--set", "train.compile=none", "--window",
+         "64", "--trainers", "e2llm", "--gpus", "1", "2"),
+    ),
+)  # fmt: skip
+
+
 def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     """What each GPU does, in order."""
     litgpt = ["litgpt"] if importlib.util.find_spec("litgpt") else []
-    smollm2 = ["e2llm", "hf", "hf-liger-compile", "e2llm-plain-positions", "hf-compile", *litgpt]
+    smollm2 = ["e2llm:8,16", "hf:8,16", "hf-liger-compile:8,16", "e2llm-plain-positions:8", *litgpt, "hf-compile:8"]
     lora = ("--shape", "llama-2-7b-lora", "--checkpoint-from", "16k", "--figure1")
-    steps = ("--steps", "10", "--warmup", "5", "--block", "2")
+    steps = STEPS
     first = [
         Job("smollm2-135m", ("--shape", "smollm2-135m", "--trainers", *smollm2, "--profile", "PROFILE")),
         Job("figure1_7b-lora", (*lora, *steps, "--full-windows", "16k", "32k"), full=False),
@@ -51,7 +71,7 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
         Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", "e2llm", "hf", "hf-liger-compile", *litgpt)),
         Job(
             "llama-2-7b-lora",
-            ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2", "hf", "hf-liger-compile"),
+            ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2", "hf:1", "hf-liger-compile:1,2"),
             full=False,
         ),
         Job("figure1_7b-lora_64k", (*lora, *steps, "--window", "--full-windows", "64k"), full=False, limit=2),
@@ -75,10 +95,14 @@ def main() -> int:
     parser.add_argument("--until", type=float, default=330.0, metavar="SECONDS", help="nothing runs after this (330)")
     parser.add_argument("--time-limit", type=float, default=80.0, metavar="SECONDS", help="for one contestant (80)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of our trainers, in every job")
-    parser.add_argument("--set-full", action="append", default=[], metavar="KEY=VALUE", help="where all weights train")
+    split = "where all weights train (bfloat16 weights and adamw_split)"
+    parser.add_argument("--set-full", action="append", metavar="KEY=VALUE", help=split)
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="these jobs: llama-1b, figure1_7b-lora, …")
+    parser.add_argument("--two", action="store_true", help="then both GPUs together: scaling, 7B with all weights")
     parser.add_argument("--small", action="store_true", help="tiny sizes: does everything run? (also without a GPU)")
     arguments = parser.parse_args()
+    if arguments.set_full is None:
+        arguments.set_full = [] if arguments.small else ["model.dtype=bfloat16", "train.optimizer=adamw_split"]
     arguments.out.mkdir(parents=True, exist_ok=True)
     begin, codes = time.monotonic(), {}
     gpus = visible_gpus()
@@ -96,7 +120,10 @@ def main() -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    for jobs in lines:
+    together = (TOGETHER_SMALL if arguments.small else TOGETHER) if arguments.two else ()
+    together = tuple(job for job in together if not arguments.only or job.name in arguments.only)
+    work(",".join((*gpus, "1")[:2]), list(together))
+    for jobs in [*lines, together]:
         for job in jobs:
             table(record_of(job, arguments))
     print(f"{time.monotonic() - begin:.0f} s in all; exit codes {codes}", flush=True)
@@ -119,7 +146,7 @@ def record_of(job: Job, arguments: argparse.Namespace) -> Path:
 
 def run(job: Job, gpu: str, left: float, arguments: argparse.Namespace) -> int:
     """The exit code of one job. A new Record takes the old one's place with its first contestant."""
-    folder = arguments.work / f"gpu{gpu}"  # one job at a time runs there
+    folder = arguments.work / f"gpu{gpu.replace(',', '-')}"  # one job at a time runs there
     profile = str(arguments.work / f"{job.name}.profile.txt")
     settings = [*arguments.set, *(arguments.set_full if job.full else [])]
     command = ["benchmark", "train", *(profile if word == "PROFILE" else word for word in job.options)]

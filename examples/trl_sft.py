@@ -2,7 +2,7 @@
 
 Each line of CHATS.jsonl is {"messages": [{"role": "user", "content": "…"}, …]}. Scales are drawn in the model, so they
 arrive whatever the collator drops. Packed windows are cut to one length ("wrapped"): TRL's other way to pack joins a
-batch into one row, which would have one scale.
+batch into one row, in which each chat would have a scale of its own.
 """
 
 from __future__ import annotations

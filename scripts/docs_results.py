@@ -39,9 +39,9 @@ def named(records: Sequence[Record], prefix: str) -> list[Record]:
 
 
 def measured(records: Sequence[Record]) -> list[Record]:
-    """Those that results are reported on: neither short runs of the study (docs/study.md), calibrations nor training
+    """Those that results are reported on: neither runs of the study (docs/study.md), calibrations nor training
     speed (docs/training-speed.md)."""
-    return [record for record in records if record.kind not in ("study", "calibrate", "benchmark_train")]
+    return [record for record in records if record.kind not in ("study", "study_final", "calibrate", "benchmark_train")]
 
 
 def results_page(found: Sequence[Record]) -> str:

@@ -1,6 +1,7 @@
 """docs/study.md: what was asked of the recipe, predicted, measured and concluded; from the plan and Records.
 
-Flows in: benchmarks/study.toml (order, predictions, conclusions) and study_<name>.json. Flows out: Markdown. Every
+Flows in: benchmarks/study.toml (order, predictions, conclusions), the names in baselines.toml and curves.toml, and
+study_<name>.json. Flows out: Markdown. Every
 figure comes from a Record.
 """
 
@@ -11,10 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from docs_final import final_block
+from docs_goals import goals_block
+
 from e2llm.records import Record
 from e2llm.report.formats import format_value, format_window
 
 PLAN = Path("benchmarks/study.toml")
+OTHER_PLANS = (Path("benchmarks/baselines.toml"), Path("benchmarks/curves.toml"))
+"""Their runs have no prediction; they are compared in one table."""
 
 HEAD = """# The study: which recipe?
 
@@ -32,13 +38,24 @@ def study_page(root: Path, records: Sequence[Record]) -> str:
     """The page. Raises ValueError for a Record of a run that the plan does not hold."""
     plan = {row["name"]: row for row in tomllib.loads((root / PLAN).read_text(encoding="utf-8"))["runs"]}
     found = {record.config["recipe"]["name"]: record for record in records if record.kind == "study"}
-    unknown = sorted(found.keys() - plan.keys())
+    elsewhere = _names(root, OTHER_PLANS)
+    unknown = sorted(found.keys() - plan.keys() - set(elsewhere))
     if unknown:
         raise ValueError(f"{PLAN}: no run named {unknown}, but there are Records of it")
-    blocks = [HEAD, "## Runs"]
+    blocks = [HEAD, *goals_block(records), *final_block(records), "## Runs"]
     for name, row in plan.items():
         blocks += _run(row, found.get(name))
+    compared = [name for name in elsewhere if name in found]
+    if compared:
+        blocks.append("## Baselines\n\nOne seed each, equal tokens but for the runs named after their steps.")
+        blocks += [f"### {name}\n\n{_table(found[name])}" for name in compared]
     return "\n\n".join(blocks) + "\n"
+
+
+def _names(root: Path, plans: Sequence[Path]) -> list[str]:
+    """Names of the runs of the plans that there are, in order."""
+    there = [root / plan for plan in plans if (root / plan).is_file()]
+    return [row["name"] for file in there for row in tomllib.loads(file.read_text(encoding="utf-8"))["runs"]]
 
 
 def _run(row: dict[str, Any], record: Record | None) -> list[str]:

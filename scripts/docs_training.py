@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from docs_losses import loss_blocks, loss_drawings
+
 from e2llm.records import Record
 from e2llm.report.canvas import Drawing
 from e2llm.report.formats import format_count, format_window, slug
@@ -41,6 +43,7 @@ COLUMNS = {
     "ratio_to_hf_liger_compile": "× hf-liger-compile",
     "ratio_to_plain_positions": "× plain positions",
     "memory_ratio_to_hf": "memory × hf",
+    "ratio_to_one_gpu": "× one GPU",
 }
 TARGETS = (
     ("smollm2-135m", "ratio_to_hf", 2.5, "at least 2.5 × hf"),
@@ -48,6 +51,7 @@ TARGETS = (
     ("llama-1b", "model_flops_utilization", 0.5, "at least half of the card's dense peak"),
     ("llama-1b", "memory_ratio_to_hf", -0.6, "at most 0.6 of hf's peak memory"),
     ("llama-2-7b-lora", "model_flops_utilization", 0.5, "at least half of the card's dense peak"),
+    ("llama-1b", "ratio_to_one_gpu", 1.9, "two GPUs at least 1.9 × one"),
     (None, "ratio_to_plain_positions", 0.995, "random scales and offsets cost at most 0.5 %"),
 )
 """Shape (None: any), metric, bound (negative: an upper one), in words. Of the trainer e2llm, best batch size."""
@@ -63,7 +67,7 @@ def training_page(records: Sequence[Record]) -> str:
     for shape, group in _figure1(found).items():
         blocks += [f"## Figure 1 of the paper, measured: {shape}", *_figure1_blocks(shape, group)]
         blocks += [text for r in found if r.config["figure1"] and _shape_and_card(r) == shape for text in _left_out(r)]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, *loss_blocks(records)]) + "\n"
 
 
 def _title(record: Record) -> str:
@@ -79,13 +83,14 @@ def _table(record: Record) -> str:
     lines: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in record.rows:
         if row["metric"] in COLUMNS:
-            key = (row["trainer"], row["batch_size"], row["window"], row["checkpointing"])
+            spread = f" on {row['gpus']} GPUs, {row['parallelism']}" if row.get("gpus", 1) > 1 else ""
+            key = (row["trainer"], spread, row["batch_size"], row["window"], row["checkpointing"])
             lines.setdefault(key, {})[row["metric"]] = row
     used = [metric for metric in COLUMNS if any(metric in cells for cells in lines.values())]
     head = ["trainer", "windows × tokens", *(COLUMNS[metric] for metric in used)]
     table = [head, ["---", "---"] + ["---:"] * len(used)]
-    for (trainer, batch, window, recompute), cells in lines.items():
-        name = trainer + ", activations recomputed" * recompute
+    for (trainer, spread, batch, window, recompute), cells in lines.items():
+        name = trainer + spread + ", activations recomputed" * recompute
         table.append([name, f"{batch} × {format_window(window)}", *(_cell(cells.get(metric)) for metric in used)])
     return _markdown(table)
 
@@ -104,12 +109,17 @@ def _targets(record: Record) -> list[str]:
     """What was to be reached, and whether it was."""
     lines = [["target", "measured", "reached"], ["---"] * 3]
     for shape, metric, bound, text in TARGETS:
-        ours = [r for r in record.rows if r["metric"] == metric and r["trainer"] == "e2llm"]
-        if not ours or shape not in (None, record.config["shape"]):
+        if shape not in (None, record.config["shape"]):
             continue
-        best = (min if bound < 0 else max)(row["value"] for row in ours)
-        reached = best <= -bound if bound < 0 else best >= bound
-        lines.append([text, f"{best:.3f}", "yes" if reached else "**no**"])
+        found: dict[str, list[float]] = {}
+        for row in record.rows:
+            if row["metric"] == metric and row["trainer"] == "e2llm":
+                spread = f", {row['parallelism']}" if row.get("gpus", 1) > 1 else ""
+                found.setdefault(spread, []).append(row["value"])
+        for spread, values in found.items():
+            best = min(values) if bound < 0 else max(values)
+            reached = best <= -bound if bound < 0 else best >= bound
+            lines.append([text + spread, f"{best:.3f}", "yes" if reached else "**no**"])
     return [_markdown(lines)] if len(lines) > 2 else []
 
 
@@ -214,9 +224,10 @@ def _drawings(shape: str, group: Group) -> Iterator[tuple[str, str, Drawing]]:
 
 
 def image_drawings(records: Sequence[Record]) -> dict[str, Drawing]:
-    """File name -> plot of Figure 1."""
+    """File name -> plot of Figure 1, and of losses."""
     found = [record for record in records if record.kind == "benchmark_train" and record.rows]
-    return {file: one for shape, group in _figure1(found).items() for file, _, one in _drawings(shape, group)}
+    figures = {file: one for shape, group in _figure1(found).items() for file, _, one in _drawings(shape, group)}
+    return figures | loss_drawings(records)
 
 
 def _markdown(table: list[list[str]]) -> str:

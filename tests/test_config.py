@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from e2llm.config import Recipe, load_recipe, parse_recipe, shipped_recipes, to_toml
+from e2llm.positions.placement import PositionSampler
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -21,8 +22,9 @@ def test_paper_recipe_is_the_papers_sampling() -> None:
 def test_study_recipes_share_one_budget_of_tokens() -> None:
     shipped = shipped_recipes()
     study = [name for name, path in shipped.items() if path.parent.name == "study"]
-    assert set(study) == {
+    assert set(study) == {"drope-like"} | {
         *("plain", "pi", "pi-16k", "pi-64k", "yarn-16k", "yarn-64k", "pose", "pose-yarn", "randpos", "end-anchor"),
+        "clex-like",
         *("without-offset", "without-scale"),
     }
     budgets = set()
@@ -39,6 +41,19 @@ def test_full_length_recipes_train_at_the_window_that_their_scale_covers(name: s
     assert f"-{recipe.data.window // 1024}k" in name and recipe.placement.kind == "none"
     assert recipe.scales.distribution == "fixed" and recipe.scales.max_scale == recipe.data.window / 8192
     assert recipe.method == {"pi": "linear", "yarn": "yarn"}[name.split("-")[0]]
+
+
+def test_the_clex_like_recipe_draws_a_scale_a_window_and_its_places_all_over_that_scales_window() -> None:
+    recipe = load_recipe("clex-like")
+    sampler = PositionSampler(
+        native_window=8192, training_window=4096, scales=recipe.scales, placement=recipe.placement
+    )
+    draws = [sampler.draw(i) for i in range(200)]
+    assert len({draw.scale for draw in draws}) == 200 and all(1 <= draw.scale <= 16 for draw in draws)
+    # Of a sorted uniform choice out of g * L places, the mean stands in the middle; its error is below 2 %.
+    for draw in draws:
+        assert (draw.positions[1:] > draw.positions[:-1]).all()
+        assert abs(draw.positions.mean() / (draw.scale * 8192) - 0.5) < 0.02
 
 
 def test_no_recipe_hides_another() -> None:
@@ -85,7 +100,7 @@ def test_overrides_reach_nested_keys_and_convert() -> None:
         ("placement.kind=jump", r"placement\.kind = 'jump': choose one of"),
         ("placement.min_jumps=5", r"placement\.min_jumps = 5"),
         ("data.window=4", r"data\.window = 4"),
-        ("data.sources=[{path=\"a\", synthetic=\"copies\"}]", "give path or synthetic"),
+        ('data.sources=[{path="a", synthetic="copies"}]', "give path or synthetic"),
         ("data.sources=3", "expected a list"),
         ("train=3", "expected a table"),
         ("train.betas=[0.9]", "two betas"),

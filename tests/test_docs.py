@@ -105,6 +105,11 @@ def test_the_study_page_holds_to_its_plan(docs: ModuleType, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="'a' was changed after it was measured"):
         docs.docs_study.study_page(tmp_path, [record])
     plan.write_text('[[runs]]\nname="b"\npredicted="less"\n')
+    baselines = tmp_path / "benchmarks" / "baselines.toml"
+    baselines.write_text('[[runs]]\nname="a"\n')
+    page = docs.docs_study.study_page(tmp_path, [record])
+    assert "## Baselines" in page.split("### a")[0] and "| c, pass key | 0.50 |" in page.split("### a")[1]
+    baselines.unlink()
     with pytest.raises(ValueError, match=r"no run named \['a'\]"):
         docs.docs_study.study_page(tmp_path, [record])
 
@@ -165,6 +170,26 @@ def test_training_tables_and_targets_follow_the_figures(docs: ModuleType, tmp_pa
     assert "`hf-liger` failed: no such package" in page and "`hf 8 x 4096` ran out of memory." in page
     assert "| loss | 200.0 | 100.0% |" in page
     assert "No Record yet" in docs.docs_training.training_page([])
+
+
+def test_losses_of_the_fast_arithmetic_are_compared_step_by_step(docs: ModuleType, tmp_path: Path) -> None:
+    curves = {"float32": [3.0, 2.0, 1.0], "bfloat16": [3.0, 2.1, 0.9], "bfloat16, adamw_split": [3.3, 2.0, 1.0]}
+    rows = []
+    for arithmetic, curve in curves.items():
+        labels: dict = {"arithmetic": arithmetic, "seed": 0}
+        rows += [make_row("loss", y, "nats", 1, **labels, split="train", step=s + 1) for s, y in enumerate(curve)]
+        held = {"split": "held_out", "step": 3, "scale": 4.0}
+        rows.append(make_row("loss", curve[-1] + 1, "nats", 9, **labels, **held))
+    config = {"recipe": "recommended", "steps": 3}
+    record = Record("train_losses", config, rows, environment={"gpu": "G"}, path=tmp_path / "train_losses.json")
+    page = docs.docs_training.training_page([record])
+    assert "## Losses of the fast arithmetic: 3 steps of `recommended`, G" in page
+    assert "| float32 | 2.0000 | 2.0000 |  |  |" in page
+    assert "| bfloat16 | 2.0000 | 1.9000 | 0.0667 | 0.1000 |" in page
+    assert "| bfloat16, adamw_split | 2.1000 | 2.0000 | 0.1000 | 0.3000 |" in page
+    ((file, drawing),) = docs.docs_training.image_drawings([record]).items()
+    assert f"(images/{file})" in page and file == "losses-train-losses.svg"
+    assert "bfloat16, adamw_split" in drawing.save(tmp_path / file).read_text(encoding="utf-8")
 
 
 def test_figure_1_adds_up_windows_of_several_records(docs: ModuleType, tmp_path: Path) -> None:

@@ -40,8 +40,11 @@ ALLOWED = {
     "vllm_plugin": {"engine", "positions", "hf", "infer"},
     "export": {"positions", "hf", "infer", "records"},
     "llamacpp": {"engine", "export", "hf", "infer", "positions"},
+    "axolotl_plugin": {"api", "config", "hf", "positions"},
     "plan": {"config", "positions", "hf"},
-    "benchmark": {"config", "config_sections", "data", "engine", "hf", "llamacpp", "records", "train"},
+    "benchmark": {
+        *("config", "config_sections", "data", "engine", "evaluate", "hf", "infer", "llamacpp", "records", "train"),
+    },
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts_of import load_script
 
 import e2llm
 from e2llm.config import shipped_recipes
@@ -21,18 +21,20 @@ TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
 
 @pytest.fixture(scope="module")
 def study() -> Any:
-    spec = importlib.util.spec_from_file_location("study", ROOT / "study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "study.py")
 
 
 def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("text")
-    runs = study.read_plan(ROOT / "baselines.toml", [file], ["model.name=x"], [])
+    plan = study.read_plan(ROOT / "baselines.toml", [file], ["model.name=x"], [])
+    readings = [run for run in plan if run.name in ("plain-linear", "plain-ntk", "plain-yarn")]
+    runs = [run for run in plan if run not in readings]
+    assert len(readings) == 3 and all(f"plain-{run.recipe.method}" == run.name for run in readings)
+    # One training serves all three: nothing that changes a weight differs, and they follow each other.
+    places = [plan.index(run) for run in readings]
+    assert places == list(range(places[0], places[0] + 3)) and plan[places[0] - 1].name == "plain"
+    assert all(study.what_trains(run.recipe) == study.what_trains(runs[0].recipe) for run in readings)
     own = {name for name, path in shipped_recipes().items() if path.parent.name == "study"}
     assert {run.name for run in runs} == own | {"paper", "recommended"} == {run.recipe.name for run in runs}
     tokens = {run.recipe.train.steps * run.recipe.train.batch_size * run.recipe.data.window for run in runs}
@@ -52,6 +54,23 @@ def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
         study.read_plan(ROOT / "study.toml", [file], [], ["nobody"])
 
 
+def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    runs = {run.name: run for run in study.read_plan(ROOT / "curves.toml", [file], ["model.name=x"], [])}
+    assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in ("none", "linear", "ntk", "yarn")}
+    for name, run in runs.items():
+        kind, _, number = name.rpartition("-")
+        if kind == "paper-max":
+            assert run.recipe.scales.max_scale == float(number)
+        elif kind.endswith("-steps"):
+            assert run.recipe.train.steps == int(number)
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[runs]]\nname = "a"\nmethod = "nkt"\n')
+    with pytest.raises(ValueError, match="nkt"):
+        study.read_plan(plan, [file], [], [])
+
+
 def test_one_command_trains_measures_and_compares(
     study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +83,8 @@ def test_one_command_trains_measures_and_compares(
     recomputes = 'set = ["train.gradient_checkpointing=true"]'
     rows = {"plain": "", "pi-16k": f"scales = {{1024 = [2]}}\n{recomputes}", "recommended": ""}
     plan.write_text("".join(f'[[runs]]\nname = "{n}"\nrecipe = "{n}"\n{more}\n' for n, more in rows.items()))
+    with plan.open("a") as more:
+        more.write('[[runs]]\nname = "base-ntk"\nmethod = "ntk"\n')
     small = ["train.steps=2", "train.batch_size=2", "data.window=128", "train.workers=0", "train.precision=float32"]
     argv = [
         "study.py",
@@ -99,7 +120,7 @@ def test_one_command_trains_measures_and_compares(
     monkeypatch.setattr(study, "train_loaded", watched)
     study.main()
     assert recomputed == [False, False, False]  # also after the run that turns it on
-    records = {name: Record.load(tmp_path / "out" / f"study_{name}.json") for name in rows}
+    records = {name: Record.load(tmp_path / "out" / f"study_{name}.json") for name in [*rows, "base-ntk"]}
     for name, record in records.items():
         found = {(r["window"], r["scale"]) for r in record.rows if r["metric"] == "perplexity"}
         assert found == {(512, 1.0), (1024, 2.0)}
@@ -113,5 +134,5 @@ def test_one_command_trains_measures_and_compares(
     assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
     assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
     study.main()  # what is measured is not trained again
-    assert capsys.readouterr().out.count("already measured") == 3
+    assert capsys.readouterr().out.count("already measured") == 4
     assert torch.is_grad_enabled()

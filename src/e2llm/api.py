@@ -156,13 +156,13 @@ def _limit(model: Any, kwargs: dict[str, Any]) -> dict[str, int]:
     return next(({name: int(value)} for name, value in candidates if value is not None), {})
 
 
-def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: str = "", checkpoint: str = "") -> Path:
-    """Write an extended model as a plain HF folder with e2llm.json beside the weights; whole or not at all."""
+def checkpoint_info(model: nn.Module, *, base_model: str = "", checkpoint: str = "") -> CheckpointInfo:
+    """What e2llm.json says of a model that `extend` made ready. Raises ValueError for any other."""
     extension = _extension_of(model)
     sampler = extension.sampler
     if sampler is None:
         raise ValueError("the model was installed without a sampler, so how it was trained is not known: use extend()")
-    info = CheckpointInfo(
+    return CheckpointInfo(
         method=extension.method,
         native_window=extension.native_window,
         training_window=sampler.training_window,
@@ -176,6 +176,11 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: st
         seed=sampler.seed,
         versions=current_versions("torch", "transformers"),
     )
+
+
+def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, base_model: str = "", checkpoint: str = "") -> Path:
+    """Write an extended model as a plain HF folder with e2llm.json beside the weights; whole or not at all."""
+    info = checkpoint_info(model, base_model=base_model, checkpoint=checkpoint)
     return save_model(model, tokenizer, folder, info)
 
 

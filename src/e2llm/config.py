@@ -56,6 +56,8 @@ class Recipe:
         self.placement.check_window(self.data.window)
         if self.model.quantization != "none":
             self._check_quantized()
+        if self.model.offload != "none":
+            self._check_offloaded()
         split = self.train.optimizer == "adamw_split"
         low_precision = self.model.dtype in ("bfloat16", "float16")
         require(
@@ -93,6 +95,28 @@ class Recipe:
             name,
             value,
             f"distributed.strategy = {self.distributed.strategy} cannot shard 4-bit weights: use ddp",
+        )
+
+    def _check_offloaded(self) -> None:
+        name, value, config = "model.offload", self.model.offload, self.train
+        whole = "; for all weights use distributed.strategy = fsdp2 or deepspeed with distributed.cpu_offload"
+        text = f"only a frozen base can wait elsewhere: set lora.rank, such as 16{whole}"
+        require(self.lora.rank > 0, name, value, text)
+        require(
+            config.gradient_checkpointing,
+            name,
+            value,
+            "without train.gradient_checkpointing = true the backward pass would hold every weight that was fetched",
+        )
+        require(self.model.quantization == "none", name, value, "4-bit weights cannot be fetched by hooks: use either")
+        require(config.compile == "none", name, value, "fetching weights breaks compiled layers: train.compile = none")
+        require(not config.distill, name, value, "a teacher would be a second base in memory: use train.distill = 0")
+        require(
+            self.distributed.strategy == "none",
+            name,
+            value,
+            f"is for one process; with distributed.strategy = {self.distributed.strategy} use distributed.cpu_offload "
+            "(fsdp2, deepspeed)",
         )
 
     def _check_split(self) -> None:

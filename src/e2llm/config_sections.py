@@ -30,6 +30,10 @@ class ModelConfig:
     quantization: Literal["none", "nf4"] = "none"
     """nf4: a frozen base of 4-bit normal floats under adapters (QLoRA, Dettmers et al. 2023), by bitsandbytes. What is
     saved at the end are whole weights of model.dtype with the adapters in them."""
+    offload: Literal["none", "cpu", "disk"] = "none"
+    """Where the frozen matrices of the decoder layers wait under adapters: none, on the GPU; cpu, in host memory; disk,
+    in files of the run folder that are removed at the end. Each is fetched twice a batch: slow, for bases that do not
+    fit otherwise."""
     attn_implementation: str | None = None
     """transformers' attention backend (sdpa, eager, flex_attention, …); None lets transformers choose."""
     trust_remote_code: bool = False

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
-from e2llm.hf.cache import cache_argument
+from e2llm.hf.cache import cache_argument, cache_of
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Policy, Schedule, choose_scale, window_of
 
@@ -153,7 +153,7 @@ def hidden_chunks(model: Any, input_ids: torch.Tensor, chunk_tokens: int | None 
     cache = None
     for piece in input_ids.split(chunk, dim=1):
         out = body(input_ids=piece, **cache_argument(body, cache))
-        cache = out.past_key_values
+        cache = cache_of(out)
         yield out.last_hidden_state
 
 
@@ -364,14 +364,14 @@ class Engine:
         cache = None
         for piece in ids.split(chunk, dim=1):
             out = self.model(input_ids=piece, **cache_argument(self.model, cache), **self._last_only)
-            cache = out.past_key_values
+            cache = cache_of(out)
         return out.logits[0, -1], cache
 
     def step(self, token: int, cache: Any) -> tuple[torch.Tensor, Any]:
         """Logits (V,) after one more token, and the cache with its keys, at the scale that is set."""
         ids = torch.tensor([[token]], device=self.model.device)
         out = self.model(input_ids=ids, **cache_argument(self.model, cache))
-        return out.logits[0, -1], out.past_key_values
+        return out.logits[0, -1], cache_of(out)
 
     def _text(self, tokens: list[int]) -> str:
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=True)

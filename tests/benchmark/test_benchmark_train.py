@@ -53,6 +53,35 @@ def test_two_trainers_and_a_profile(work: Path, tmp_path: Path, capsys: pytest.C
     assert record.environment["torch"], "the environment is the contestants' own"
 
 
+def test_two_processes_train_together(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two.json"
+    given = ["--shape", "tiny", "--trainers", "e2llm", "hf", "--gpus", "2", "1", "--parallelism", "fsdp2"]
+    assert main(["benchmark", "train", *given, *SMALL, *SET, "--work", str(work), "--out", str(out)]) == 0
+    record = Record.load(out)
+    speeds = {
+        (row["trainer"], row["gpus"], row["parallelism"]): row["value"]
+        for row in record.rows
+        if row["metric"] == "tokens_per_second"
+    }
+    assert speeds.keys() == {("e2llm", 1, "none"), ("hf", 1, "none"), ("e2llm", 2, "fsdp2")}
+    (ratio,) = [row for row in record.rows if row["metric"] == "ratio_to_one_gpu"]
+    assert ratio["value"] == pytest.approx(speeds["e2llm", 2, "fsdp2"] / speeds["e2llm", 1, "none"])
+    name = "e2llm 2 x 64 on 2 by fsdp2"
+    assert record.config["trainer_settings"][name]["distributed"]["strategy"] == "fsdp2"
+    assert record.config["weights"][name] == record.config["weights"]["e2llm 2 x 64"], "whole, not a share"
+
+
+def test_one_of_two_that_fails_ends_both_and_says_why(work: Path) -> None:
+    one = Contestant(
+        trainer="e2llm", shape="tiny", window=64, batch_size=3, steps=2, warmup=1, gpus=2, parallelism="ddp",
+        settings=(*QUICK, "distributed.global_batch=8"),
+    )  # fmt: skip
+    begin = time.monotonic()
+    found = run_in_process(one, work=work, time_limit=120)
+    assert found["status"] == "failed" and "distributed.global_batch = 8: not a multiple" in found["why"]
+    assert time.monotonic() - begin < 100
+
+
 def test_figure_1(work: Path, tmp_path: Path) -> None:
     out = tmp_path / "figure1.json"
     given = ["--figure1", "--shape", "tiny", "--full-windows", "256", "512", "--checkpoint-from", "512", *SMALL, *SET]
@@ -243,10 +272,11 @@ def test_what_is_refused(
     assert not (tmp_path / "out.json").exists()
 
 
-def test_the_process_that_starts_contestants_is_given_one_gpu(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contestants_are_given_as_many_gpus_as_they_ask_for(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from e2llm.benchmark import train_process
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert train_process._environment(work)["CUDA_VISIBLE_DEVICES"] == "3"
+    assert train_process._environment(work, 1)["CUDA_VISIBLE_DEVICES"] == "3"
+    assert train_process._environment(work, 2)["CUDA_VISIBLE_DEVICES"] == "3,5"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert train_process._environment(work)["CUDA_VISIBLE_DEVICES"] == "0"
+    assert train_process._environment(work, 1)["CUDA_VISIBLE_DEVICES"] == "0"

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from e2llm.benchmark.shapes import SHAPES, flops_per_token, random_model, shape_of
+from e2llm.benchmark.shapes import SHAPES, Shape, flops_per_token, quick_model, random_model, shape_of
 
 WINDOW, BATCH = 64, 2
 
@@ -83,3 +83,22 @@ def test_random_weights_are_the_same_every_time_and_leave_the_default_dtype() ->
 def test_unknown_shape() -> None:
     with pytest.raises(ValueError, match=r"shape = 'llama-1': no such shape; did you mean 'llama-1b'"):
         shape_of("llama-1")
+
+
+def test_a_quick_model_is_whole_tied_and_turns_as_the_other_does() -> None:
+    model, other = (make(shape_of("tiny"), dtype="bfloat16") for make in (quick_model, _on_cpu))
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model.model.rotary_emb.inv_freq, other.model.rotary_emb.inv_freq)
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    spread = model.model.layers[0].mlp.up_proj.weight.float().std().item()
+    assert spread == pytest.approx(0.02, rel=0.05) and model.model.norm.weight.eq(1).all()
+    again = quick_model(shape_of("tiny"), dtype="bfloat16")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+        assert torch.equal(logits, again(input_ids=ids).logits) and logits.isfinite().all()
+
+
+def _on_cpu(shape: Shape, dtype: str) -> torch.nn.Module:
+    return random_model(shape, dtype=dtype, device="cpu")

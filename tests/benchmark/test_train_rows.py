@@ -18,6 +18,8 @@ def measured(trainer: str, *seconds: float, batch: int = 1, number: int = 0, **m
         "warmup": 1,
         "block": 2,
         "profile": 0,
+        "gpus": 1,
+        "parallelism": "none",
     }
     result = {"seconds": list(seconds), "peak_memory_bytes": 1000, "device": "cpu", "trained": 10, "frozen": 5}
     one = Contestant(
@@ -111,3 +113,23 @@ def test_a_profile_becomes_rows_by_class_and_the_longest_kernels() -> None:
     found = {row["kernels"]: row["value"] for row in rows if row["metric"] == "device_seconds_per_step"}
     assert found == {"matrix products": 0.5, "copies": 0.25, "idle": 0.25}
     assert [e["kernel"] for e in examples if "kernel" in e] == ["nvjet_a", "Memset (Device)"]
+
+
+def test_two_gpus_count_together_and_are_set_against_one() -> None:
+    spread = {"gpus": 2, "parallelism": "fsdp2"}
+    rows, _ = rows_of(
+        [
+            measured("e2llm", 1, 1, device="cuda"),  # 100 tokens/s
+            measured("e2llm", 1, 1, batch=2),  # 200
+            measured("e2llm", 1, 1, batch=2, device="cuda", **spread),  # 400
+            measured("e2llm", 0.5, 0.5, **spread),  # 400
+            measured("e2llm", 1, 1, gpus=2, parallelism="ddp"),  # 200
+            measured("hf", 1, 1),
+        ]
+    )
+    found = {(r["gpus"], r["parallelism"]): r["value"] for r in rows if r["metric"] == "ratio_to_one_gpu"}
+    assert found == {(2, "fsdp2"): 2.0, (2, "ddp"): 1.0}
+    shares = {r["gpus"]: r["value"] for r in rows if r["metric"] == "model_flops_utilization"}
+    assert shares[2] == pytest.approx(2 * shares[1]), "each of the two reads twice the windows of the one"
+    others = [r for r in rows if r["metric"] == "ratio_to_hf"]
+    assert [r["gpus"] for r in others] == [1], "a peer on one GPU says nothing of two"

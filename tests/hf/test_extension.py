@@ -336,7 +336,7 @@ def test_named_indices_arrive_once_and_are_counted(model: nn.Module) -> None:
     logits(model)
     assert model.model.rotary_emb.rows.positions.tolist() == [sampler.draw(i).positions.tolist() for i in (0, 1)]
     extension.expect([1, 2, 3])
-    with pytest.raises(ValueError, match="3 sample indices were named for a batch of 2 rows"):
+    with pytest.raises(ValueError, match="3 sample indices were named for a batch of 2 samples"):
         logits(model)
 
 

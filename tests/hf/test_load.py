@@ -210,6 +210,8 @@ def test_an_adapter_is_merged_into_its_base(adapter: tuple[Path, torch.Tensor], 
     assert tokenizer("abc")["input_ids"] == [97, 98, 99], "its base's tokenizer"
     CheckpointInfo(method="linear", native_window=128, training_window=64, max_scale=2.0).save(where)
     assert get_extension(load_model(str(where), device="cpu")[0]).method == "linear", "its own note comes first"
+    (where / "config.json").write_text((folder / "config.json").read_text())  # as axolotl leaves it
+    torch.testing.assert_close(logits(load_model(str(where), device="cpu")[0]), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_5_the_draw_arrives() -> None:
     rows = logits(model, ids)
     torch.testing.assert_close(rows[0], rows[2], rtol=0, atol=1e-5)
     assert (rows[0] - rows[1]).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="2 sample indices were named for a batch of 3 rows"):
+    with pytest.raises(ValueError, match="2 sample indices were named for a batch of 3 samples"):
         extension.expect([1, 2])
         logits(model, ids)
 

@@ -1,4 +1,5 @@
-"""`e2llm benchmark`: speed as ratios within one run, what turned keys and full-length training cost, as Records."""
+"""`e2llm benchmark`: speed as ratios within one run, what turned keys, full-length training and an evaluation cost,
+as Records."""
 
 from __future__ import annotations
 
@@ -9,21 +10,28 @@ from typing import Any
 
 from e2llm.benchmark import train_command
 
+_MODEL = "checkpoint folder, hub name or .gguf file"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command: one of three kinds, each with its own."""
+    """Arguments of the command: one of four kinds, each with its own."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, add, about in (
         ("serve", _add_serve, "mixed scales against one scale, and beside transformers' continuous batching"),
         ("rerotate", _add_rerotate, "cached keys turned to another scale, against reading again"),
         ("train", train_command.add_arguments, "our trainer beside transformers' and others, or full-length training"),
+        ("evaluate", _add_evaluate, "sliding-window perplexity, against the card's peak and the floor of its shapes"),
     ):
         add(kinds.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}."))
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help=_MODEL)
+    _add_loading(parser)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", help="checkpoint folder, hub name or .gguf file")
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
     add("--device")
     add("--base-model", default="", help="label of the model in tables")
@@ -56,6 +64,20 @@ def _add_rerotate(parser: argparse.ArgumentParser) -> None:
     add("--out", default="rerotate.json", help="Record to write (rerotate.json)")
 
 
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", default="", help=_MODEL)
+    which.add_argument("--shape", default="", help="or random weights of this shape: smollm2-135m, llama-1b, …")
+    _add_loading(parser)
+    add = parser.add_argument
+    add("--windows", nargs="+", default=("32k",), metavar="TOKENS", help="of the sliding window (32k)")
+    add("--stride", type=int, default=256, help="tokens that a window scores (256)")
+    add("--steps", type=int, default=4, help="windows in a round (4)")
+    add("--rounds", type=int, default=5, help="rounds after the warm-up (5)")
+    add("--compile", nargs="+", choices=["none", "layers"], default=("none", "layers"), help="ways of reading (both)")
+    add("--out", default="evaluate_speed.json", help="Record to write (evaluate_speed.json)")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the Record as it grows, print its rows. 1 where a contestant failed."""
     out = arguments.out
@@ -68,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         train_command.show(record)
         print(out)
         return 1 if record.config["failed"] else 0
-    record = (_serve if arguments.kind == "serve" else _rerotate)(arguments, save)
+    record = {"serve": _serve, "rerotate": _rerotate, "evaluate": _evaluate}[arguments.kind](arguments, save)
     for row in record.rows:
         labels = {name: row[name] for name in row if name not in ("value", "unit", "n")}
         values = [_value(example, row["metric"]) for example in record.examples if _is_of(example, labels)]
@@ -122,6 +144,18 @@ def _rerotate(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any
         scales=tuple(map(_pair, arguments.pairs)),
     )
     return benchmark_rerotate(config, progress=_progress, save=save)
+
+
+def _evaluate(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any:
+    from e2llm.benchmark.evaluate import EvaluateSpeedConfig, benchmark_evaluate
+
+    names = ("model", "shape", "stride", "steps", "rounds", "dtype", "device", "base_model")
+    config = EvaluateSpeedConfig(
+        **{name: getattr(arguments, name) for name in names},
+        windows=tuple(map(_tokens, arguments.windows)),
+        compile=tuple(arguments.compile),
+    )
+    return benchmark_evaluate(config, progress=_progress, save=save)
 
 
 def _tokens(text: str) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import shape_of
-from e2llm.benchmark.train_contestants import FULL_LENGTH, TRAINERS, Contestant, recipe_of
+from e2llm.benchmark.train_contestants import FULL_LENGTH, POSITIONS, TRAINERS, Contestant, recipe_of
 from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY, TOO_LONG, run_in_process
 from e2llm.benchmark.train_rows import Measurement, rows_of
 from e2llm.records import Record, portable
@@ -39,7 +39,11 @@ class TrainBenchConfig:
     windows: tuple[int, ...] = (4096,)
     """Tokens of a training window."""
     batch_sizes: tuple[int, ...] = ()
-    """Windows in a step; each trainer's fastest counts. Empty: the shape's own."""
+    """Windows in a step of each GPU; each trainer's fastest counts. Empty: the shape's own."""
+    gpus: tuple[int, ...] = (1,)
+    """Numbers of GPUs. Our own trainers are measured on each, peers on one."""
+    parallelism: tuple[str, ...] = ("ddp", "fsdp2")
+    """Ways of spreading a run over several GPUs (distributed.strategy)."""
     steps: int = 20
     """Steps that are counted."""
     warmup: int = 8
@@ -78,9 +82,13 @@ class TrainBenchConfig:
         for name in ("steps", "block", "rounds", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: use at least 1")
-        for name in ("batch_sizes", "windows", "full_windows"):
+        for name in ("batch_sizes", "windows", "full_windows", "gpus"):
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(f"{name} = {list(getattr(self, name))}: use numbers of at least 1")
+        if not self.gpus or (max(self.gpus) > 1 and not self.parallelism):
+            raise ValueError(f"gpus = {list(self.gpus)}, parallelism = {list(self.parallelism)}: give at least one")
+        if max(self.gpus) > 1 and self.figure1:
+            raise ValueError(f"gpus = {list(self.gpus)}: figure1 is measured on one")
         if self.block > self.steps:
             raise ValueError(f"block = {self.block}: more than steps = {self.steps}; use a smaller block or more steps")
         if self.time_limit <= 0 or self.until <= 0:
@@ -107,11 +115,29 @@ def contestants(config: TrainBenchConfig) -> list[Contestant]:
             *(_shorter(_full(config, window, common)) for window in config.full_windows),
         ]
     return [
-        Contestant(trainer=name, window=window, batch_size=batch_size, profile=profiled * (name == "e2llm"), **common)
+        Contestant(
+            trainer=name,
+            window=window,
+            batch_size=batch_size,
+            profile=profiled * (name == "e2llm" and gpus == 1),
+            gpus=gpus,
+            parallelism=parallelism,
+            **common,
+        )
         for window in config.windows
+        for gpus, parallelism in _spreads(config)
         for name, own in map(split_trainer, config.trainers)
+        if gpus == 1 or name in POSITIONS
         for batch_size in sorted(own or batch_sizes)
     ]
+
+
+def _spreads(config: TrainBenchConfig) -> list[tuple[int, str]]:
+    """(GPUs, parallelism), fewest GPUs first."""
+    found = []
+    for gpus in sorted(set(config.gpus)):
+        found += [(1, "none")] if gpus == 1 else [(gpus, way) for way in config.parallelism]
+    return found
 
 
 def split_trainer(text: str) -> tuple[str, tuple[int, ...]]:
@@ -163,7 +189,7 @@ class _Session:
         self.failed: dict[str, str] = {}
         self.out_of_memory: list[str] = []
         self.not_run: list[str] = []
-        self._too_large: dict[tuple[str, bool], int] = {}
+        self._too_large: dict[tuple[str, bool, int, str], int] = {}
         self._begin = time.monotonic()
 
     def run(self, one: Contestant, number: int) -> None:
@@ -173,7 +199,8 @@ class _Session:
         if one.name in self.out_of_memory:
             self._retry(one, number)
             return
-        kind, tokens = (one.trainer, one.checkpointing), one.batch_size * one.window
+        kind = (one.trainer, one.checkpointing, one.gpus, one.parallelism)
+        tokens = one.batch_size * one.window
         if tokens >= self._too_large.get(kind, tokens + 1):  # fewer tokens did not fit
             self.out_of_memory.append(one.name)
             self._retry(one, number)

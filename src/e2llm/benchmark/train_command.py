@@ -20,8 +20,10 @@ SHOWN = {
     "ratio_to_hf_liger_compile": "× hf-liger-compile",
     "ratio_to_plain_positions": "× plain positions",
     "memory_ratio_to_hf": "memory × hf",
+    "ratio_to_one_gpu": "× one GPU",
 }
 """Metric -> its column in the table."""
+_KEY = ("shape", "trainer", "window", "batch_size", "checkpointing", "gpus", "parallelism")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=(),
         metavar="N",
-        help="windows a step; the fastest counts (shape's)",
+        help="windows a step and GPU; the fastest counts (shape's)",
     )
+    add("--gpus", nargs="+", type=int, default=(1,), metavar="N", help="numbers of GPUs, for our own trainers (1)")
+    spread = "how several GPUs share a run: ddp, fsdp2, deepspeed (ddp fsdp2)"
+    add("--parallelism", nargs="+", choices=["ddp", "fsdp2", "deepspeed"], metavar="NAME", help=spread)
     add("--steps", type=int, default=20, help="steps that are counted (20)")
     add("--warmup", type=int, default=8, help="steps before them (8)")
     add("--block", type=int, default=5, help="steps of one figure; a row is the median of these (5)")
@@ -87,10 +92,13 @@ def measure(
     windows = ["4k", "8k"] if arguments.figure1 and arguments.window is None else arguments.window
     for name, texts in (("windows", windows), ("full_windows", arguments.full_windows)):
         given |= {} if texts is None else {name: tuple(map(tokens, texts))}
-    given |= {} if arguments.trainers is None else {"trainers": tuple(arguments.trainers)}
+    for name in ("trainers", "parallelism"):
+        value = getattr(arguments, name)
+        given |= {} if value is None else {name: tuple(value)}
     config = TrainBenchConfig(
         **given,
         batch_sizes=tuple(arguments.batch_size),
+        gpus=tuple(arguments.gpus),
         settings=tuple(arguments.set),
         checkpoint_from=tokens(arguments.checkpoint_from),
         profile=arguments.profile is not None,
@@ -120,15 +128,16 @@ def table(record: Record) -> str:
     others = []
     for row in record.rows:
         if row["metric"] in SHOWN:
-            key = tuple(row[name] for name in ("shape", "trainer", "window", "batch_size", "checkpointing"))
+            key = tuple(row[name] for name in _KEY)
             lines.setdefault(key, {})[row["metric"]] = row["value"]
         elif "serves" in row:
             where = f"{row['trainer']} {row.get('window', '')} serves {row['serves']}"
             others.append(f"{where}: {row['metric']} {row['value']:.4g} {row['unit']}")
     used = [metric for metric in SHOWN if any(metric in cells for cells in lines.values())]
     text = [f"{'contestant':44}" + "".join(f"{SHOWN[metric]:>19}" for metric in used)]
-    for (shape, trainer, window, batch, recompute), cells in lines.items():
+    for (shape, trainer, window, batch, recompute, gpus, parallelism), cells in lines.items():
         name = f"{shape} {trainer} {batch} x {window}{' recompute' * recompute}"
+        name += f" on {gpus} by {parallelism}" if gpus > 1 else ""
         text.append(f"{name:44}" + "".join(f"{_cell(metric, cells.get(metric)):>19}" for metric in used))
     return "\n".join([*text, *others])
 

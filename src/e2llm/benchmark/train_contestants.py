@@ -49,6 +49,7 @@ class Contestant:
     window: int
     """R in tokens."""
     batch_size: int
+    """Windows in a step of each GPU."""
     steps: int
     """Steps that are counted, after `warmup` that are not."""
     warmup: int
@@ -61,11 +62,17 @@ class Contestant:
     """key=value, for the recipe of our own trainers."""
     profile: int = 0
     """Steps under the profiler, after the counted ones."""
+    gpus: int = 1
+    """Processes, a GPU each (on a machine without GPUs: processes)."""
+    parallelism: str = "none"
+    """The recipe's distributed.strategy: none, ddp, fsdp2 …"""
 
     @property
     def name(self) -> str:
         """Unique among contestants of one shape."""
         extra = " checkpointing" * self.checkpointing
+        if self.gpus > 1:
+            extra += f" on {self.gpus} by {self.parallelism}"
         return f"{self.trainer} {self.batch_size} x {self.window}{extra}"
 
 
@@ -91,6 +98,7 @@ def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
             "train.compile=layers",
             "train.evaluate_windows=0",
             f"output={work / 'run'}",
+            f"distributed.strategy={one.parallelism}",
             *lora,
             *(setting.format(scale=scale) for setting in POSITIONS.get(one.trainer, ())),
             *one.settings,

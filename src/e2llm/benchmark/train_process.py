@@ -38,10 +38,11 @@ def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[st
     answer.unlink(missing_ok=True)
     given = {"contestant": dataclasses.asdict(one), "work": str(work)}
     spec.write_text(json.dumps(given), encoding="utf-8")
-    command = [sys.executable, "-m", "e2llm.benchmark.train_worker", str(spec), str(answer)]
+    command = [sys.executable, "-m", *_launcher(one), "e2llm.benchmark.train_worker", str(spec), str(answer)]
+    environment = _environment(work, one.gpus)
     with log.open("w") as said:
         # A session of its own, so that its loaders and compilers can be ended with it.
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=_environment(work), start_new_session=True)
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
         try:
             process.wait(timeout=time_limit)
         except subprocess.TimeoutExpired:
@@ -61,13 +62,21 @@ def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[st
     return found
 
 
-def _environment(work: Path) -> dict[str, str]:
-    """Sources first, one GPU, no hub; compiled kernels are shared by contestants."""
+def _launcher(one: Contestant) -> list[str]:
+    """torchrun where several processes train together."""
+    if one.gpus == 1:
+        return []
+    return ["torch.distributed.run", "--standalone", f"--nproc-per-node={one.gpus}", "-m"]
+
+
+def _environment(work: Path, gpus: int) -> dict[str, str]:
+    """Sources first, as many GPUs as are asked for, no hub; compiled kernels are shared by contestants."""
     found = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH", "")])),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     found.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work / "inductor"))
-    found["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    found["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:gpus])
     return found

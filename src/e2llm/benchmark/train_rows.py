@@ -21,6 +21,8 @@ RATIOS = (
     ("ratio_to_hf_liger_compile", "hf-liger-compile"),
     ("ratio_to_plain_positions", PLAIN_POSITIONS),
 )
+SPEED_UP = "ratio_to_one_gpu"
+"""Tokens a second of all GPUs over those of one, each at its fastest batch size."""
 LONGEST = 40
 """Kernels of a profile that are kept one by one."""
 
@@ -43,7 +45,12 @@ class Measurement:
     @property
     def tokens_per_second(self) -> float:
         """At the median block."""
-        return self.contestant.batch_size * self.contestant.window / statistics.median(self.blocks)
+        return tokens_per_step(self.contestant) / statistics.median(self.blocks)
+
+
+def tokens_per_step(one: Contestant) -> int:
+    """Of all GPUs together."""
+    return one.batch_size * one.window * one.gpus
 
 
 def rows_of(measured: Sequence[Measurement], *, figure1: bool = False) -> tuple[list[Row], list[Row]]:
@@ -67,14 +74,14 @@ def rows_of(measured: Sequence[Measurement], *, figure1: bool = False) -> tuple[
 
 def labels_of(one: Contestant) -> Row:
     """What tells rows apart."""
-    names = ("trainer", "shape", "window", "batch_size", "checkpointing")
-    return {**{name: getattr(one, name) for name in names}, "gpus": 1, "parallelism": "none"}
+    names = ("trainer", "shape", "window", "batch_size", "checkpointing", "gpus", "parallelism")
+    return {name: getattr(one, name) for name in names}
 
 
 def _figures(group: Sequence[Measurement]) -> list[Row]:
     """Speed, utilization and memory of one contestant over its rounds."""
     one, result = group[0].contestant, group[0].result
-    labels, tokens = labels_of(one), one.batch_size * one.window
+    labels, tokens = labels_of(one), tokens_per_step(one)
     blocks = [seconds for measurement in group for seconds in measurement.blocks]
     typical, low, high, n = statistics.median(blocks), min(blocks), max(blocks), len(blocks)
     rows = [
@@ -91,7 +98,7 @@ def _figures(group: Sequence[Measurement]) -> list[Row]:
             width=shape.hidden_size,
             window=one.window,
         )
-        share = flops * tokens / typical / DENSE_BF16_FLOPS
+        share = flops * tokens / typical / DENSE_BF16_FLOPS / one.gpus
         rows.append(make_row("model_flops_utilization", share, "share", n, **labels))
     peaks = [float(m.result["peak_memory_bytes"]) for m in group]
     return [*rows, make_row("peak_memory_bytes", max(peaks), "bytes", len(peaks), **labels)]
@@ -109,14 +116,19 @@ def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
     """Each trainer's speed against another's, both at their own best batch size: the median of the rounds' ratios."""
     kinds: dict[tuple[Any, ...], list[Measurement]] = {}
     for one in measured:
-        kinds.setdefault((one.contestant.window, one.contestant.trainer), []).append(one)
+        who = one.contestant
+        kinds.setdefault((who.window, who.trainer, who.gpus, who.parallelism), []).append(one)
     best = {key: best_of(group) for key, group in kinds.items()}
     rows = []
-    for (window, trainer), mine in best.items():
-        for metric, peer in RATIOS:
-            theirs = {m.round: m for m in best.get((window, peer), [])}
+    for (window, trainer, gpus, parallelism), mine in best.items():
+        peers = [(metric, (window, peer, gpus, parallelism)) for metric, peer in RATIOS]
+        peers += [(SPEED_UP, (window, trainer, 1, "none"))] if gpus > 1 else []
+        for metric, key in peers:
+            peer = key[1]
+            theirs = {m.round: m for m in best.get(key, [])}
             pairs = [(m, theirs[m.round]) for m in mine if m.round in theirs]
-            if not pairs or trainer == peer or (peer == PLAIN_POSITIONS and trainer != "e2llm"):
+            itself = trainer == peer and metric != SPEED_UP
+            if not pairs or itself or (peer == PLAIN_POSITIONS and trainer != "e2llm"):
                 continue
             found = [m.tokens_per_second / other.tokens_per_second for m, other in pairs]
             labels = labels_of(mine[0].contestant) | {"peer_batch_size": pairs[0][1].contestant.batch_size}
@@ -144,7 +156,7 @@ def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
     for group in groups:
         one = group[0].contestant
         typical = statistics.median(s for m in group for s in m.blocks)
-        seconds.setdefault(one.trainer, {})[one.window] = 1e6 * typical / (one.batch_size * one.window)
+        seconds.setdefault(one.trainer, {})[one.window] = 1e6 * typical / tokens_per_step(one)
     full = seconds.get(FULL_LENGTH, {})
     if not full or "e2llm" not in seconds:
         return []

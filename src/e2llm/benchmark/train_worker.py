@@ -1,4 +1,5 @@
-"""One contestant in a process of its own: `python -m e2llm.benchmark.train_worker SPEC.json RESULT.json`.
+"""One contestant in a process of its own: `python -m e2llm.benchmark.train_worker SPEC.json RESULT.json`. Or one of
+several, started by torchrun: the first writes the result, and one that fails says why and takes the others with it.
 
 Flows in: a contestant and folders, as JSON. Flows out: a result, as JSON, written whole: what was measured, or that
 memory ran out, or why it failed. Nothing is printed but what libraries say.
@@ -29,9 +30,13 @@ def main(arguments: list[str]) -> None:
         result = _result(one, run_contestant(one, write_text(work / "text"), work))
     except Exception as error:
         result = {"status": OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED, "why": _said(error)}
-    write_atomic(Path(arguments[1]), json.dumps(result))
+    failed = result["status"] != MEASURED
+    if failed or int(os.environ.get("RANK", 0)) == 0:
+        write_atomic(Path(arguments[1]), json.dumps(result))
     sys.stderr.flush()
-    os._exit(0)  # loader processes and compilers' pools may take seconds to end, or not end: the parent ends them
+    # torchrun ends the others where one ends by an error.
+    code = 1 if failed and one.gpus > 1 else 0
+    os._exit(code)  # loader processes and compilers' pools may take seconds to end, or not end: the parent ends them
 
 
 def _result(one: Contestant, run: Run) -> dict[str, Any]:
@@ -45,6 +50,7 @@ def _result(one: Contestant, run: Run) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     # ru_maxrss counts KiB on Linux. The allocator's peak is of the whole run, compiling included.
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _largest(peak)
     return {
         "status": MEASURED,
         "seconds": seconds,
@@ -57,6 +63,19 @@ def _result(one: Contestant, run: Run) -> dict[str, Any]:
         "environment": environment_snapshot(),
         "kernels": [dataclasses.asdict(k) for k in kernel_times(run.profiler, one.profile)] if run.profiler else [],
     }
+
+
+def _largest(value: int) -> int:
+    """Over all processes of the contestant, which meet here: none has left before the slowest is done."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return value
+    import torch
+
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e2llm.benchmark.shapes import random_model, shape_of
+from e2llm.benchmark.shapes import quick_model, random_model, shape_of
 from e2llm.benchmark.step_clock import ClockCallback, Measured, StepClock
 from e2llm.benchmark.train_contestants import HF_OPTIONS, LITGPT, PLAIN_POSITIONS, POSITIONS, Contestant, recipe_of
 
@@ -59,12 +59,20 @@ def _counts(model: Any) -> dict[str, int]:
 def _run_ours(one: Contestant, text: Path, work: Path) -> Run:
     from e2llm.config import to_plain
     from e2llm.hf import install
-    from e2llm.train import train_loaded
+    from e2llm.train import distributed, train_loaded
 
     recipe = recipe_of(one, text, work)
-    model = random_model(shape_of(one.shape), dtype=recipe.model.dtype, device=_device())
+    processes = distributed.start(recipe)  # refuses what cannot run here before a weight is made
+    if distributed.device_to_load_on(recipe) == "cpu":  # each GPU is to get its share
+        model = quick_model(shape_of(one.shape), dtype=recipe.model.dtype)
+    else:
+        model = random_model(shape_of(one.shape), dtype=recipe.model.dtype, device=_device())
     install(model, method=recipe.method, attention=recipe.attention)
+    if processes.rank:
+        processes.wait()  # the first one makes the token cache
     corpus, tokenizer = _corpus(recipe)
+    if not processes.rank:
+        processes.wait()
     clock, profiler = StepClock(warmup=one.warmup, steps=one.steps), _profiler(one)
     callback = ClockCallback(clock, profiler, one.profile)
     try:

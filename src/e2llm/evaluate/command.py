@@ -70,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
     add("--device")
     add("--attn-implementation")
+    fast = "layers: torch.compile while losses are measured; worth its half minute on a GPU (none)"
+    add("--compile", choices=["none", "layers"], help=fast)
     add("--checkpoint", help="label of the weights in tables, e.g. recommended")
     add("--base-model", help="label of the base model in tables")
     add("--out", help="Record to write (default: evaluation.json)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 RULER = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
@@ -69,6 +70,9 @@ class EvaluateConfig:
     """cuda, cuda:1, cpu …; None: the GPU where there is one."""
     attn_implementation: str | None = None
     """transformers' attention backend; None lets transformers choose."""
+    compile: Literal["none", "layers"] = "none"
+    """layers: torch.compile decoder layers while losses are measured; half a minute first, then faster on a GPU. A
+    figure may differ by a rounding."""
     checkpoint: str = ""
     """Label of the weights (base, plain, paper, recommended, …); empty: the model's folder name."""
     base_model: str = ""
@@ -94,6 +98,8 @@ class EvaluateConfig:
             raise ValueError(f"neighbours = {self.neighbours}: at least 1, and with method = 'self_extend' only")
         if self.method == "self_extend" and self.batch_size > 1:
             raise ValueError(f"batch_size = {self.batch_size}: self_extend reads one prompt at a time; use 1")
+        if self.compile not in ("none", "layers"):
+            raise ValueError(f"compile = {self.compile!r}: use 'none' or 'layers'")
         if not self.out:
             raise ValueError("out = '': name the Record file to write")
 

@@ -7,9 +7,14 @@ size, V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from e2llm.hf.compiled import layers_compiled
 from e2llm.hf.head import Head, find_head
 from e2llm.infer import Engine, hidden_chunks
 
@@ -20,8 +25,10 @@ ROWS = 2048
 class TokenScorer:
     """Loss of the tokens of a batch, by the cheapest way that gives this model's own logits."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, compiled: bool = False) -> None:
+        """`compiled`: decoder layers under torch.compile while tokens are scored; sums are rounded in another order."""
         self.model = engine.model
+        self._compiled: dict[nn.Module, Any] | None = {} if compiled else None
         self.chunk_tokens = engine.chunk_tokens
         with engine.at_scale(1.0):  # without dropout
             self.head = find_head(engine.model)
@@ -39,7 +46,7 @@ class TokenScorer:
             return _nats(logits.flatten(0, 1), input_ids[:, first:].flatten()).view(len(input_ids), -1)
         pieces: list[torch.Tensor] = []
         start = 0
-        for hidden in hidden_chunks(self.model, input_ids, self.chunk_tokens):
+        for hidden in self._hidden(input_ids):
             # hidden position p predicts token p + 1; positions first-1 … T-2 are wanted
             low, high = max(first - 1 - start, 0), min(length - 1 - start, hidden.shape[1])
             if low < high:
@@ -47,6 +54,14 @@ class TokenScorer:
                 pieces.append(_head_nats(self.head, hidden[:, low:high], targets))
             start += hidden.shape[1]
         return torch.cat(pieces, dim=1)
+
+    def _hidden(self, input_ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        chunks = hidden_chunks(self.model, input_ids, self.chunk_tokens)
+        if self._compiled is None:
+            yield from chunks
+            return
+        with layers_compiled(self.model, self._compiled):
+            yield from chunks
 
 
 def _head_nats(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

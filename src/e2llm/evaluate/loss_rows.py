@@ -38,7 +38,7 @@ def _labels(context: Context, part: Part) -> dict[str, Any]:
 
 def _reader(context: Context, progress: Progress) -> Reader:
     if context.scorer is None:
-        context.scorer = TokenScorer(context.engine)
+        context.scorer = TokenScorer(context.engine, compiled=context.config.compile == "layers")
     return Reader(context.engine, context.scorer, context.first_token, progress)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.config import LOSSES, EvaluateConfig
 from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
@@ -41,7 +41,9 @@ class Measurement:
     ) -> None:
         self.engine, self.corpora, self.config, self.ranks = engine, corpora, config, ranks
         self.first_token = None if engine.tokenizer is None else begin_of_text(engine.tokenizer)
-        self.scorer: TokenScorer | None = TokenScorer(engine) if {"whole", "sliding"} & set(config.protocols) else None
+        self.scorer: TokenScorer | None = None
+        if {"whole", "sliding"} & set(config.protocols):
+            self.scorer = TokenScorer(engine, compiled=config.compile == "layers")
         self.further = further(config)
         self.memory: dict[Any, Any] = {}
         self.labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
@@ -61,7 +63,8 @@ class Measurement:
         }.get(part.protocol)
         if part.protocol in self.further:
             settings = self.further[part.protocol].settings(c)
-        text = json.dumps([self._shared_key, dataclasses.astuple(part), settings])
+        read = c.compile if part.protocol in LOSSES else ""
+        text = json.dumps([self._shared_key, dataclasses.astuple(part), settings, read])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, part: Part, progress: Callable[[int], None]) -> Results:

@@ -18,7 +18,7 @@ from e2llm.export.plan import ExportPlan
 from e2llm.export.rope_config import scaled_config
 from e2llm.hf import CheckpointInfo, get_extension, load_model
 from e2llm.hf.exported import EXPORT_MARK
-from e2llm.hf.load import ADAPTER_CONFIG
+from e2llm.hf.load import ADAPTER_CONFIG, is_adapter
 from e2llm.records import portable, write_atomic
 
 PROVENANCE = "e2llm_export.json"
@@ -60,7 +60,7 @@ def find_source(checkpoint: str) -> Source:
             f"checkpoint = {checkpoint!r}: an export already, at one fixed scale; export from the checkpoint it was "
             f"made from ({came_from})"
         )
-    adapter = path if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file() else None
+    adapter = path if is_adapter(path) else None
     if adapter is not None:
         base = json.loads((path / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path") or ""
         return Source(checkpoint, None, adapter, str(base))

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from e2llm.hf import paged_decode
-from e2llm.hf.extension import RowTables
 from e2llm.hf.packed import KeyValuePages
 from e2llm.hf.packed_model import PackedModel
 from e2llm.hf.paged import Extras, attending
+from e2llm.hf.row_tables import RowTables
 
 # N = tokens of a step, H = query heads, G = key-value heads, D = head dim, V = vocabulary size
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from e2llm.hf.documents import document_lengths
 from e2llm.hf.rotary import (
     LAYOUTS,
     LayerType,
@@ -29,6 +29,7 @@ from e2llm.hf.rotary import (
     read_rope,
     unwrap,
 )
+from e2llm.hf.row_tables import RowTables, sent
 from e2llm.positions.attention import AttentionConfig, check_attention
 from e2llm.positions.choose import Schedule
 from e2llm.positions.frequencies import Frequencies, frequencies
@@ -36,24 +37,6 @@ from e2llm.positions.placement import Placement, PositionSampler
 from e2llm.positions.rope import Rope
 
 # B = batch, T = tokens, R = tokens in a training window, D = rotary_dim
-
-
-@dataclass(frozen=True)
-class RowTables:
-    """Tables of a batch's rows; plain attributes, never buffers: DDP would overwrite every rank's with rank 0's."""
-
-    inv_freq: dict[LayerType, torch.Tensor]
-    """(B or 1, 1, D/2) float32 for each scaled layer type; (1, T, D/2) where every token has its own."""
-    attention_scale: dict[LayerType, torch.Tensor]
-    """(B or 1, 1, 1) float32; (1, T, 1) where every token has its own."""
-    positions: torch.Tensor | None
-    """(B, R) int64: where position id m of row b stands; None leaves ids as they are."""
-
-    def copy_(self, other: RowTables) -> None:
-        """Take over the values of `other`, of the same shapes: what a recorded graph reads stays where it is."""
-        for mine, its in ((self.inv_freq, other.inv_freq), (self.attention_scale, other.attention_scale)):
-            for layer_type, table in mine.items():
-                table.copy_(its[layer_type])
 
 
 class ScaledRotary(nn.Module):
@@ -93,7 +76,9 @@ class ScaledRotary(nn.Module):
             raise ValueError(
                 f"scales are set for {batch} rows, the batch has {x.shape[0]}: set one scale, or one for each row"
             )
-        if rows.positions is not None:
+        if rows.positions is not None and rows.by_place:
+            position_ids = rows.positions.to(x.device)
+        elif rows.positions is not None:
             position_ids = self._placed(rows.positions.to(x.device), position_ids, x.shape[0])
         angles = position_ids[..., None].float() * inv_freq
         layout, takes_dtype = self.layouts[layer_type]
@@ -184,16 +169,25 @@ class Extension:
         """Name the samples of the next training batch, row by row, so that the draw is theirs whatever ran before."""
         self._pending = [int(index) for index in sample_indices]
 
+    def start_at(self, sample_index: int) -> None:
+        """Go on drawing from sample `sample_index` (>= 0), for trainers that resume."""
+        if sample_index < 0:
+            raise ValueError(f"sample_index = {sample_index}: use 0 or more")
+        self._next_sample = int(sample_index)
+
     def place(self, placements: Sequence[Placement]) -> None:
         """Positions and scale of each row of the forwards to come, until `set_scale`. One length for all placements."""
-        if self.method == "dynamic_ntk":
-            raise ValueError("method = 'dynamic_ntk': its scale follows the length read; train with 'ntk' or another")
+        self._check_places()
         lengths = {len(p.positions) for p in placements}
         if len(lengths) != 1:
             raise ValueError(f"placements of one batch need one length, got {sorted(lengths)}")
         positions = torch.from_numpy(np.stack([p.positions for p in placements]))
         self._wrapper.rows = self._rows(tuple(p.scale for p in placements), self.attention.training_slope, positions)
         self._drawn = False
+
+    def _check_places(self) -> None:
+        if self.method == "dynamic_ntk":
+            raise ValueError("method = 'dynamic_ntk': its scale follows the length read; train with 'ntk' or another")
 
     @contextlib.contextmanager
     def packed(self, scales: Sequence[float], token_scale: torch.Tensor) -> Iterator[None]:
@@ -273,11 +267,11 @@ class Extension:
         for layer_type in self._wrapper.ropes:
             found = [self._frequencies(layer_type, scale, slope) for scale in scales]
             device = _device(self._wrapper.inner)
-            inv_freq[layer_type] = _sent(torch.stack([f.inv_freq for f in found]), device)[:, None, :]
+            inv_freq[layer_type] = sent(torch.stack([f.inv_freq for f in found]), device)[:, None, :]
             attention_scales = torch.tensor([f.attention_scale for f in found], dtype=torch.float32)
-            attention[layer_type] = _sent(attention_scales, device)[:, None, None]
+            attention[layer_type] = sent(attention_scales, device)[:, None, None]
         if positions is not None:
-            positions = _sent(positions, _device(self._wrapper.inner))
+            positions = sent(positions, _device(self._wrapper.inner))
         return RowTables(inv_freq, attention, positions)
 
     @torch.compiler.disable
@@ -292,23 +286,46 @@ class Extension:
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         assert tokens is not None, "a causal LM is called with input_ids or inputs_embeds"
         batch, window = tokens.shape[:2]
-        if self._pending is None:
-            rank, ranks = _rank()
-            indices = [self._next_sample + rank * batch + row for row in range(batch)]
-            self._next_sample += ranks * batch
+        lengths = document_lengths(kwargs.get("position_ids"), batch)
+        if lengths is None:
+            self.place([self.sampler.draw(index, window) for index in self._sample_indices(batch, blocks=True)])
         else:
-            indices, self._pending = self._pending, None
-            if len(indices) != batch:
-                raise ValueError(f"{len(indices)} sample indices were named for a batch of {batch} rows")
-        self.place([self.sampler.draw(index, window) for index in indices])
+            self._place_documents(lengths)
         self._drawn = True
 
+    def _sample_indices(self, count: int, *, blocks: bool) -> list[int]:
+        """Indices of the next `count` samples: those that were named, else the next in order. The ranks take blocks of
+        `count` in turn, or single indices where each has a count of its own."""
+        if self._pending is not None:
+            indices, self._pending = self._pending, None
+            if len(indices) != count:
+                raise ValueError(f"{len(indices)} sample indices were named for a batch of {count} samples")
+            return indices
+        rank, ranks = _rank()
+        first, step = (self._next_sample + rank * count, 1) if blocks else (self._next_sample + rank, ranks)
+        self._next_sample += ranks * count
+        return [first + step * number for number in range(count)]
 
-def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`. From pinned memory, so that the host does not wait for what the device still computes."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    def _place_documents(self, lengths: list[list[int]]) -> None:
+        """A scale and positions for each document of rows in which several stand; `lengths` in tokens, row by row.
+
+        A document too short for the placement keeps its own positions, at the scale that it drew.
+        """
+        assert self.sampler is not None
+        self._check_places()
+        flat = [length for row in lengths for length in row]
+        indices = self._sample_indices(len(flat), blocks=False)
+        draws = [self.sampler.draw_document(index, length) for index, length in zip(indices, flat, strict=True)]
+        positions = np.concatenate([draw.positions for draw in draws]).reshape(len(lengths), -1)
+        by_document = self._rows(tuple(draw.scale for draw in draws), self.attention.training_slope)
+        owner = torch.from_numpy(np.repeat(np.arange(len(flat)), flat).reshape(positions.shape))
+        owner = sent(owner, _device(self._wrapper.inner))
+        self._wrapper.rows = RowTables(
+            {t: table[owner, 0] for t, table in by_document.inv_freq.items()},
+            {t: table[owner, 0] for t, table in by_document.attention_scale.items()},
+            sent(torch.from_numpy(positions), _device(self._wrapper.inner)),
+            by_place=True,
+        )
 
 
 def _scales(scale: Any) -> float | tuple[float, ...]:

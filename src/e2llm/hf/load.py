@@ -63,13 +63,18 @@ def _check_name(name: str) -> Path:
             )
         if path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf"):
             raise ValueError(f"model = {name!r}: no such file or folder")
-    elif path.is_dir() and not (path / "config.json").is_file() and not _is_adapter(path):
+    elif path.is_dir() and not (path / "config.json").is_file() and not is_adapter(path):
         raise ValueError(f"model = {name!r}: the folder holds no config.json; give a Hugging Face model folder")
     return path
 
 
-def _is_adapter(path: Path) -> bool:
-    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds adapters that belong to another model, and no whole weights."""
+    if not (path / ADAPTER_CONFIG).is_file():
+        return False
+    # Some trainers (axolotl) leave the base's config.json beside an adapter.
+    whole = any(path.glob("model*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+    return not ((path / "config.json").is_file() and whole)
 
 
 def _base_of_adapter(path: Path) -> str:
@@ -85,7 +90,7 @@ def _base_of_adapter(path: Path) -> str:
         found = _check_name(base)
     except ValueError as error:
         raise ValueError(f"{file}: base_model_name_or_path: {error}") from error
-    if found.is_dir() and _is_adapter(found):
+    if found.is_dir() and is_adapter(found):
         raise ValueError(f"{file}: base_model_name_or_path = {base!r}: an adapter itself; merge that one first")
     return base
 
@@ -111,7 +116,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     path = _check_name(name)
-    if path.is_dir() and _is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+    if path.is_dir() and is_adapter(path) and not (path / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of_adapter(path), trust_remote_code=trust_remote_code)
     with _reading(name, path, "its tokenizer "):
         if path.suffix == ".gguf":
@@ -145,7 +150,7 @@ def load_model(
     ValueError for what is no model, here or on the hub.
     """
     path = _check_name(name)
-    base = _base_of_adapter(path) if path.is_dir() and _is_adapter(path) else None
+    base = _base_of_adapter(path) if path.is_dir() and is_adapter(path) else None
     device = _device(device)
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -158,7 +163,7 @@ def load_model(
         model = _read_weights(base or name, arguments)
         if base is not None:
             model = _merged(model, path)
-        return model if quantization != "none" else model.to(device)
+        return _kept_trainable(model) if quantization != "none" else model.to(device)
 
     model = (read_once(read, lambda: _build_empty(base or name, arguments)) if once else read()).eval()
     info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
@@ -209,6 +214,15 @@ def _quantized(name: str, base: str | None, dtype: str, device: torch.device) ->
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _kept_trainable(model: Any) -> Any:
+    """Keep bitsandbytes from packing 4-bit weights anew at an evaluation, as it does on CPUs that know bfloat16: the
+    packed ones have no backward pass, and a step after it would train on wrong gradients."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
@@ -280,10 +294,13 @@ def _install_default(model: nn.Module, native_window: int | None) -> None:
     install(model, method="linear", native_window=native_window)
 
 
-def enable_activation_checkpointing(model: Any) -> None:
-    """Recompute each layer's activations in the backward pass, under the name this transformers version has for it."""
+def enable_activation_checkpointing(model: Any, *, early_stop: bool = True) -> None:
+    """Recompute each layer's activations in the backward pass, under the name this transformers version has for it.
+
+    early_stop: the second computation ends with the last activation that is needed; hooks after it do not run then.
+    """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False} | ({} if early_stop else {"early_stop": False}))
 
 
 def load_whole_models_again() -> None:

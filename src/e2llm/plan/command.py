@@ -70,7 +70,8 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
 
 def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
     from e2llm.plan.exchange import exchanged
-    from e2llm.plan.memory import training_memory
+    from e2llm.plan.fitting import fits
+    from e2llm.plan.memory import offloaded_bytes, training_memory
     from e2llm.plan.speed import tokens_per_second
 
     train, window = recipe.train, recipe.data.window
@@ -78,13 +79,17 @@ def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
     total = sum(parts.values())
     lines = ["", f"training, {train.batch_size} x {window} tokens on each of {gpus} {gpu.name}:"]
     lines += [f"  {name:18}{size / 1e9:10.2f} GB" for name, size in parts.items()]
-    fits = "fits" if total < 0.95 * gpu.memory_bytes else "DOES NOT FIT"
-    lines.append(f"  {'total':18}{total / 1e9:10.2f} GB of {gpu.memory_bytes / 1e9:.0f}: {fits}")
-    if fits != "fits":
-        lines.append("  smaller: train.batch_size, train.gradient_checkpointing, train.compile, lora.rank, fsdp2")
+    verdict = "fits" if fits(total, gpu.memory_bytes) else "DOES NOT FIT"
+    lines.append(f"  {'total':18}{total / 1e9:10.2f} GB of {gpu.memory_bytes / 1e9:.0f}: {verdict}")
+    if away := offloaded_bytes(shape, recipe):
+        place = "host memory" if recipe.model.offload == "cpu" else "files of the run folder"
+        lines.append(f"  {away / 1e9:.2f} GB more in {place}; every batch brings {2 * away / 1e9:.2f} GB to the GPU")
+    if verdict != "fits":
+        lines += _instead(shape, recipe, gpu, gpus)
     speed = tokens_per_second(shape, recipe, gpu)
     if speed is None:
-        return [*lines, "  speed: not known for float32 arithmetic, mixtures of experts, 4-bit bases and teachers"]
+        unknown = "float32 arithmetic, mixtures of experts, 4-bit or offloaded bases and teachers"
+        return [*lines, f"  speed: not known for {unknown}"]
     whole = recipe.distributed.global_batch or train.batch_size * train.gradient_accumulation * gpus
     alone = whole * window / gpus / speed
     moved = exchanged(shape, recipe, gpus, max(1, whole // (train.batch_size * gpus)))
@@ -97,6 +102,18 @@ def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
             f"  a step: {alone:.2f} s of computing; exchange {moved.inside / 1e9:,.1f} GB inside a node and "
             f"{moved.between / 1e9:,.1f} GB between nodes for each GPU, {moved.seconds:.2f} s"
         )
+    return lines
+
+
+def _instead(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
+    from e2llm.plan.fitting import alternatives
+
+    found = alternatives(shape, recipe, gpu.memory_bytes, gpus)
+    if not found:
+        return ["  nothing smaller fits this GPU: a larger one, a shorter data.window, or fsdp2 over several"]
+    lines = ["  what would fit:"]
+    for way in found:
+        lines.append(f"  {way.size / 1e9:10.2f} GB  {' '.join(f'--set {setting}' for setting in way.settings)}")
     return lines
 
 

@@ -51,6 +51,20 @@ def weight_bytes(shape: Shape, recipe: Recipe) -> float:
     return linear * NF4 + (shape.num_parameters - linear) * number + adapters
 
 
+def offloaded_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Bytes of frozen matrices that wait in host memory or on a disk (`model.offload`)."""
+    if recipe.model.offload == "none":
+        return 0.0
+    return float(_BYTES[recipe.model.dtype]) * (shape.num_parameters - _resident_parameters(shape))
+
+
+def _resident_parameters(shape: Shape) -> int:
+    """Embeddings, output layer and norms, which stay on the GPU whatever `model.offload` says. Experts that share one
+    tensor are counted here too, though they are offloaded."""
+    linear = sum(inputs * outputs for _, inputs, outputs in shape.linear_sizes)
+    return shape.num_parameters - linear
+
+
 def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, float]:
     """Bytes by part on each of `gpus` GPUs, at the peak of a step."""
     config, train = recipe.distributed, recipe.train
@@ -64,6 +78,10 @@ def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, fl
         "gradients": trained * (2 if split else 4) / shards,
         "optimizer": trained * (10 if split else 8) / shards,
     }
+    if recipe.model.offload != "none":  # all matrices of a layer are back while it is computed again
+        away = offloaded_bytes(shape, recipe)
+        parts["weights"] -= away
+        parts["fetched layer"] = away / shape.num_layers
     if train.distill:
         parts["teacher"] = shape.num_parameters * (2.0 if train.precision == "bfloat16" else number)
     if config.cpu_offload:
@@ -73,7 +91,8 @@ def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, fl
         per_layer = (shape.num_parameters - shape.num_embedding_parameters) / shape.num_layers
         parts["gathered weights"] = (2 * per_layer + shape.num_embedding_parameters) * (2 if low else number)
     elif low and number == 4:
-        parts["bfloat16 copies"] = shape.num_parameters * 2.0
+        copied = shape.num_parameters if recipe.model.offload == "none" else _resident_parameters(shape)
+        parts["bfloat16 copies"] = copied * 2.0
     layer = layer_bytes(shape, recipe) * tokens
     residual = shape.hidden_size * (2 if low and number == 2 else 4) * tokens
     parts["activations"] = layer * shape.num_layers

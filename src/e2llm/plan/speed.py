@@ -62,10 +62,11 @@ def attention_flops_per_token(shape: Shape, recipe: Recipe) -> float:
 
 
 def tokens_per_second(shape: Shape, recipe: Recipe, gpu: Gpu) -> float | None:
-    """On one GPU; None for what the constants do not cover: float32 arithmetic, mixtures of experts, 4-bit bases and a
-    teacher."""
-    train = recipe.train
-    if train.precision != "bfloat16" or shape.num_experts or recipe.model.quantization != "none" or train.distill:
+    """On one GPU; None for what the constants do not cover: float32 arithmetic, mixtures of experts, 4-bit or offloaded
+    bases and a teacher."""
+    train, model = recipe.train, recipe.model
+    base = model.quantization != "none" or model.offload != "none"
+    if train.precision != "bfloat16" or shape.num_experts or base or train.distill:
         return None
     compiled = replace(recipe, train=replace(train, compile="layers"))
     attention = attention_flops_per_token(shape, recipe)

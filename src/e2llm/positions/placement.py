@@ -11,6 +11,7 @@ L), S = max(0, W - R) the largest offset.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -63,14 +64,20 @@ class PlacementConfig:
         """W in tokens at scale g, before any training window that is longer."""
         return int(scale * native_window * (self.reach if scale > 1 else 1.0))
 
-    def check_window(self, window: int, name: str = "data.window") -> None:
-        """Raise ValueError when a window of `window` tokens, called `name`, is too short for this placement."""
+    @property
+    def shortest_window(self) -> int:
+        """Tokens that this placement needs at least."""
         needed = {
             "paper": self.leading_tokens + 1,
             "jumps": self.leading_tokens + self.min_jumps + 1,
             "pose": self.chunks,
             "end_anchor": self.end_tokens + 1,
-        }.get(self.kind, 1)
+        }
+        return needed.get(self.kind, 1)
+
+    def check_window(self, window: int, name: str = "data.window") -> None:
+        """Raise ValueError when a window of `window` tokens, called `name`, is too short for this placement."""
+        needed = self.shortest_window
         if window < needed:
             raise ValueError(f"{name} = {window}: placement {self.kind!r} as set needs at least {needed} tokens")
 
@@ -186,3 +193,9 @@ class PositionSampler:
         # g*L below R leaves no room to shift: the paper is silent there and t_max is taken as 0.
         target = max(self.placement.target_window(scale, self.native_window), window)
         return Placement(scale, PLACEMENTS[self.placement.kind](rng, window, target, self.placement))
+
+    def draw_document(self, sample_index: int, length: int) -> Placement:
+        """`draw` for a document of `length` tokens; one too short for the placement keeps positions 0, 1, 2, ..."""
+        if length >= self.placement.shortest_window:
+            return self.draw(sample_index, length)
+        return dataclasses.replace(self, placement=PlacementConfig(kind="none")).draw(sample_index, length)

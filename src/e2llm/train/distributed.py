@@ -238,8 +238,10 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def device_to_load_on(recipe: Recipe) -> str | None:
-    """Where weights are read to: the host where each GPU is to get its part of them; None: the process's device."""
-    return "cpu" if recipe.distributed.strategy in ("fsdp2", "deepspeed") else None
+    """Where weights are read to: the host where each GPU is to get its part of them, or some stay; None: the process's
+    device."""
+    parts = recipe.distributed.strategy in ("fsdp2", "deepspeed") or recipe.model.offload != "none"
+    return "cpu" if parts else None
 
 
 def reads_once(recipe: Recipe, processes: Processes) -> bool:

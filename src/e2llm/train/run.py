@@ -30,8 +30,8 @@ from e2llm.config_sections import TrainConfig
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
 from e2llm.hf import enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
+from e2llm.hf.compiled import compile_layers
 from e2llm.hf.read_once import is_placeholder
-from e2llm.hf.rotary import find_rotary_owner
 from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
@@ -39,6 +39,7 @@ from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
+from e2llm.train.offloading import check_room, offload, remove_offloaded
 from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.split_adamw import SplitAdamW
@@ -67,12 +68,14 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     console = Console(stderr=True)
     folder = recipe.run_folder
     processes = distributed.start(recipe)
+    check_room(recipe, folder)
     checkpoint = _prepare_folder(recipe, folder, resume, processes)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
         dtype=recipe.model.dtype,
         device=distributed.device_to_load_on(recipe),
+        quantization=recipe.model.quantization,
         attn_implementation=recipe.model.attn_implementation,
         trust_remote_code=recipe.model.trust_remote_code,
         method=recipe.method,
@@ -82,7 +85,10 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
-    result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+    try:
+        result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+    finally:
+        remove_offloaded(folder)
     processes.end()
     return result
 
@@ -98,18 +104,22 @@ def train_loaded(
 ) -> TrainResult:
     """`train` with what is loaded already: a study trains one model after another in one process.
 
-    The model's weights are trained in place, from what they are. Its extension must be of the recipe's method and
-    slopes. `callbacks` are told of every step; what they raise ends the run. Raises ValueError for another extension,
+    The model's weights are trained in place, from what they are; under strategies that shard them they must be in host
+    memory, the same in each process. Its extension must be of the recipe's method and slopes. `callbacks` are told of
+    every step; what they raise ends the run. Raises ValueError for another extension, for weights that are elsewhere,
     and where the run folder holds a run.
     """
     extension = get_extension(model)
     if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
         raise ValueError(f"model: its extension is {extension!r}; install it with {recipe.method!r} and its slopes")
     folder = recipe.run_folder
-    if recipe.distributed.strategy not in WHOLE:
+    if recipe.model.offload != "none":
+        raise ValueError(f"model.offload = {recipe.model.offload!r}: the model is loaded already; use train()")
+    elsewhere = {p.device.type for p in model.parameters()} - {"cpu"}
+    if recipe.distributed.strategy not in WHOLE and elsewhere:
         raise ValueError(
-            f"distributed.strategy = {recipe.distributed.strategy!r}: a loaded model stays whole in each process; use "
-            "strategy 'none' or 'ddp', or train() from a folder"
+            f"distributed.strategy = {recipe.distributed.strategy!r}: the model's weights are on {elsewhere.pop()!r}, "
+            "whole; keep them in host memory (device='cpu'), and each process takes its share"
         )
     _prepare_folder(recipe, folder, False, distributed.start(recipe))
     transformers.set_seed(recipe.seed)
@@ -216,14 +226,6 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
     return found[-1] if resume and found else None
 
 
-def compile_layers(model: nn.Module) -> None:
-    """torch.compile each decoder layer. Not the whole: under tracing transformers builds a T x T mask, which loses the
-    flash path."""
-    for layer in find_rotary_owner(model).layers:  # type: ignore[union-attr]
-        if layer._compiled_call_impl is None:
-            layer.compile()
-
-
 def _check_devices(recipe: Recipe) -> None:
     for tracker in recipe.train.trackers:
         try:
@@ -249,10 +251,12 @@ def _build_trainer(
         seed=recipe.seed,
     )
     config = recipe.train
-    if config.gradient_checkpointing:
-        enable_activation_checkpointing(model)  # not by argument: those were renamed between transformers versions
+    if config.gradient_checkpointing:  # not by argument: those were renamed between transformers versions
+        enable_activation_checkpointing(model, early_stop=recipe.model.offload == "none")
     if recipe.lora.rank:
         model = add_adapters(model, recipe.lora)
+    if recipe.model.offload != "none":
+        offload(recipe, model, folder, None if quiet else console)
     if config.compile == "layers":
         compile_layers(model)
     processes = Processes.of_environment()

@@ -51,8 +51,9 @@ def save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpus
     if recipe.lora.rank:
         model.save_pretrained(folder / "adapter")
         info.save(folder / "adapter")
-    # 4-bit weights would round the adapters away: these go into the base as it was read.
-    whole = merge_adapters(model) if recipe.model.quantization == "none" else _load_trained(recipe, folder / "adapter")
+    # 4-bit weights would round the adapters away, and offloaded ones are not at hand: into the base as it was read.
+    at_hand = recipe.model.quantization == "none" and recipe.model.offload == "none"
+    whole = merge_adapters(model) if at_hand else _load_trained(recipe, folder / "adapter")
     save_model(whole, tokenizer, folder / "model", info)
     if best is not None and Path(best).is_dir():
         step = int(Path(best).name.rsplit("-", 1)[1])

@@ -1,0 +1,278 @@
+"""The final comparison: plain, paper, recommended and the best rival, each trained, calibrated and measured per seed.
+
+    python benchmarks/final.py --model MODEL --text DIR --out DIR [--rival NAME] [--seeds 0 1 2] [--until SECONDS]
+
+DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>), dev/<corpus> (long documents that each
+checkpoint is calibrated on) and eval/<corpus> (those that are reported). Contestants are the runs of final.toml and one
+of baselines.toml: --rival, or the one whose study_<name>.json reads the longest window best. Writes
+study_final_<name>_<seed>.json, rows labelled with the seed of training.
+
+Seeds come one after the other, so that what a short hour leaves out is left out of all. Nothing begins after --until
+seconds; a training or calibration that runs then is stopped and keeps what it has. The same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from study import Run, read_plan
+
+from e2llm.config import load_recipe, to_plain, to_toml
+from e2llm.evaluate.command import window_tokens
+from e2llm.evaluate.config import EvaluateConfig, check_windows
+from e2llm.evaluate.documents import Document, load_documents
+from e2llm.evaluate.run import evaluate, scale_of
+from e2llm.infer import Engine
+from e2llm.records import Record, portable, write_atomic
+
+HERE = Path(__file__).parent
+OURS = ("plain", "paper", "recommended", "recommended-planted")
+SPEED = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
+GRACE = 90.0
+"""Seconds in which a stopped command saves what it has."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One recipe with one seed."""
+
+    run: Run
+    seed: int
+    folder: Path
+    """Of its training run."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.name}_{self.seed}"
+
+
+def best_rival(results: Path, names: Sequence[str]) -> str:
+    """The baseline whose study Record has the lowest perplexity at the longest window, over all corpora.
+
+    Raises ValueError where none was measured.
+    """
+    found: dict[str, float] = {}
+    for name in names:
+        file = results / f"study_{name}.json"
+        if name in OURS or not file.is_file():
+            continue
+        rows = [row for row in Record.load(file).rows if row["metric"] == "perplexity"]
+        longest = [row for row in rows if row["window"] == max(r["window"] for r in rows)]
+        product = 1.0
+        for corpus in sorted({row["corpus"] for row in longest}):
+            product *= min(row["value"] for row in longest if row["corpus"] == corpus)
+        found[name] = product
+    if not found:
+        raise ValueError(
+            f"rival: no Record of a baseline in {results}; run benchmarks/study.py --plan benchmarks/baselines.toml, "
+            "or name one with --rival"
+        )
+    return min(found, key=lambda name: found[name])
+
+
+def contestants(args: argparse.Namespace) -> list[Contestant]:
+    """Every recipe resolved, before anything is loaded; seed by seed. Raises ValueError."""
+    files = sorted((args.text / "train").glob("*.txt"))
+    if not files:
+        raise ValueError(f"text = {str(args.text)!r}: no train/*.txt there")
+    settings = [
+        f"model.name={args.model}",
+        f"data.cache_dir={args.work / 'cache'}",
+        "data.held_out_fraction=0.01",
+        "train.evaluate_windows=0",
+        "train.compile=layers",
+        "train.workers=4",
+        *args.set,
+    ]
+    baselines = HERE / "baselines.toml"
+    if args.rival is None:
+        rivals = [run.name for run in read_plan(baselines, files, settings, []) if run.recipe.scales.max_scale > 1]
+        args.rival = best_rival(args.results, rivals)
+    if args.rival in OURS:
+        raise ValueError(f"rival = {args.rival!r}: it is a contestant already; name another baseline")
+    runs = [*read_plan(HERE / "final.toml", files, settings, []), *read_plan(baselines, files, settings, [args.rival])]
+    runs = [run for run in runs if not args.only or run.name in args.only]
+    return [Contestant(run, seed, args.work / f"{run.name}-{seed}") for seed in args.seeds for run in runs]
+
+
+def call(arguments: Sequence[str], end: float, stop: signal.Signals) -> bool:
+    """Whether a command of the package ended well before `end`; it gets the signal then, and time to save."""
+    if time.monotonic() >= end:
+        return False
+    print("$ e2llm", " ".join(arguments[:2]), flush=True)
+    path = os.pathsep.join([str(HERE.parent / "src"), *sys.path])
+    process = subprocess.Popen([sys.executable, "-m", "e2llm", *arguments], env={**os.environ, "PYTHONPATH": path})
+    try:
+        code = process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(stop)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return False
+    if code:
+        raise SystemExit(f"e2llm {' '.join(arguments[:2])} failed with {code}")
+    return True
+
+
+def trained(one: Contestant, end: float) -> bool:
+    """Train, or go on training; whether the model is there."""
+    if (one.folder / "model").is_dir():
+        return True
+    recipe = dataclasses.replace(
+        one.run.recipe,
+        seed=one.seed,
+        data=dataclasses.replace(one.run.recipe.data, seed=one.seed),
+        output=str(one.folder),
+    )
+    file = one.folder.with_suffix(".toml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, to_toml(recipe))
+    resume = ["--resume"] if (one.folder / "recipe.toml").is_file() else []
+    return call(["train", str(file), *resume], end, signal.SIGTERM)
+
+
+def calibrated(one: Contestant, args: argparse.Namespace, end: float) -> bool:
+    """Find each window's scale on the documents kept for that; whether it is done. Method none has none to find.
+
+    A recipe of one fixed scale is also tried at that scale."""
+    out = one.folder / "calibration.json"
+    if out.is_file() or one.run.recipe.method == "none" or not args.calibrate_windows:
+        return True
+    native, ratios = native_window(one), set(args.ratios)
+    scales = one.run.recipe.scales
+    if scales.distribution == "fixed" and scales.max_scale > 1:
+        ratios |= {scales.max_scale * native / window for window in args.calibrate_windows}
+    corpora = [f"{label.name}={label}" for label in sorted((args.text / "dev").iterdir())]
+    options = [part for corpus in corpora for part in ("--corpus", corpus)]
+    options += ["--windows", *map(str, args.calibrate_windows), "--ratios", *map(str, sorted(ratios))]
+    options += ["--prompts", str(args.calibrate_prompts), "--max-documents", "2", "--out", str(out)]
+    return call(["calibrate", str(one.folder / "model"), *options], end, signal.SIGINT)
+
+
+def native_window(one: Contestant) -> int:
+    """L of the trained checkpoint, tokens."""
+    info = json.loads((one.folder / "model" / "e2llm.json").read_text(encoding="utf-8"))
+    return int(info["native_window"])
+
+
+def scale_for(engine: Engine, one: Contestant, window: int) -> float:
+    """Calibrated above the native window; up to it what the plan says (a checkpoint of one fixed scale), else 1."""
+    if window <= engine.native_window and window in one.run.scales:
+        return one.run.scales[window][0]
+    return scale_of(engine, window)
+
+
+def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | None:
+    """Perplexity and keys at every window, or None where the time ended first; finished parts are kept."""
+    engine = Engine.load(str(one.folder / "model"))
+    most = {"num_tokens": max(args.windows), "max_documents": args.max_documents}
+    corpora: dict[str, list[Document]] = {
+        folder.name: load_documents(folder, engine.tokenizer, **most)
+        for folder in sorted((args.text / "eval").iterdir())
+    }
+    records = []
+    for protocols in (("whole",), tuple(args.tasks)):
+        for window in args.windows:
+            if time.monotonic() >= end:
+                return None
+            config = EvaluateConfig(
+                windows=tuple(args.windows),
+                scales=(scale_for(engine, one, window),) if engine.extension.method != "none" else (),
+                protocols=protocols,
+                prompts=args.prompts,
+                checkpoint=one.run.name,
+                base_model=args.base_model,
+            )
+            texts = corpora if protocols == ("whole",) else dict(list(corpora.items())[-1:])
+            partial = one.folder / "evaluation.partial.jsonl"
+            records.append(evaluate(engine, texts, config, windows=(window,), partial=partial, progress=True))
+    return final_record(one, engine, records)
+
+
+def final_record(one: Contestant, engine: Engine, records: Sequence[Record]) -> Record:
+    """All rows with the label of the training's seed; the prompts' own stands in the config."""
+    speed = [row for row in Record.load(one.folder / "train.json").rows if row["metric"] in SPEED]
+    rows = [{**row, "seed": one.seed, "checkpoint": one.run.name} for row in speed]
+    rows += [{**row, "seed": one.seed} for record in records for row in record.rows]
+    recipe = to_plain(load_recipe(str(one.folder / "recipe.toml")))
+    config = {
+        "recipe": {**recipe, "name": one.run.name},
+        "seed": one.seed,
+        "prompts_seed": records[-1].config["seed"],
+        "prompt": records[-1].config["prompt"],
+        "native_window": engine.native_window,
+        "schedule": [dataclasses.asdict(step) for step in engine.extension.schedule],
+        "corpora": records[0].config["corpora"],
+    }
+    asked = [example for record in records for example in record.examples if example["metric"] == "retrieval"]
+    return Record(kind="study_final", config=portable(config), rows=rows, examples=asked)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True)
+    add("--base-model", default="SmolLM2-135M-Instruct")
+    add("--text", type=Path, required=True)
+    add("--rival", help="a run of baselines.toml (default: the best of those that --results holds)")
+    add("--results", type=Path, default=HERE / "results", help="where the baselines' study_<name>.json are")
+    add("--out", type=Path, default=HERE / "results")
+    add("--work", type=Path, default=Path("runs/final"))
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--only", nargs="+", default=[], metavar="NAME", help="these contestants")
+    add("--until", type=float, default=float("inf"), metavar="SECONDS", help="nothing begins after this")
+    default = ["4k", "8k", "16k", "32k", "64k", "128k"]
+    add("--windows", type=window_tokens, nargs="+", default=[window_tokens(w) for w in default])
+    add("--calibrate-windows", type=window_tokens, nargs="*", default=[window_tokens(w) for w in default[2:]])
+    add("--ratios", type=float, nargs="+", default=[0.75, 0.875, 1.0])
+    add("--calibrate-prompts", type=int, default=10, help="pass keys a window and scale (10)")
+    add("--tasks", nargs="+", default=["pass_key", "uuid_kv"], choices=["pass_key", "uuid_kv"])
+    add("--prompts", type=int, default=100)
+    add("--max-documents", type=int, default=10)
+    add("--set", action="append", default=[], help="as of e2llm train, for every contestant")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Each contestant in turn. 1 where one is not finished."""
+    args = parse()
+    end = time.monotonic() + args.until
+    try:
+        check_windows(tuple(args.windows))
+        found = contestants(args)
+    except ValueError as error:
+        raise SystemExit(f"final.py: {error}") from error
+    print("contestants:", ", ".join(one.name for one in found), flush=True)
+    left = []
+    for one in found:
+        out = args.out / f"study_final_{one.name}.json"
+        if out.is_file():
+            continue
+        done = time.monotonic() < end and trained(one, end) and calibrated(one, args, end)
+        record = measured(one, args, end) if done else None
+        if record is None:
+            left.append(one.name)
+            continue
+        record.save(out)
+        (one.folder / "evaluation.partial.jsonl").unlink(missing_ok=True)
+        print(out, flush=True)
+    print("not finished:", ", ".join(left) or "nothing", flush=True)
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Is the fast arithmetic the exact one? The same run in several, loss beside loss.
+
+    python benchmarks/loss_curves.py --model SmolLM2-135M-Instruct.gguf --text DIR/train --steps 100
+
+Trains one recipe on the same windows, scales and offsets, in float32 throughout (the reference), with bfloat16
+arithmetic over float32 weights (what most trainers do: the yardstick), and with bfloat16 weights whose float32 masters
+are cut in two (`adamw_split`). Writes benchmarks/results/train_losses.json: the losses of each, training and held out.
+A run that is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+ARITHMETIC = {
+    "float32": ("model.dtype=float32", "train.precision=float32"),
+    "bfloat16": ("model.dtype=float32", "train.precision=bfloat16"),
+    "bfloat16, adamw_split": ("model.dtype=bfloat16", "train.precision=bfloat16", "train.optimizer=adamw_split"),
+}
+"""Label -> settings. The first is the reference."""
+
+
+def train(name: str, settings: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]:
+    """The train.json of one run."""
+    folder = args.work / name.replace(", ", "-")
+    record = folder / "train.json"
+    if not record.is_file():
+        sources = ", ".join(
+            f'{{path={json.dumps(str(file))}, weight={file.stat().st_size}, separator="<|endoftext|>"}}'
+            for file in sorted(args.text.glob("*.txt"))
+        )
+        given = [
+            f"model.name={args.model}",
+            f"output={folder}",
+            f"data.sources=[{sources}]",
+            f"data.cache_dir={args.work / 'cache'}",
+            "data.held_out_fraction=0.01",
+            f"train.steps={args.steps}",
+            "train.log_every=1",
+            "train.evaluate_scales=[1, 4, 16]",
+            *settings,
+            *args.set,
+        ]
+        words = [word for setting in given for word in ("--set", setting)]
+        words += ["--resume"] if (folder / "checkpoints").is_dir() else []
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path])}
+        subprocess.run([sys.executable, "-m", "e2llm", "train", args.recipe, *words], check=True, env=environment)
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """One run after another, then the Record."""
+    from e2llm.records import Record, make_row
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", type=Path, required=True, help="folder of .txt files")
+    parser.add_argument("--recipe", default="recommended")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--work", type=Path, default=Path("runs/loss-curves"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "train_losses.json")
+    args = parser.parse_args()
+    rows, config = [], {}
+    for name, settings in ARITHMETIC.items():
+        found = train(name, settings, args)
+        config[name] = {"settings": list(settings), "train": found["config"]["train"]}
+        for row in found["rows"]:
+            if row["metric"] == "loss":
+                labels = {k: v for k, v in row.items() if k not in ("metric", "value", "unit", "n")}
+                rows.append(make_row("loss", row["value"], "nats", row["n"], **labels, arithmetic=name))
+    shared = {"recipe": args.recipe, "steps": args.steps, "set": args.set, "arithmetic": config}
+    Record(kind="train_losses", config=shared, rows=rows, examples=[]).save(args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The final comparison over seeds, for docs/study.md: mean and spread of every figure, and what rests on one seed.
+
+Flows in: Records of kind study_final, one a (checkpoint, seed). Flows out: Markdown; nothing where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from e2llm.records import Record
+from e2llm.report.formats import TASK_NAMES, format_value, format_window
+
+ORDER = ("plain", "paper", "recommended", "recommended-planted")
+"""Checkpoints in the order of the table; the rival comes last."""
+NOTE = (
+    "Each contestant trained, calibrated on the development documents and measured once a seed, with the same budget; "
+    "`benchmarks/final.py` makes the Records. Mean over seeds ± their standard deviation."
+)
+Key = tuple[str, str]
+"""Corpus, and what was measured."""
+
+
+def final_block(records: Sequence[Record]) -> list[str]:
+    """Heading, note, one table a figure, and which figures rest on one seed."""
+    finals = [record for record in records if record.kind == "study_final"]
+    if not finals:
+        return []
+    values: dict[Key, dict[str, dict[int, dict[int, float]]]] = {}
+    metrics: dict[Key, str] = {}
+    for record in finals:
+        name, seed = record.config["recipe"]["name"], record.config["seed"]
+        for row in record.rows:
+            key = _key(row)
+            if key is not None:
+                metrics[key] = row["metric"]
+                of_seed = values.setdefault(key, {}).setdefault(name, {}).setdefault(row["window"], {})
+                if seed in of_seed:
+                    raise ValueError(f"study_final: {name} with seed {seed} holds {key} at {row['window']} twice")
+                of_seed[seed] = row["value"]
+    blocks = ["## Final comparison", NOTE]
+    for key in sorted(values):
+        blocks += [f"{key[1].capitalize()}, {key[0]}:", _table(values[key], metrics[key])]
+    return [*blocks, _seeds(finals)]
+
+
+def _key(row: Mapping[str, Any]) -> Key | None:
+    """Which table a row belongs to; None for speed, and for keys by depth."""
+    if "depth" in row:
+        return None
+    if row["metric"] == "perplexity":
+        return row["corpus"], "perplexity"
+    return (row["corpus"], TASK_NAMES[row["task"]]) if row["metric"] == "retrieval" else None
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def _table(found: Mapping[str, Mapping[int, Mapping[int, float]]], metric: str) -> str:
+    windows = sorted({window for one in found.values() for window in one})
+    lines = [["checkpoint", *map(format_window, windows)], ["---", *["---:"] * len(windows)]]
+    for name in _ordered(found):
+        lines.append([f"`{name}`", *(_cell(list(found[name].get(w, {}).values()), metric) for w in windows)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(values: Sequence[float], metric: str) -> str:
+    """Mean ± standard deviation; a single value says that it is one."""
+    if not values:
+        return "–"
+    mean = format_value(metric, fmean(values))
+    return f"{mean} ± {stdev(values):.2g}" if len(values) > 1 else f"{mean} (one seed)"
+
+
+def _seeds(finals: Sequence[Record]) -> str:
+    seeds: dict[str, list[int]] = {}
+    for record in finals:
+        seeds.setdefault(record.config["recipe"]["name"], []).append(record.config["seed"])
+    said = ", ".join(f"`{name}` {', '.join(map(str, sorted(seeds[name])))}" for name in _ordered(seeds))
+    single = [f"`{name}`" for name in _ordered(seeds) if len(seeds[name]) == 1]
+    return f"Seeds: {said}." + (f" What is said of {', '.join(single)} rests on one seed." if single else "")

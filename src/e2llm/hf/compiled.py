@@ -1,0 +1,49 @@
+"""Decoder layers under torch.compile: for good where a model is trained, for a while where it is measured.
+
+Flows in: a causal LM. Flows out: the same model, its layers compiled. A layer at a time and never the whole: traced
+whole, transformers builds a T x T mask, which loses the flash path; and thirty equal layers compile once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from e2llm.hf.rotary import find_rotary_owner, unwrap
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of the base model, whatever their list is called. Raises ValueError where there is no list."""
+    lists = [child for child in find_rotary_owner(model).children() if isinstance(child, nn.ModuleList)]
+    if not lists:
+        kind = getattr(getattr(unwrap(model), "config", None), "model_type", type(model).__name__)
+        raise ValueError(f"compile = 'layers': model type {kind!r} has no list of layers; use compile = 'none'")
+    return max(lists, key=len)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each decoder layer, for good. A layer that is compiled already stays as it is."""
+    for layer in decoder_layers(model):
+        if layer._compiled_call_impl is None:
+            layer.compile()
+
+
+@contextlib.contextmanager
+def layers_compiled(model: nn.Module, kept: dict[nn.Module, Any]) -> Iterator[None]:
+    """The layers compiled inside, and as they were outside: a decoding step of one token would compile them again for
+    every length. `kept` holds the compiled calls between uses; give the same dict each time."""
+    layers = list(decoder_layers(model))
+    before = [layer._compiled_call_impl for layer in layers]
+    try:
+        for layer in layers:
+            if layer._compiled_call_impl is None and layer not in kept:
+                layer.compile()
+                kept[layer] = layer._compiled_call_impl
+            layer._compiled_call_impl = kept.get(layer, layer._compiled_call_impl)
+        yield
+    finally:
+        for layer, call in zip(layers, before, strict=True):
+            layer._compiled_call_impl = call

@@ -1,0 +1,64 @@
+"""Compiled layers: the same numbers, found in every family, and gone outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from architectures import tiny_model, token_ids
+
+from e2llm.evaluate.logits import TokenScorer
+from e2llm.hf.compiled import compile_layers, decoder_layers, layers_compiled
+from e2llm.infer import Engine
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt_neox", "falcon", "phi", "qwen3_moe"])
+def test_layers_are_found_in_every_family(family: str) -> None:
+    model = tiny_model(family)
+    assert len(decoder_layers(model)) == model.config.get_text_config().num_hidden_layers
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    model = tiny_model("llama")
+    del model.model.layers
+    with pytest.raises(ValueError, match=r"compile = 'layers': model type 'llama' .*use compile = 'none'"):
+        decoder_layers(model)
+
+
+def test_losses_by_compiled_layers_and_nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    engine = Engine(model, None)
+    compiled: list[Any] = []
+    original = torch.nn.Module.compile
+
+    def compile_once(self: torch.nn.Module, *args: Any, **options: Any) -> None:
+        compiled.append(self)
+        original(self, *args, **options, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_once)
+    plain, fast = TokenScorer(engine), TokenScorer(engine, compiled=True)
+    torch._dynamo.utils.counters.clear()
+    for shape in ((2, 40), (1, 64), (2, 40)):
+        ids = token_ids(*shape)
+        with engine.at_scale(2.0):
+            torch.testing.assert_close(fast.nats(ids, first=5), plain.nats(ids, first=5), atol=1e-5, rtol=1e-5)
+        assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+    assert len(compiled) == len(model.model.layers), "kept between uses"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "dynamo did run"
+
+
+def test_layers_that_were_compiled_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    compile_layers(model)
+    before = [layer._compiled_call_impl for layer in model.model.layers]
+    with layers_compiled(model, {}):
+        assert [layer._compiled_call_impl for layer in model.model.layers] == before
+    assert [layer._compiled_call_impl for layer in model.model.layers] == before
+
+
+def test_they_are_put_back_after_an_error() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(RuntimeError, match="stop"), layers_compiled(model, {}):
+        raise RuntimeError("stop")
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)

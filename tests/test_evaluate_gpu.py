@@ -1,0 +1,76 @@
+"""benchmarks/evaluate_gpu.py: every part is a call that the command takes; parts are skipped, stopped and resumed."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts_of import load_script
+
+import e2llm
+from e2llm.cli import main
+from e2llm.records import Record
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "evaluate_gpu.py"
+TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    return load_script(SCRIPT)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_every_part_is_a_call_that_the_command_takes(
+    script: Any, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from e2llm.evaluate import choice, run, short, suite
+
+    seen: list[Any] = []
+
+    def note(config: Any, **options: Any) -> Record:
+        seen.append(config)
+        return Record(kind="evaluate", config={}, rows=[], examples=[])
+
+    for module, name in ((run, "run"), (suite, "run"), (short, "run"), (choice, "choice")):
+        monkeypatch.setattr(module, name, note)
+    args = argparse.Namespace(text=tmp_path, tasks=tmp_path, base_model="x", small=small)
+    for part in script.PARTS:
+        call = script.command(part, "base", str(TINY), tmp_path / f"{part.name}.json", args)
+        assert main(call[3:]) == 0
+        assert seen[-1].checkpoint == "base" and seen[-1].out == str(tmp_path / f"{part.name}.json")
+    assert len(seen) == len(script.PARTS) == 12
+    if not small:
+        keys = seen[0]
+        by_part = dict(zip((part.name for part in script.PARTS), seen, strict=True))
+        assert by_part["far"].windows == (8192, 262_144) and by_part["short"].scales == (1.0,)
+        assert keys.prompts == 100 and max(keys.windows) == 131_072 and keys.method == "yarn"
+
+
+def test_a_part_that_is_there_is_not_run_again_and_time_ends_it(tmp_path: Path) -> None:
+    text = tmp_path / "text" / "novels"
+    text.mkdir(parents=True)
+    (text / "a.txt").write_text(SCRIPT.read_text(encoding="utf-8") * 10, encoding="utf-8")
+    shutil.copytree(text, text.parent / "mathematics")
+    out = tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), f"mine={TINY}", "--text", str(text.parent), "--out", str(out), "--small"]
+
+    def call(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], capture_output=True, text=True)
+
+    late = call("--only", "sliding", "--until", "0")
+    assert late.returncode == 1 and "not finished: evaluate_mine_sliding.json" in late.stdout
+    first = call("--only", "sliding")
+    assert first.returncode == 0, first.stderr[-2000:]
+    record = Record.load(out / "evaluate_mine_sliding.json")
+    assert {row["corpus"] for row in record.rows} == {"mathematics", "novels"}
+    assert {row["checkpoint"] for row in record.rows} == {"mine"}
+    again = call("--only", "sliding")
+    assert again.returncode == 0 and "exit" not in again.stdout and "not finished: nothing" in again.stdout
+    nameless = subprocess.run([*command[:2], str(TINY), *command[3:]], capture_output=True, text=True)
+    assert nameless.returncode == 2 and "write LABEL=MODEL" in nameless.stderr

@@ -1,0 +1,117 @@
+"""benchmarks/final.py: trains, calibrates and measures each contestant and seed; stops, goes on, names the rival."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import e2llm
+from e2llm.records import Record, make_row
+
+ROOT = Path(__file__).parents[1]
+TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
+
+
+def loaded(name: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / folder))
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_text(folder: Path) -> Path:
+    words, letters = "def return self value import for in while if not none true list".split(), random.Random(0)
+    sizes = {"train/a.txt": 30_000, "dev/code/a.txt": 4000, "dev/code/b.txt": 4000, "eval/code/a.txt": 4000}
+    for name, count in sizes.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(" ".join(letters.choices(words, k=count)))
+    return folder
+
+
+@pytest.mark.slow  # eight processes, each of which loads torch
+def test_two_seeds_from_training_to_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final = loaded("final", "benchmarks", monkeypatch)
+    small = ["train.steps=2", "train.batch_size=2", "data.window=128", "train.workers=0", "train.precision=float32"]
+    argv = ["final.py", "--model", str(TINY), "--base-model", "t", "--text", str(write_text(tmp_path / "text"))]
+    argv += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--windows", "512", "1024", "--seeds"]
+    argv += ["0", "1", "--rival", "pi", "--only", "recommended", "pi", "--prompts", "2", "--tasks", "pass_key"]
+    argv += ["--calibrate-windows", "1k", "--ratios", "1", "--calibrate-prompts", "2"]
+    argv += [part for one in [*small, "train.compile=none"] for part in ("--set", one)]
+
+    def call(*more: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [*argv, *more])
+        code = final.main()
+        return code, capsys.readouterr().out
+
+    code, said = call("--until", "0")
+    assert code == 1 and "not finished: recommended_0, pi_0, recommended_1, pi_1" in said and "$" not in said
+    code, said = call()
+    assert code == 0 and "not finished: nothing" in said and said.count("$ e2llm train") == 4
+    records = {(n, s): Record.load(tmp_path / "out" / f"study_final_{n}_{s}.json")
+               for n in ("recommended", "pi") for s in (0, 1)}  # fmt: skip
+    losses = {}
+    for (name, seed), record in records.items():
+        rows = [row for row in record.rows if row["metric"] == "perplexity"]
+        assert {(row["window"], row["seed"], row["checkpoint"]) for row in rows} == {
+            (512, seed, name), (1024, seed, name),
+        }  # fmt: skip
+        assert len({row["n"] for row in rows}) == 1  # the same tokens at both windows
+        keys = [row for row in record.rows if row["metric"] == "retrieval" and "depth" not in row]
+        assert {row["window"] for row in keys} == {512, 1024} and all(row["seed"] == seed for row in keys)
+        assert any(row["metric"] == "train_seconds" for row in record.rows)
+        assert record.config["recipe"]["seed"] == record.config["recipe"]["data"]["seed"] == seed
+        losses[name, seed] = rows[0]["value"]
+        tried = {row["scale"] for row in Record.load(tmp_path / "work" / f"{name}-{seed}" / "calibration.json").rows}
+        assert tried == ({2.0, 16.0} if name == "pi" else {2.0})  # one fixed scale is tried itself
+        assert {row["scale"] for row in rows if row["window"] == 1024} <= tried
+    assert losses["recommended", 0] != losses["recommended", 1]
+    # one Record is lost: it is measured again, from the model that is there
+    (tmp_path / "out" / "study_final_pi_1.json").unlink()
+    code, said = call()
+    assert code == 0 and "$ e2llm" not in said and (tmp_path / "out" / "study_final_pi_1.json").is_file()
+
+    page = loaded("docs_final", "scripts", monkeypatch).final_block(list(records.values()))
+    assert "## Final comparison" in page and page[-1] == "Seeds: `recommended` 0, 1, `pi` 0, 1."
+    assert sum(block.count(" ± ") for block in page[2:]) == 2 * 2 * 2  # tables × checkpoints × windows
+
+
+def test_the_rival_is_the_baseline_that_reads_the_longest_window_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = loaded("final", "benchmarks", monkeypatch)
+    with pytest.raises(ValueError, match="name one with --rival"):
+        final.best_rival(tmp_path, ["pi", "pose"])
+    for name, near, far in (("pi", 3.0, 9.0), ("pose", 5.0, 6.0), ("paper", 2.0, 2.0)):
+        rows = [
+            make_row("perplexity", value, "ratio", 10, corpus="c", window=window, scale=1.0)
+            for window, value in ((8192, near), (131_072, far))
+        ]
+        Record("study", {}, rows, environment={}).save(tmp_path / f"study_{name}.json")
+    assert final.best_rival(tmp_path, ["pi", "pose", "paper"]) == "pose"  # paper is a contestant anyway
+
+
+def test_mean_spread_and_single_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = loaded("docs_final", "scripts", monkeypatch)
+
+    def record(name: str, seed: int, value: float) -> Record:
+        row: Any = make_row("perplexity", value, "ratio", 10, corpus="novels", window=8192, scale=1.0, seed=seed)
+        return Record("study_final", {"recipe": {"name": name}, "seed": seed}, [row], environment={})
+
+    blocks = page.final_block([record("paper", 0, 5.0), record("plain", 0, 4.0), record("plain", 1, 4.2)])
+    assert blocks[3].split("\n")[2:] == ["| `plain` | 4.10 ± 0.14 |", "| `paper` | 5.00 (one seed) |"]
+    assert blocks[-1].endswith("What is said of `paper` rests on one seed.")
+    assert page.final_block([]) == []
+    with pytest.raises(ValueError, match="twice"):
+        page.final_block([record("plain", 0, 4.0), record("plain", 0, 4.1)])
