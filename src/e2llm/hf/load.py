@@ -145,7 +145,7 @@ def load_model(
     and `linear` where the base already scales. attention None: the checkpoint's own slopes with its own method, else
     the method's. dtype None: bfloat16 on a GPU, float32 on a CPU. quantization nf4: linear layers other than the output
     layer become 4-bit normal floats, double quantized, that compute in dtype; needs bitsandbytes.
-    once: of a process group, the first process alone reads weights (`hf.read_once`); the others hold none.
+    once: of a process group, the first process alone reads weights (`hf.read_once`); the others hold none, on the host.
     A folder with a PEFT adapter is merged into the base that its config names, e2llm.json read from either. Raises
     ValueError for what is no model, here or on the hub.
     """
@@ -157,6 +157,8 @@ def load_model(
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
     if quantization != "none":
+        if once:
+            raise ValueError(f"quantization = {quantization!r}: 4-bit weights cannot be sharded; use once = False")
         arguments |= _quantized(name, base, dtype, device)
 
     def read() -> Any:
@@ -280,7 +282,7 @@ def _merged(model: nn.Module, adapter: Path) -> Any:
     if not hasattr(adapted, "merge_and_unload"):
         kind = adapted.active_peft_config.peft_type
         raise ValueError(f"model = {str(adapter)!r}: an adapter of type {kind} cannot be merged; use one such as LoRA")
-    return adapted.merge_and_unload()
+    return adapted.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
 
 
 def _install_default(model: nn.Module, native_window: int | None) -> None:

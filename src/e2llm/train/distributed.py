@@ -9,16 +9,20 @@ wherever it lands.
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.util
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from e2llm.config import Recipe
+from e2llm.hf.read_once import buffers_apart
 
 LAUNCH = "torchrun --nproc-per-node GPUS -m e2llm train recipe.toml"
 _PATIENCE = datetime.timedelta(hours=2)
@@ -247,3 +251,18 @@ def device_to_load_on(recipe: Recipe) -> str | None:
 def reads_once(recipe: Recipe, processes: Processes) -> bool:
     """Whether the first process alone reads weights, to send each its shards."""
     return recipe.distributed.strategy == "fsdp2" and processes.world > 1
+
+
+def send_parameters_alone(accelerator: Any) -> None:
+    """Let `accelerator` send the parameters of the first process alone; each process has its buffers already."""
+    own = accelerator.prepare
+
+    @functools.wraps(own)
+    def prepare(*given: Any, **options: Any) -> Any:
+        with ExitStack() as stack:
+            for model in given:
+                if isinstance(model, nn.Module):
+                    stack.enter_context(buffers_apart(model, accelerator.device))
+            return own(*given, **options)
+
+    accelerator.prepare = prepare

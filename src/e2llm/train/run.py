@@ -260,7 +260,8 @@ def _build_trainer(
     if config.compile == "layers":
         compile_layers(model)
     processes = Processes.of_environment()
-    arguments = _arguments(recipe, folder, model, processes)
+    once = distributed.any_process(any(map(is_placeholder, model.parameters())))  # not where all hold a loaded model
+    arguments = _arguments(recipe, folder, once, processes)
     windows_per_step = distributed.windows_per_step(recipe, processes.world)
     train_set = WindowDataset(
         corpus.train,
@@ -292,6 +293,8 @@ def _build_trainer(
         optimizer_cls_and_kwargs=_split_optimizer(config) if config.optimizer == "adamw_split" else None,
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    if once:
+        distributed.send_parameters_alone(trainer.accelerator)
     return trainer, (metrics, bar, stop)
 
 
@@ -300,10 +303,9 @@ def _split_optimizer(config: TrainConfig) -> tuple[type[SplitAdamW], dict[str, A
 
 
 def _arguments(
-    recipe: Recipe, folder: Path, model: nn.Module, processes: Processes
+    recipe: Recipe, folder: Path, once: bool, processes: Processes
 ) -> transformers.TrainingArguments:
     config = recipe.train
-    once = distributed.any_process(any(map(is_placeholder, model.parameters())))
     on_gpu = torch.cuda.is_available()
     evaluates = bool(config.evaluate_every and config.evaluate_windows)
     save_every = config.save_every or config.steps
