@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import make_base, small, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from e2llm.config import to_toml
+from e2llm.config import load_recipe, to_toml
 from e2llm.export import export
 from e2llm.train import train
 
@@ -122,20 +122,27 @@ BASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
 }
 
 
+def written(folder: Path, name: str, output: str, *more: str) -> str:
+    """A recipe file for base `name`, made if it is not there yet."""
+    make, own = BASES[name]
+    place = folder / name
+    known = place / "base.txt"
+    if not known.is_file():
+        place.mkdir()
+        known.write_text(str(make(place)))
+    file = place / f"{output}.toml"
+    given = (f"model.name={known.read_text()}", *STEPS, *own, *more)
+    file.write_text(to_toml(small(place, place / output, *given)))
+    return str(file)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each base trained by two processes and by one."""
     folder = tmp_path_factory.mktemp("bases")
-    recipes = []
-    for name, (make, more) in BASES.items():
-        (folder / name).mkdir()
-        model = make(folder / name)
-        given = (f"model.name={model}", *STEPS, *more)
-        train(small(folder / name, folder / name / "one", *given), quiet=True)
-        file = folder / name / "two.toml"
-        file.write_text(to_toml(small(folder / name, folder / name / "two", *given, "distributed.strategy=fsdp2")))
-        recipes.append(str(file))
-    torchrun(2, *recipes)
+    for name in BASES:
+        train(load_recipe(written(folder, name, "one")), quiet=True)
+    torchrun(2, *(written(folder, name, "two", "distributed.strategy=fsdp2") for name in BASES))
     return folder
 
 
@@ -144,13 +151,11 @@ def logged(run: Path, key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
 
 
-@pytest.mark.parametrize("name", BASES)
-def test_the_run_is_that_of_one_process(runs: Path, name: str) -> None:
-    one, two = runs / name / "one", runs / name / "two"
+def check_same(name: str, one: Path, two: Path) -> None:
     low = "train.precision=bfloat16" in BASES[name][1]
     for key in ("loss", "grad_norm"):
         found, expected = logged(two, key), logged(one, key)
-        assert len(expected) == 2
+        assert len(expected) >= 2
         assert found == pytest.approx(expected, rel=1e-2 if low else LOSS), key
     files = ("adapter/adapter_model.safetensors", "model/model.safetensors")
     for file in files if BASES[name][1][:2] == LORA else files[1:]:
@@ -162,6 +167,11 @@ def test_the_run_is_that_of_one_process(runs: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BASES)
+def test_the_run_is_that_of_one_process(runs: Path, name: str) -> None:
+    check_same(name, runs / name / "one", runs / name / "two")
+
+
+@pytest.mark.parametrize("name", BASES)
 def test_the_other_process_never_holds_the_weights(runs: Path, name: str) -> None:
     first, other = (json.loads((runs / name / f"two.loaded{rank}.json").read_text()) for rank in (0, 1))
     whole = first["read"]
@@ -170,3 +180,17 @@ def test_the_other_process_never_holds_the_weights(runs: Path, name: str) -> Non
     assert len(added) == 1 and (added == {0}) == (BASES[name][1][:2] != LORA)
     assert first["buffers"] and first["buffers"] == other["buffers"]
     assert {"model.norm.gain", "model.norm.skew"} <= first["buffers"].keys() or name != "remote"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(0 < torch.cuda.device_count() < 4, reason="four processes need four GPUs, or none")
+@pytest.mark.parametrize("name", ["untied", "remote"])
+def test_copies_of_shards_and_another_number_of_processes(tmp_path: Path, name: str) -> None:
+    more = ("train.steps=4", "train.save_every=2", "train.batch_size=1")
+    train(load_recipe(written(tmp_path, name, "one", *more)), quiet=True)
+    torchrun(4, written(tmp_path, name, "copies", *more, "distributed.strategy=fsdp2", "distributed.shard=2"))
+    stopped = written(tmp_path, name, "stopped", *more, "distributed.strategy=fsdp2")
+    torchrun(4, f"{stopped}:2")
+    torchrun(2, stopped)
+    for output in ("copies", "stopped"):
+        check_same(name, tmp_path / name / "one", tmp_path / name / output)
