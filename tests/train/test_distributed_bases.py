@@ -91,6 +91,16 @@ def _gguf(folder: Path) -> Path:
     return next(made.folder.glob("*.gguf"))
 
 
+def _routers(folder: Path) -> Path:
+    """A mixture of experts whose routers have a bias among the buffers."""
+    name, _ = save_checkpoint(make_base(folder) / "hf", "deepseek_v3", bpe=True)
+    file = Path(name) / "model.safetensors"
+    biases = {k: torch.linspace(0, 0.1, len(w)) for k, w in load_file(file).items() if "e_score_correction" in k}
+    assert biases
+    save_file(load_file(file) | biases, file, {"format": "pt"})
+    return Path(name)
+
+
 def _adapter(folder: Path) -> Path:
     base: Any = make_base(folder) / "model"
     torch.manual_seed(1)
@@ -117,6 +127,7 @@ BASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "embeddings": (_untied, (*LORA, "lora.train_embeddings=true", "model.dtype=bfloat16", "train.precision=bfloat16")),
     "untied": (_untied, ()),
     "gguf": (_gguf, ()),
+    "routers": (_routers, ()),
     "adapter": (_adapter, ()),
     "remote": (_remote, ("model.trust_remote_code=true",)),
 }

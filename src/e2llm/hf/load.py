@@ -265,7 +265,8 @@ def _build_empty(name: str, arguments: dict[str, Any]) -> Any:
     if path.suffix == ".gguf":
         source, extra = _gguf_arguments(path)
         extra.pop("quantization_config")
-    given = {key: value for key, value in arguments.items() if key != "dtype"}  # each weight's comes from the first
+    # Where the type is to be the file's: the config's; what each weight's is, the first process says.
+    given = {key: value for key, value in arguments.items() if (key, value) != ("dtype", "auto")}
     with _reading(name, path):
         config = AutoConfig.from_pretrained(source, trust_remote_code=arguments["trust_remote_code"], **extra)
     return AutoModelForCausalLM.from_config(config, **given)
