@@ -82,6 +82,28 @@ def test_one_of_two_that_fails_ends_both_and_says_why(work: Path) -> None:
     assert time.monotonic() - begin < 100
 
 
+def test_a_four_bit_base_is_read_as_users_read_one(work: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    out = tmp_path / "qlora.json"
+    given = ["--shape", "tiny-qlora", "--trainers", "e2llm", *SMALL, *SET]
+    assert main(["benchmark", "train", *given, "--work", str(work), "--out", str(out)]) == 0
+    record, name = Record.load(out), "e2llm 2 x 64"
+    assert record.config["trainer_settings"][name]["model"]["quantization"] == "nf4"
+    whole = benchmark_train(
+        TrainBenchConfig(
+            shape="tiny-lora", trainers=("e2llm",), windows=(64,), steps=2, warmup=1, block=1, settings=QUICK
+        ),
+        work=work,
+    )
+    assert record.config["weights"] == whole.config["weights"], "a byte of the base holds two weights"
+    assert not (work / "run").exists()
+
+
+def test_peers_do_not_train_four_bit_shapes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "train", "--shape", "tiny-qlora", "--trainers", "e2llm", "hf"]) == 2
+    assert "trainers = ['hf']: shape 'tiny-qlora' has 4-bit weights; give e2llm alone" in capsys.readouterr().err
+
+
 def test_figure_1(work: Path, tmp_path: Path) -> None:
     out = tmp_path / "figure1.json"
     given = ["--figure1", "--shape", "tiny", "--full-windows", "256", "512", "--checkpoint-from", "512", *SMALL, *SET]
@@ -175,6 +197,7 @@ class Results:
             "settings": {},
             "environment": {},
             "kernels": [],
+            "gaps": [],
             "trained": 1,
             "frozen": 0,
         }

@@ -22,8 +22,11 @@ def test_flops_of_a_window_equal_torchs_count_with_half_of_the_attention() -> No
     window, scored = 96, 32
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.zeros(1, window, dtype=torch.long), logits_to_keep=scored)
-    by_operation = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    attention = by_operation.pop("aten.bmm")
+    counts = counter.get_flop_counts()
+    by_operation = {str(op): n for op, n in counts["Global"].items()}
+    # Some versions of transformers make the angles by a matrix product too.
+    angles = sum(sum(found.values()) for module, found in counts.items() if module.endswith(".rotary_emb"))
+    attention = by_operation.pop("aten.bmm") - angles
     assert window_flops(model, window, scored) == sum(by_operation.values()) + attention / 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from e2llm.benchmark.kernels import KernelTime, class_of, kernel_times, seconds_by_class
+from e2llm.benchmark.kernels import Gap, KernelTime, class_of, gaps, gaps_between, kernel_times, seconds_by_class
 
 SEEN = {
     "nvjet_sm90_tst_192x192_64x3_1x2_h_bz_coopB_NNN": "matrix products",
@@ -55,3 +55,15 @@ def test_a_real_profile_counts_calls_a_step_and_no_spans() -> None:
     assert found["aten::mm"].calls == 3 and found["aten::mm"].kind == "matrix products"
     assert not any("Optimizer.step" in name for name in found)
     assert [k.seconds for k in kernel_times(profiler, 2)] == sorted((k.seconds for k in found.values()), reverse=True)
+
+
+def test_gaps_lie_between_the_last_end_and_the_next_start() -> None:
+    spans = [(50.0, 60.0, "d"), (0.0, 10.0, "a"), (2.0, 30.0, "b"), (5.0, 8.0, "c"), (31.0, 40.0, "e")]
+    assert gaps_between(spans) == [Gap(10e-6, "e", "d"), Gap(1e-6, "b", "e")]
+    assert gaps_between([]) == []
+
+
+def test_a_profile_of_a_cpu_has_no_gaps() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        torch.mm(torch.ones(4, 4), torch.ones(4, 4))
+    assert gaps(profiler) == []

@@ -25,7 +25,7 @@ def measured(trainer: str, *seconds: float, batch: int = 1, number: int = 0, **m
     one = Contestant(
         trainer=trainer, batch_size=batch, **{**settings, **{k: more.pop(k) for k in {*more} & {*settings}}}
     )
-    return Measurement(one, number, {**result, "kernels": [], **more})
+    return Measurement(one, number, {**result, "kernels": [], "gaps": [], **more})
 
 
 def values(rows: list[dict[str, Any]], metric: str) -> dict[Any, float]:
@@ -108,11 +108,13 @@ def test_a_profile_becomes_rows_by_class_and_the_longest_kernels() -> None:
         {"name": "Memset (Device)", "kind": "", "seconds": 0.25, "calls": 1.0},
     ]
     slower = measured("e2llm", 2, 2, batch=1, profile=5, kernels=kernels[:1])
-    rows, examples = rows_of([slower, measured("e2llm", 1, 1, batch=4, profile=5, kernels=kernels)])
+    gap = {"seconds": 0.1, "after": "nvjet_a", "before": "Memset (Device)"}
+    rows, examples = rows_of([slower, measured("e2llm", 1, 1, batch=4, profile=5, kernels=kernels, gaps=[gap])])
     assert {row["batch_size"] for row in rows if row["metric"] == "device_seconds_per_step"} == {4}
     found = {row["kernels"]: row["value"] for row in rows if row["metric"] == "device_seconds_per_step"}
     assert found == {"matrix products": 0.5, "copies": 0.25, "idle": 0.25}
     assert [e["kernel"] for e in examples if "kernel" in e] == ["nvjet_a", "Memset (Device)"]
+    assert [(e["gap_seconds"], e["after"]) for e in examples if "gap_seconds" in e] == [(0.1, "nvjet_a")]
 
 
 def test_two_gpus_count_together_and_are_set_against_one() -> None:

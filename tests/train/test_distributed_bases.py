@@ -125,7 +125,7 @@ def _remote(folder: Path) -> Path:
 BASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "bfloat16": (_plain, (*LORA, "model.dtype=bfloat16", "train.precision=bfloat16")),
     "embeddings": (_untied, (*LORA, "lora.train_embeddings=true", "model.dtype=bfloat16", "train.precision=bfloat16")),
-    "untied": (_untied, ()),
+    "untied": (_untied, ("model.dtype=auto",)),
     "gguf": (_gguf, ()),
     "routers": (_routers, ()),
     "adapter": (_adapter, ()),

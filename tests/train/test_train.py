@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_run import WINDOW, make_base, small, weights
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, masking_utils
 
 from e2llm.config import load_recipe, to_toml
 from e2llm.data import build_corpus
@@ -368,3 +368,17 @@ def test_four_bits_without_their_package(base: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
     with pytest.raises(ValueError, match=r"bitsandbytes is not installed: pip install 'e2llm\[qlora\]'"):
         load_model(str(base / "model"), dtype="bfloat16", device="cpu", quantization="nf4")
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_documents_are_looked_for_where_rows_may_hold_several(
+    document_mask: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[torch.Tensor] = []
+    own = masking_utils.find_packed_sequence_indices
+    monkeypatch.setattr(
+        masking_utils, "find_packed_sequence_indices", lambda ids: (searched.append(ids), own(ids))[1]
+    )
+    mask = f"data.document_mask={str(document_mask).lower()}"
+    train(small(base, tmp_path / "run", "train.steps=2", mask), quiet=True)
+    assert bool(searched) == document_mask

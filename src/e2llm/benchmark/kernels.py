@@ -1,7 +1,7 @@
 """Where a step's time goes: device time by kernel, and by what the kernel is for.
 
-Flows in: a stopped torch profiler. Flows out: `KernelTime`s. What a kernel is for is read off its name, so a new
-library's names may need a new pattern; what no pattern knows is `other`, not hidden.
+Flows in: a stopped torch profiler. Flows out: `KernelTime`s and `Gap`s. What a kernel is for is read off its name, so
+a new library's names may need a new pattern; what no pattern knows is `other`, not hidden.
 """
 
 from __future__ import annotations
@@ -52,6 +52,17 @@ class KernelTime:
     """Calls in a step."""
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Time between two kernels in which the device had nothing to do."""
+
+    seconds: float
+    after: str
+    """Name of the kernel that ended last."""
+    before: str
+    """Name of the one that came next."""
+
+
 def class_of(name: str) -> str:
     """What a kernel is for, from its name."""
     lower = name.lower()
@@ -72,6 +83,31 @@ def kernel_times(profiler: Any, steps: int) -> list[KernelTime]:
             seconds = micros / 1e6 / steps
             found.append(KernelTime(event.key, class_of(event.key), seconds, event.count / steps))
     return sorted(found, key=lambda kernel: -kernel.seconds)
+
+
+def gaps(profiler: Any) -> list[Gap]:
+    """Every gap in the profiled steps, longest first; none where there is no GPU."""
+    from torch.autograd import DeviceType
+
+    spans = [
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events()
+        if event.device_type != DeviceType.CPU
+        and not (getattr(event, "is_user_annotation", False) or _ANNOTATION.match(event.name))
+    ]
+    return gaps_between(spans)
+
+
+def gaps_between(spans: Iterable[tuple[float, float, str]]) -> list[Gap]:
+    """Gaps of (start, end, name) in microseconds, in any order, longest first. Kernels may run at once."""
+    found: list[Gap] = []
+    busy_until, last = None, ""
+    for start, end, name in sorted(spans):
+        if busy_until is not None and start > busy_until:
+            found.append(Gap((start - busy_until) / 1e6, last, name))
+        if busy_until is None or end > busy_until:
+            busy_until, last = end, name
+    return sorted(found, key=lambda gap: -gap.seconds)
 
 
 def seconds_by_class(kernels: Iterable[KernelTime], seconds_per_step: float) -> dict[str, float]:

@@ -30,6 +30,8 @@ class Shape:
     rope_theta: float = 500_000.0
     lora_rank: int = 0
     """Above 0: adapters of this rank over frozen bfloat16 weights. 0: all weights are trained."""
+    quantization: str = "none"
+    """The recipe's model.quantization: nf4 makes the frozen weights 4-bit ones."""
     batch_size: int = 1
     """Windows of 4096 tokens in a step, where nothing else is asked for."""
 
@@ -70,6 +72,7 @@ _TINY: dict[str, Any] = {
 SHAPES = {
     "tiny": Shape(**_TINY),
     "tiny-lora": Shape(**_TINY, lora_rank=4),
+    "tiny-qlora": Shape(**_TINY, lora_rank=4, quantization="nf4"),
     "smollm2-135m": Shape(
         hidden_size=576,
         intermediate_size=1536,
@@ -92,9 +95,10 @@ SHAPES = {
         batch_size=4,
     ),
     "llama-2-7b-lora": Shape(**_LLAMA_2_7B, lora_rank=16),
+    "llama-2-7b-qlora": Shape(**_LLAMA_2_7B, lora_rank=16, quantization="nf4"),
     "llama-2-7b": Shape(**_LLAMA_2_7B),
 }
-"""Name -> sizes: SmolLM2-135M, Llama 3.2 1B (plain frequencies, 8k), Llama 2 7B, and two for a CPU."""
+"""Name -> sizes: SmolLM2-135M, Llama 3.2 1B (plain frequencies, 8k), Llama 2 7B, and three for a CPU."""
 
 
 def shape_of(name: str) -> Shape:

@@ -151,7 +151,7 @@ def _cell(metric: str, value: float | None) -> str:
 
 
 def profile_page(record: Record) -> str:
-    """The profile in a Record as text: by class of kernel, then the longest kernels."""
+    """The profile in a Record as text: by class of kernel, then the longest kernels and gaps."""
     rows = [row for row in record.rows if row["metric"] == "device_seconds_per_step"]
     if not rows:
         return "no profile: e2llm was not measured\n"
@@ -166,4 +166,8 @@ def profile_page(record: Record) -> str:
     for kernel in (example for example in record.examples if "kernel" in example):
         micros, calls = kernel["device_seconds_per_step"] * 1e6, kernel["calls"]
         lines.append(f"{micros:10.0f} us {calls:7.1f} x {kernel['kernels']:30} {kernel['kernel'][:110]}")
+    gaps = [example for example in record.examples if "gap_seconds" in example]
+    lines += ["", "The longest gaps in the profiled steps:"] if gaps else []
+    for gap in gaps:
+        lines.append(f"{gap['gap_seconds'] * 1e6:10.0f} us between {gap['after'][:60]} and {gap['before'][:60]}")
     return "\n".join(lines) + "\n"

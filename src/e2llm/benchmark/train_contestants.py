@@ -81,7 +81,7 @@ def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
     from e2llm.config import load_recipe
 
     shape = shape_of(one.shape)
-    lora = (f"lora.rank={shape.lora_rank}", "model.dtype=bfloat16") if shape.lora_rank else ()
+    lora = [f"lora.rank={shape.lora_rank}", "model.dtype=bfloat16", f"model.quantization={shape.quantization}"]
     scale = max(1.0, one.window / shape.native_window)
     return load_recipe(
         "recommended",
@@ -99,7 +99,7 @@ def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
             "train.evaluate_windows=0",
             f"output={work / 'run'}",
             f"distributed.strategy={one.parallelism}",
-            *lora,
+            *(lora if shape.lora_rank else ()),
             *(setting.format(scale=scale) for setting in POSITIONS.get(one.trainer, ())),
             *one.settings,
         ],

@@ -173,7 +173,7 @@ def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
 
 
 def _profile(measurement: Measurement) -> tuple[list[Row], list[Row]]:
-    """Device seconds a step by class of kernel, and the longest kernels as examples."""
+    """Device seconds a step by class of kernel; the longest kernels and gaps as examples."""
     one, kernels = measurement.contestant, kernels_of(measurement.result)
     typical = statistics.median(measurement.blocks)
     rows = [
@@ -183,6 +183,10 @@ def _profile(measurement: Measurement) -> tuple[list[Row], list[Row]]:
     examples = [
         {**labels_of(one), "kernel": k.name, "kernels": k.kind, "device_seconds_per_step": k.seconds, "calls": k.calls}
         for k in kernels[:LONGEST]
+    ]
+    examples += [
+        {**labels_of(one), "gap_seconds": gap["seconds"], "after": gap["after"], "before": gap["before"]}
+        for gap in measurement.result["gaps"]
     ]
     return rows, examples
 

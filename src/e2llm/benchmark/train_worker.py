@@ -20,6 +20,9 @@ from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY
 from e2llm.benchmark.trainers import Run, run_contestant, write_text
 from e2llm.records import environment_snapshot, write_atomic
 
+LONGEST_GAPS = 12
+"""Of the profiled steps, kept."""
+
 
 def main(arguments: list[str]) -> None:
     """Run the contestant that the first file describes; write the second."""
@@ -42,7 +45,7 @@ def main(arguments: list[str]) -> None:
 def _result(one: Contestant, run: Run) -> dict[str, Any]:
     import torch
 
-    from e2llm.benchmark.kernels import kernel_times
+    from e2llm.benchmark.kernels import gaps, kernel_times
 
     seconds = run.clock.seconds()
     if len(seconds) < one.steps:
@@ -62,6 +65,7 @@ def _result(one: Contestant, run: Run) -> dict[str, Any]:
         "settings": run.settings,
         "environment": environment_snapshot(),
         "kernels": [dataclasses.asdict(k) for k in kernel_times(run.profiler, one.profile)] if run.profiler else [],
+        "gaps": [dataclasses.asdict(gap) for gap in gaps(run.profiler)[:LONGEST_GAPS]] if run.profiler else [],
     }
 
 

@@ -9,6 +9,8 @@ run.
 from __future__ import annotations
 
 import dataclasses
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,21 +55,22 @@ def _device() -> str:
 def _counts(model: Any) -> dict[str, int]:
     parameters = list(model.parameters())  # a tied tensor is one parameter
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return {"trained": trained, "frozen": sum(p.numel() for p in parameters) - trained}
+    return {"trained": trained, "frozen": sum(_weights(p) for p in parameters) - trained}
+
+
+def _weights(parameter: Any) -> int:
+    """How many weights it holds: two lie in each element of a 4-bit one."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else math.prod(state.shape))
 
 
 def _run_ours(one: Contestant, text: Path, work: Path) -> Run:
     from e2llm.config import to_plain
-    from e2llm.hf import install
     from e2llm.train import distributed, train_loaded
 
     recipe = recipe_of(one, text, work)
     processes = distributed.start(recipe)  # refuses what cannot run here before a weight is made
-    if distributed.device_to_load_on(recipe) == "cpu":  # each GPU is to get its share
-        model = quick_model(shape_of(one.shape), dtype=recipe.model.dtype)
-    else:
-        model = random_model(shape_of(one.shape), dtype=recipe.model.dtype, device=_device())
-    install(model, method=recipe.method, attention=recipe.attention)
+    model = _our_model(one, recipe, work)
     if processes.rank:
         processes.wait()  # the first one makes the token cache
     corpus, tokenizer = _corpus(recipe)
@@ -82,6 +85,34 @@ def _run_ours(one: Contestant, text: Path, work: Path) -> Run:
     plain = to_plain(recipe)
     plain["data"].pop("sources")
     return Run(clock, **_counts(model), settings=plain, profiler=profiler)
+
+
+def _our_model(one: Contestant, recipe: Any, work: Path) -> Any:
+    """Random weights with the recipe's method: on their GPU, in host memory where each GPU is to get its share, and
+    4-bit ones through a folder, as a user's are read."""
+    from e2llm.hf import install, load_model
+    from e2llm.train import distributed
+
+    shape, dtype = shape_of(one.shape), recipe.model.dtype
+    if recipe.model.quantization == "none":
+        if distributed.device_to_load_on(recipe) == "cpu":
+            model = quick_model(shape, dtype=dtype)
+        else:
+            model = random_model(shape, dtype=dtype, device=_device())
+        install(model, method=recipe.method, attention=recipe.attention)
+        return model
+    folder = work / "run" / "base"  # goes with the run
+    quick_model(shape, dtype=dtype).save_pretrained(folder)
+    for path in TOKENIZER.glob("*token*.json"):
+        shutil.copy(path, folder)
+    return load_model(
+        str(folder),
+        dtype=dtype,
+        device=_device(),
+        quantization=recipe.model.quantization,
+        method=recipe.method,
+        attention=recipe.attention,
+    )[0]
 
 
 def _corpus(recipe: Any) -> tuple[Any, Any]:
@@ -121,14 +152,15 @@ def _peer_model(one: Contestant) -> Any:
 
 
 def _run_hf(one: Contestant, text: Path, work: Path) -> Run:
-    """transformers' Trainer: its own optimizer, loss, collator and loader."""
+    """transformers' Trainer: its own optimizer, loss, collator and loader. ValueError for 4-bit shapes."""
     from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
 
     from e2llm.config_sections import LoraSection
     from e2llm.hf import enable_activation_checkpointing
     from e2llm.train.adapters import add_adapters
 
-    rows, model, shape = _rows(one, text, work), _peer_model(one), shape_of(one.shape)
+    shape = shape_of(one.shape)
+    rows, model = _rows(one, text, work), _peer_model(one)
     if shape.lora_rank:
         model = add_adapters(model, LoraSection(rank=shape.lora_rank))
     if one.checkpointing:

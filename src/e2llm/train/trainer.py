@@ -61,6 +61,8 @@ class PlacingTrainer(Trainer):
         self.extension = extension
         self.description = description
         self.evaluate_scales = evaluate_scales
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else every gradient is copied there and back
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
