@@ -3,7 +3,8 @@
 Two queues of `e2llm benchmark train`, each on a GPU of its own (one after another where there is one GPU): the 135M
 shape with all trainers and its profile, then our windows and full length up to 32k of Figure 1; the 1B and 7B LoRA
 shapes, then Figure 1's long windows as far as the time allows. Every Record is saved after each contestant; what
-`--until` leaves no time for is named. Packages of peers (liger-kernel, litgpt) are used where they are installed.
+`--until` leaves no time for is named. Packages of peers (liger-kernel, litgpt, unsloth) are used where they are
+installed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,11 @@ TOGETHER_SMALL = (
 def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     """What each GPU does, in order."""
     litgpt = ["litgpt"] if importlib.util.find_spec("litgpt") else []
+    unsloth = ["unsloth"] if importlib.util.find_spec("unsloth") else []
     smollm2 = ["e2llm:8,16,32", "hf:8", "e2llm-plain-positions:16", *litgpt, "hf-liger-compile:8", "hf-compile:8"]
+    smollm2 += [name for one in unsloth for name in (f"{one}:8", f"{one}-float32:8")]
+    llama = ["e2llm", "hf", "hf-liger-compile", *litgpt, *unsloth]
+    adapters = ["e2llm:1,2,3", "hf:1", "hf-liger-compile:1,2", *(f"{one}:1,2" for one in unsloth)]
     lora = ("--shape", "llama-2-7b-lora", "--checkpoint-from", "16k", "--figure1")
     steps = STEPS
     first = [
@@ -79,12 +84,12 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     ours = (*steps, "--window", "4k", "8k", "--full-windows", "--checkpointing")
     first.append(Job("figure1_7b-lora_recomputed", (*lora, *ours), full=False))
     second = [
-        Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", "e2llm", "hf", "hf-liger-compile", *litgpt)),
+        Job("llama-1b", ("--shape", "llama-1b", *steps, "--trainers", *llama)),
         Job(
             "llama-2-7b-lora",
-            ("--shape", "llama-2-7b-lora", *steps, "--trainers", "e2llm:1,2,3", "hf:1", "hf-liger-compile:1,2",
-             "--profile", "PROFILE"),
+            ("--shape", "llama-2-7b-lora", *steps, "--trainers", *adapters, "--profile", "PROFILE"),
             full=False,
+            limit=2 if unsloth else 1,  # it reads its model from a folder, where 13.5 GB are written first
         ),
         Job(
             "llama-2-7b-qlora", ("--shape", "llama-2-7b-qlora", *steps, "--trainers", "e2llm", "--checkpointing"), False

@@ -63,11 +63,13 @@ def test_ratios_take_each_trainers_fastest_batch_size_and_pair_rounds() -> None:
             measured("e2llm-plain-positions", 0.8, 0.8),  # 125
             measured("hf", 4, 4, batch=2, number=1),  # 50
             measured("e2llm", 0.5, 0.5, number=1),  # 200
+            measured("unsloth", 1.6, 1.6, number=1),  # 62.5
         ]
     )
     assert values(rows, "ratio_to_hf")["e2llm", 1] == pytest.approx((100 / 80 + 200 / 50) / 2)
     assert {r["peer_batch_size"] for r in rows if r["metric"] == "ratio_to_hf" and r["trainer"] == "e2llm"} == {2}
     assert values(rows, "ratio_to_plain_positions") == {("e2llm", 1): pytest.approx(0.8)}
+    assert values(rows, "ratio_to_unsloth") == {("e2llm", 1): pytest.approx(3.2), ("hf", 2): pytest.approx(0.8)}
     assert not any(row["metric"] == "ratio_to_hf_liger_compile" for row in rows)
     assert ("hf", 2) not in values(rows, "ratio_to_hf"), "nobody is measured against itself"
 

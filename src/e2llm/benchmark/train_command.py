@@ -18,6 +18,7 @@ SHOWN = {
     "peak_memory_bytes": "GB",
     "ratio_to_hf": "× hf",
     "ratio_to_hf_liger_compile": "× hf-liger-compile",
+    "ratio_to_unsloth": "× unsloth",
     "ratio_to_plain_positions": "× plain positions",
     "memory_ratio_to_hf": "memory × hf",
     "ratio_to_one_gpu": "× one GPU",
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trainers",
         nargs="+",
         metavar="NAME",
-        help=f"of {', '.join(TRAINERS)} (all but litgpt and full-length); hf:1,2 gives one its own batch sizes",
+        help=f"of {', '.join(TRAINERS)} (all but full-length, litgpt, unsloth's); hf:1,2 gives one its own batch sizes",
     )
     add("--window", nargs="*", metavar="TOKENS", help="of a training window (4096; --figure1: 4k 8k)")
     add(

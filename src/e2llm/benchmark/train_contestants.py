@@ -23,6 +23,10 @@ HF_OPTIONS: dict[str, dict[str, Any]] = {
     "hf-liger-compile": {"torch_compile": True, "use_liger_kernel": True},
 }
 """Trainer -> what transformers' TrainingArguments are given beyond bf16 and the batch; all else is theirs."""
+UNSLOTH_OPTIONS: dict[str, dict[str, Any]] = {"unsloth": {}, "unsloth-float32": {"float32_mixed_precision": True}}
+"""Trainer -> what unsloth's loader is given beyond its documentation's arguments. In full fine-tuning `unsloth` holds
+weights and the optimizer's state in bfloat16, as it does unless told otherwise; `unsloth-float32` in float32, as all
+others here."""
 POSITIONS: dict[str, tuple[str, ...]] = {
     "e2llm": (),
     PLAIN_POSITIONS: (
@@ -35,8 +39,11 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Trainer of ours -> changes of the recommended recipe. full-length: YaRN at the fixed scale window / native window."""
-TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT)
-PACKAGES = {"hf-liger": "liger-kernel", "hf-liger-compile": "liger-kernel", LITGPT: "litgpt"}
+TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT, *UNSLOTH_OPTIONS)
+PACKAGES = {
+    **{"hf-liger": "liger-kernel", "hf-liger-compile": "liger-kernel", LITGPT: "litgpt"},
+    **dict.fromkeys(UNSLOTH_OPTIONS, "unsloth"),
+}
 """Trainer -> the optional package that it needs."""
 
 

@@ -19,6 +19,7 @@ Row = dict[str, Any]
 RATIOS = (
     ("ratio_to_hf", "hf"),
     ("ratio_to_hf_liger_compile", "hf-liger-compile"),
+    ("ratio_to_unsloth", "unsloth"),
     ("ratio_to_plain_positions", PLAIN_POSITIONS),
 )
 SPEED_UP = "ratio_to_one_gpu"

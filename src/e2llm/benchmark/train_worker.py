@@ -2,7 +2,7 @@
 several, started by torchrun: the first writes the result, and one that fails says why and takes the others with it.
 
 Flows in: a contestant and folders, as JSON. Flows out: a result, as JSON, written whole: what was measured, or that
-memory ran out, or why it failed. Nothing is printed but what libraries say.
+memory ran out, or why it failed. Nothing is printed but what libraries say, and where it failed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import json
 import os
 import resource
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from e2llm.benchmark.train_contestants import Contestant
+from e2llm.benchmark.train_contestants import UNSLOTH_OPTIONS, Contestant
 from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY
-from e2llm.benchmark.trainers import Run, run_contestant, write_text
+from e2llm.benchmark.unsloth_model import import_unsloth
 from e2llm.records import environment_snapshot, write_atomic
+
+if TYPE_CHECKING:
+    from e2llm.benchmark.trainers import Run
 
 LONGEST_GAPS = 12
 """Of the profiled steps, kept."""
@@ -30,8 +34,9 @@ def main(arguments: list[str]) -> None:
     one = Contestant(**{**spec["contestant"], "settings": tuple(spec["contestant"]["settings"])})
     work = Path(spec["work"])
     try:
-        result = _result(one, run_contestant(one, write_text(work / "text"), work))
+        result = _result(one, _run(one, work))
     except Exception as error:
+        traceback.print_exc()  # the log of its parent keeps it; the result has one line
         result = {"status": OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED, "why": _said(error)}
     failed = result["status"] != MEASURED
     if failed or int(os.environ.get("RANK", 0)) == 0:
@@ -40,6 +45,15 @@ def main(arguments: list[str]) -> None:
     # torchrun ends the others where one ends by an error.
     code = 1 if failed and one.gpus > 1 else 0
     os._exit(code)  # loader processes and compilers' pools may take seconds to end, or not end: the parent ends them
+
+
+def _run(one: Contestant, work: Path) -> Run:
+    """The contestant's run; what must come before transformers comes first."""
+    if one.trainer in UNSLOTH_OPTIONS:
+        import_unsloth(work)
+    from e2llm.benchmark.trainers import run_contestant, write_text
+
+    return run_contestant(one, write_text(work / "text"), work)
 
 
 def _result(one: Contestant, run: Run) -> dict[str, Any]:

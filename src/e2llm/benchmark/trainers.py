@@ -1,4 +1,4 @@
-"""Who trains: our trainer, transformers' Trainer as it comes and with what it can be given, litgpt's model.
+"""Who trains: our trainer, transformers' Trainer as it comes and with what it can be given, litgpt's model, unsloth's.
 
 Flows in: a `Contestant`, a folder with text. Flows out: a `Run`, what its steps took. Every trainer sees the same
 windows of the same text, starts from the same random weights and trains in bfloat16 arithmetic with float32 AdamW.
@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2llm.benchmark.model_folder import model_folder
 from e2llm.benchmark.shapes import quick_model, random_model, shape_of
 from e2llm.benchmark.step_clock import ClockCallback, Measured, StepClock
-from e2llm.benchmark.train_contestants import HF_OPTIONS, LITGPT, PLAIN_POSITIONS, POSITIONS, Contestant, recipe_of
+from e2llm.benchmark.train_contestants import (
+    HF_OPTIONS,
+    LITGPT,
+    PLAIN_POSITIONS,
+    POSITIONS,
+    UNSLOTH_OPTIONS,
+    Contestant,
+    recipe_of,
+)
 
 TOKENIZER = Path(__file__).parents[1] / "assets" / "tiny-512"
 """Its 4096 tokens are in every shape's vocabulary."""
@@ -43,6 +51,8 @@ def run_contestant(one: Contestant, text: Path, work: Path) -> Run:
     """Train as many steps as the clock wants. `work`: an empty folder, except for the token cache."""
     if one.trainer in POSITIONS:
         return _run_ours(one, text, work)
+    if one.trainer in UNSLOTH_OPTIONS:
+        return _run_unsloth(one, text, work)
     return (_run_litgpt if one.trainer == LITGPT else _run_hf)(one, text, work)
 
 
@@ -90,6 +100,8 @@ def _run_ours(one: Contestant, text: Path, work: Path) -> Run:
 def _our_model(one: Contestant, recipe: Any, work: Path) -> Any:
     """Random weights with the recipe's method: on their GPU, in host memory where each GPU is to get its share, and
     4-bit ones through a folder, as a user's are read."""
+    from transformers import AutoTokenizer
+
     from e2llm.hf import install, load_model
     from e2llm.train import distributed
 
@@ -101,10 +113,7 @@ def _our_model(one: Contestant, recipe: Any, work: Path) -> Any:
             model = random_model(shape, dtype=dtype, device=_device())
         install(model, method=recipe.method, attention=recipe.attention)
         return model
-    folder = work / "run" / "base"  # goes with the run
-    quick_model(shape, dtype=dtype).save_pretrained(folder)
-    for path in TOKENIZER.glob("*token*.json"):
-        shutil.copy(path, folder)
+    folder = model_folder(shape, work, AutoTokenizer.from_pretrained(TOKENIZER))
     return load_model(
         str(folder),
         dtype=dtype,
@@ -153,23 +162,37 @@ def _peer_model(one: Contestant) -> Any:
 
 def _run_hf(one: Contestant, text: Path, work: Path) -> Run:
     """transformers' Trainer: its own optimizer, loss, collator and loader. ValueError for 4-bit shapes."""
-    from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
-
     from e2llm.config_sections import LoraSection
     from e2llm.hf import enable_activation_checkpointing
     from e2llm.train.adapters import add_adapters
 
-    shape = shape_of(one.shape)
-    rows, model = _rows(one, text, work), _peer_model(one)
+    rows, model, shape = _rows(one, text, work), _peer_model(one), shape_of(one.shape)
     if shape.lora_rank:
         model = add_adapters(model, LoraSection(rank=shape.lora_rank))
     if one.checkpointing:
         enable_activation_checkpointing(model)  # as ours: the argument has another name in other versions
+    return _run_trainer(one, model, rows, work, {"bf16": True, **HF_OPTIONS[one.trainer]})
+
+
+def _run_unsloth(one: Contestant, text: Path, work: Path) -> Run:
+    """unsloth's model in transformers' Trainer, which it has patched. The process imported it before transformers."""
+    from transformers import AutoTokenizer
+
+    from e2llm.benchmark.unsloth_model import precision, unsloth_model
+
+    model, settings = unsloth_model(one, work, AutoTokenizer.from_pretrained(TOKENIZER))
+    run = _run_trainer(one, model, _rows(one, text, work), work, precision(one))
+    return dataclasses.replace(run, settings={**run.settings, "unsloth": settings})
+
+
+def _run_trainer(one: Contestant, model: Any, rows: list[dict[str, Any]], work: Path, extra: dict[str, Any]) -> Run:
+    """`model` over `rows` in transformers' Trainer with its defaults and `extra` of its arguments."""
+    from transformers import DefaultDataCollator, PrinterCallback, Trainer, TrainingArguments
+
     given: dict[str, Any] = {
         "per_device_train_batch_size": one.batch_size,
         "max_steps": len(rows) // one.batch_size,
-        "bf16": True,
-        **HF_OPTIONS[one.trainer],
+        **extra,
     }
     quiet: dict[str, Any] = {
         "save_strategy": "no",
