@@ -14,8 +14,14 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -69,6 +75,55 @@ def _spy(recipe: Path, stop: int | None) -> Any:
     return own
 
 
+class _Allocated(TorchDispatchMode):
+    """Bytes of new tensors, as they are made: those dropped again count too."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                storage = tensor.untyped_storage()
+                self.bytes += 0 if storage._cdata in given else storage.nbytes()
+        return out
+
+
+def _held(model: torch.nn.Module) -> int:
+    return sum(parameter.untyped_storage().nbytes() for parameter in model.parameters() if not parameter.is_meta)
+
+
+@contextmanager
+def _spy_on_loading(recipe: Path) -> Iterator[None]:
+    """Write down the bytes of weights in each process until they are sharded, and its buffers."""
+    from accelerate import Accelerator
+
+    from e2llm.train import run as module
+
+    load, prepare, row = module.load_model, Accelerator.prepare, {}
+
+    def load_model(*args: Any, **options: Any) -> Any:
+        with _Allocated() as allocated:
+            found = load(*args, **options)
+        model = found[0]
+        row["read"], row["allocated"] = _held(model), allocated.bytes
+        row["buffers"] = {name: b.tolist() for name, b in model.named_buffers()}
+        return found
+
+    def to_prepare(self: Any, *given: Any, **options: Any) -> Any:
+        models = [one for one in given if isinstance(one, torch.nn.Module)]
+        row["unsharded"] = max(row.get("unsharded", 0), *map(_held, models), 0)
+        recipe.with_suffix(f".loaded{RANK}.json").write_text(json.dumps(row))
+        return prepare(self, *given, **options)
+
+    module.load_model, Accelerator.prepare = load_model, to_prepare  # type: ignore[attr-defined,method-assign]
+    try:
+        yield
+    finally:
+        module.load_model, Accelerator.prepare = load, prepare  # type: ignore[attr-defined,method-assign]
+
+
 def run(recipe_file: Path, stop: int | None) -> None:
     """Train, or go on where the run folder holds a run; with what arrives written down."""
     from e2llm.config import load_recipe
@@ -78,7 +133,8 @@ def run(recipe_file: Path, stop: int | None) -> None:
     own = _spy(recipe_file, stop)
     try:
         recipe = load_recipe(str(recipe_file))
-        result = train(recipe, resume=(recipe.run_folder / "recipe.toml").is_file(), quiet=True)
+        with _spy_on_loading(recipe_file):
+            result = train(recipe, resume=(recipe.run_folder / "recipe.toml").is_file(), quiet=True)
     finally:
         PlacingTrainer.compute_loss = own  # type: ignore[method-assign]
     assert (result.model_folder is None) == bool(stop), f"{recipe_file}: ended at step {result.steps}"

@@ -206,6 +206,7 @@ def test_an_adapter_is_merged_into_its_base(adapter: tuple[Path, torch.Tensor], 
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-4)
     assert (logits(model) - logits(AutoModelForCausalLM.from_pretrained(folder).eval())).abs().max() > 0.01
     assert type(model) is type(AutoModelForCausalLM.from_pretrained(folder)) and not hasattr(model, "peft_config")
+    assert all(parameter.requires_grad for parameter in model.parameters()), "all of it can be trained"
     assert info == INFO and get_extension(model).native_window == 512, "its base's note, where it has none"
     assert tokenizer("abc")["input_ids"] == [97, 98, 99], "its base's tokenizer"
     CheckpointInfo(method="linear", native_window=128, training_window=64, max_scale=2.0).save(where)

@@ -155,6 +155,18 @@ def test_fsdp2_holds_half_of_the_weights_in_each_process(runs: Path) -> None:
     assert held("two-to-one", -1) == held("ddp"), "one process holds all"
 
 
+def test_under_fsdp2_the_first_process_alone_reads_weights(base: Path, runs: Path) -> None:
+    def loaded(name: str, rank: int) -> dict:
+        found: dict = json.loads((runs / f"{name}.loaded{rank}.json").read_text())
+        return found
+
+    whole = sum(w.nbytes for w in weights(base / "model").values())
+    assert loaded("fsdp2", 0)["read"] >= whole > 100 * loaded("fsdp2", 1)["read"]
+    assert all(loaded("ddp", rank)["read"] >= whole for rank in (0, 1))
+    tables = loaded("fsdp2", 0)["buffers"]
+    assert tables and tables == loaded("fsdp2", 1)["buffers"] == loaded("ddp", 1)["buffers"]
+
+
 def test_the_folder_at_the_end_loads_without_us(runs: Path) -> None:
     found = AutoModelForCausalLM.from_pretrained(runs / "fsdp2" / "model")
     expected = AutoModelForCausalLM.from_pretrained(runs / "full" / "model")

@@ -62,6 +62,14 @@ def test_impossible_sections_are_refused(
         (["distributed.strategy=fsdp2", "distributed.shard=1"], "shard = 1: .* is strategy 'ddp'"),
         (["distributed.strategy=deepspeed", "distributed.zero_stage=1"], "choose one of 2, 3"),
         (["distributed.global_batch=8", "train.gradient_accumulation=2"], "follows from distributed.global_batch"),
+        (
+            ["distributed.strategy=fsdp2", "model.quantization=nf4", "model.dtype=bfloat16", "lora.rank=4"],
+            "model.quantization = 'nf4': distributed.strategy = fsdp2 cannot shard 4-bit weights: use ddp",
+        ),
+        (
+            ["distributed.strategy=fsdp2", "model.offload=disk", "lora.rank=4", "train.gradient_checkpointing=true"],
+            "model.offload = 'disk': .* distributed.strategy = fsdp2 use distributed.cpu_offload",
+        ),
     ],
 )
 def test_sections_that_contradict_themselves(overrides: list[str], message: str) -> None:

@@ -115,14 +115,20 @@ def next_tokens(labels: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def chunked_forward(
-    model: nn.Module, rows: int, *, compiled: bool = False, teacher: Teacher | None = None, distill: float = 0.0
+    model: nn.Module,
+    rows: int,
+    *,
+    compiled: bool = False,
+    teacher: Teacher | None = None,
+    distill: float = 0.0,
+    from_first: bool = False,
 ) -> Iterator[None]:
     """Within the block, `model` (or what it wraps) computes the loss `rows` tokens at a time and returns no logits.
 
     A model whose output step is unknown, or that adds a loss of its own routers, keeps its own forward, with a
     `FullLogitsWarning`. `compiled`: torch.compile the loss kernel (one pass over a piece's logits instead of many).
     `teacher`: in training mode, `distill` (0…1) of the loss follows its predictions for the same tokens at positions
-    0, 1, 2, …; a model that keeps its own forward cannot have one (ValueError).
+    0, 1, 2, …; a model that keeps its own forward cannot have one (ValueError). `from_first`: as in `find_head`.
     """
     inner: Any = unwrap(model)
     if getattr(inner.config.get_text_config(), "output_router_logits", False):
@@ -132,7 +138,8 @@ def chunked_forward(
     else:
         training = inner.training
         output = inner.get_output_embeddings()
-        head = find_head(inner.eval(), output.forward)  # not its call, whose hooks would gather weights for each piece
+        # Not the layer's call, whose hooks would gather weights for each piece.
+        head = find_head(inner.eval(), output.forward, from_first=from_first)
         inner.train(training)
     if head is None:
         if teacher is not None:

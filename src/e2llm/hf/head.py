@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from e2llm.hf.rotary import unwrap
 
@@ -62,23 +63,36 @@ _STEPS = {
 
 
 @torch.no_grad()
-def find_head(model: Any, project: Head | None = None) -> Head | None:
+def find_head(model: Any, project: Head | None = None, *, from_first: bool = False) -> Head | None:
     """The output step of `model`, checked on 8 tokens; None (with a warning) when it is none of those known here.
 
-    project: what the step calls as its output layer; None: the layer itself, hooks included.
+    project: what the step calls as its output layer; None: the layer itself, hooks included. from_first: the first
+    process of the group checks, the others, which may hold no weights, take its answer; a meeting of all.
     """
     model = unwrap(model)
+    candidates = list(_candidates(model, project or model.get_output_embeddings()))
+    if not from_first:
+        found = _checked(model, candidates)
+    else:
+        box = [_checked(model, candidates) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        found = box[0]
+    return None if found is None else candidates[found]
+
+
+def _checked(model: Any, candidates: list[Head]) -> int | None:
+    """Number of the candidate that gives the model's own logits."""
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
     expected = model(input_ids=ids, use_cache=False).logits.float()
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     # One rounding of the model's own type apart at most: some models cast before and some after the output layer.
     tolerance = 4 * torch.finfo(hidden.dtype).eps * max(1.0, float(expected.abs().max()))
-    best: tuple[float, Head | None] = (math.inf, None)
-    for head in _candidates(model, project or model.get_output_embeddings()):
+    best: tuple[float, int | None] = (math.inf, None)
+    for number, head in enumerate(candidates):
         logits = head(hidden).float()
         if logits.shape == expected.shape:
             error = float((logits - expected).abs().max())
-            best = min(best, (error, head), key=lambda found: found[0])
+            best = min(best, (error, number), key=lambda found: found[0])
     if best[0] <= tolerance:
         return best[1]
     vocabulary = expected.shape[-1]
@@ -87,6 +101,6 @@ def find_head(model: Any, project: Head | None = None) -> Head | None:
         f"{model.config.model_type}: the step from hidden states to logits is not a known one, so logits of all tokens "
         f"are held: {mebibytes:.2f} MiB per token of the window ({mebibytes * 32:.0f} GiB at 32768)",
         FullLogitsWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return None

@@ -18,6 +18,7 @@ from torch import nn
 from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.hf.exported import exported_window
 from e2llm.hf.extension import get_extension, install
+from e2llm.hf.read_once import read_once
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.choose import parse_schedule
@@ -136,6 +137,7 @@ def load_model(
     method: str | None = None,
     native_window: int | None = None,
     attention: AttentionConfig | None = None,
+    once: bool = False,
 ) -> tuple[nn.Module, Any, CheckpointInfo | None]:
     """Model in evaluation mode, tokenizer, and what e2llm.json says (None for a model that is not ours).
 
@@ -143,6 +145,7 @@ def load_model(
     and `linear` where the base already scales. attention None: the checkpoint's own slopes with its own method, else
     the method's. dtype None: bfloat16 on a GPU, float32 on a CPU. quantization nf4: linear layers other than the output
     layer become 4-bit normal floats, double quantized, that compute in dtype; needs bitsandbytes.
+    once: of a process group, the first process alone reads weights (`hf.read_once`); the others hold none, on the host.
     A folder with a PEFT adapter is merged into the base that its config names, e2llm.json read from either. Raises
     ValueError for what is no model, here or on the hub.
     """
@@ -154,11 +157,17 @@ def load_model(
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
     if quantization != "none":
+        if once:
+            raise ValueError(f"quantization = {quantization!r}: 4-bit weights cannot be sharded; use once = False")
         arguments |= _quantized(name, base, dtype, device)
-    model = _read_weights(base or name, arguments)
-    if base is not None:
-        model = _merged(model, path)
-    model = (_kept_trainable(model) if quantization != "none" else model.to(device)).eval()
+
+    def read() -> Any:
+        model = _read_weights(base or name, arguments)
+        if base is not None:
+            model = _merged(model, path)
+        return _kept_trainable(model) if quantization != "none" else model.to(device)
+
+    model = (read_once(read, lambda: _build_empty(base or name, arguments)) if once else read()).eval()
     info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
@@ -246,6 +255,23 @@ def _read_weights(name: str, arguments: dict[str, Any]) -> Any:
     return model
 
 
+def _build_empty(name: str, arguments: dict[str, Any]) -> Any:
+    """The model that the config says, by the same arguments as `_read_weights`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = _check_name(name)
+    source = str(path) if path.exists() else name
+    extra: dict[str, Any] = {}
+    if path.suffix == ".gguf":
+        source, extra = _gguf_arguments(path)
+        extra.pop("quantization_config")
+    # Where the type is to be the file's: the config's; what each weight's is, the first process says.
+    given = {key: value for key, value in arguments.items() if (key, value) != ("dtype", "auto")}
+    with _reading(name, path):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=arguments["trust_remote_code"], **extra)
+    return AutoModelForCausalLM.from_config(config, **given)
+
+
 def _merged(model: nn.Module, adapter: Path) -> Any:
     """`model` with the adapter in its weights. Raises ValueError for adapters that are no change of weights."""
     from peft import PeftModel
@@ -257,7 +283,7 @@ def _merged(model: nn.Module, adapter: Path) -> Any:
     if not hasattr(adapted, "merge_and_unload"):
         kind = adapted.active_peft_config.peft_type
         raise ValueError(f"model = {str(adapter)!r}: an adapter of type {kind} cannot be merged; use one such as LoRA")
-    return adapted.merge_and_unload()
+    return adapted.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
 
 
 def _install_default(model: nn.Module, native_window: int | None) -> None:

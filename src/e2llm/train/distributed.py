@@ -9,16 +9,20 @@ wherever it lands.
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.util
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from e2llm.config import Recipe
+from e2llm.hf.read_once import buffers_apart
 
 LAUNCH = "torchrun --nproc-per-node GPUS -m e2llm train recipe.toml"
 _PATIENCE = datetime.timedelta(hours=2)
@@ -68,7 +72,7 @@ class Processes:
 
         self.wait()
         AcceleratorState._reset_state(reset_partial_state=True)
-        for name in _FOREIGN:  # Accelerate sets them for itself
+        for name in (*_FOREIGN, "FSDP_CPU_RAM_EFFICIENT_LOADING"):  # Accelerate sets them for itself
             os.environ.pop(name, None)
 
 
@@ -141,8 +145,8 @@ def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[
         )
 
 
-def arguments(recipe: Recipe, processes: Processes) -> dict[str, Any]:
-    """What the section adds to transformers' TrainingArguments."""
+def arguments(recipe: Recipe, processes: Processes, once: bool = False) -> dict[str, Any]:
+    """What the section adds to transformers' TrainingArguments. once: the first process alone holds weights."""
     config, world = recipe.distributed, processes.world
     added: dict[str, Any] = {"gradient_accumulation_steps": accumulation(recipe, world)}
     if config.strategy == "ddp":
@@ -155,6 +159,7 @@ def arguments(recipe: Recipe, processes: Processes) -> dict[str, Any]:
                 "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
                 "reshard_after_forward": config.reshard,
                 "cpu_offload": config.cpu_offload,
+                "cpu_ram_efficient_loading": once,  # shards come from the first process
                 "state_dict_type": "SHARDED_STATE_DICT",
             },
         }
@@ -241,3 +246,23 @@ def device_to_load_on(recipe: Recipe) -> str | None:
     device."""
     parts = recipe.distributed.strategy in ("fsdp2", "deepspeed") or recipe.model.offload != "none"
     return "cpu" if parts else None
+
+
+def reads_once(recipe: Recipe, processes: Processes) -> bool:
+    """Whether the first process alone reads weights, to send each its shards."""
+    return recipe.distributed.strategy == "fsdp2" and processes.world > 1
+
+
+def send_parameters_alone(accelerator: Any) -> None:
+    """Let `accelerator` send the parameters of the first process alone; each process has its buffers already."""
+    own = accelerator.prepare
+
+    @functools.wraps(own)
+    def prepare(*given: Any, **options: Any) -> Any:
+        with ExitStack() as stack:
+            for model in given:
+                if isinstance(model, nn.Module):
+                    stack.enter_context(buffers_apart(model, accelerator.device))
+            return own(*given, **options)
+
+    accelerator.prepare = prepare

@@ -32,6 +32,7 @@ from e2llm.hf import enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.compiled import compile_layers
 from e2llm.hf.masks import one_document_a_row
+from e2llm.hf.read_once import is_placeholder
 from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
@@ -81,6 +82,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
         method=recipe.method,
         native_window=recipe.model.native_window,
         attention=recipe.attention,
+        once=distributed.reads_once(recipe, processes),
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
@@ -166,7 +168,9 @@ def _loss_in_pieces(recipe: Recipe, model: nn.Module, teacher: Teacher | None) -
         return nullcontext()
     # After adapters: an output layer that they replaced is the one to call.
     compiled = config.compile == "layers"
-    return chunked_forward(model, config.logits_tokens, compiled=compiled, teacher=teacher, distill=config.distill)
+    once = distributed.reads_once(recipe, Processes.of_environment())
+    rows, share = config.logits_tokens, config.distill
+    return chunked_forward(model, rows, compiled=compiled, teacher=teacher, distill=share, from_first=once)
 
 
 def _finish(
@@ -258,7 +262,8 @@ def _build_trainer(
     if config.compile == "layers":
         compile_layers(model)
     processes = Processes.of_environment()
-    arguments = _arguments(recipe, folder, model, processes)
+    once = distributed.any_process(any(map(is_placeholder, model.parameters())))  # not where all hold a loaded model
+    arguments = _arguments(recipe, folder, once, processes)
     windows_per_step = distributed.windows_per_step(recipe, processes.world)
     train_set = WindowDataset(
         corpus.train,
@@ -290,6 +295,8 @@ def _build_trainer(
         optimizer_cls_and_kwargs=_split_optimizer(config) if config.optimizer == "adamw_split" else None,
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    if once:
+        distributed.send_parameters_alone(trainer.accelerator)
     return trainer, (metrics, bar, stop)
 
 
@@ -298,7 +305,7 @@ def _split_optimizer(config: TrainConfig) -> tuple[type[SplitAdamW], dict[str, A
 
 
 def _arguments(
-    recipe: Recipe, folder: Path, model: nn.Module, processes: Processes
+    recipe: Recipe, folder: Path, once: bool, processes: Processes
 ) -> transformers.TrainingArguments:
     config = recipe.train
     on_gpu = torch.cuda.is_available()
@@ -337,7 +344,7 @@ def _arguments(
         accelerator_config={"non_blocking": on_gpu},
         report_to=list(config.trackers) or "none",
         disable_tqdm=True,
-        **distributed.arguments(recipe, processes),
+        **distributed.arguments(recipe, processes, once),
     )
     distributed.finish(arguments, recipe)
     # One process, one device: with several in sight the Trainer would split each batch over them (DataParallel), away
