@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from docs_reading import reading_blocks
 from docs_serving import serving_blocks
 
 from e2llm.config import load_recipe
@@ -53,7 +54,7 @@ def results_page(found: Sequence[Record]) -> str:
     checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
     blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
     blocks += calibration_block([record for record in found if record.kind == "calibrate"])
-    blocks += [*serving_blocks(records), "## Training runs", training_table(records)]
+    blocks += [*serving_blocks(records), *reading_blocks(records), "## Training runs", training_table(records)]
     return "\n\n".join(blocks) + "\n"
 
 

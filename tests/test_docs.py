@@ -172,6 +172,27 @@ def test_training_tables_and_targets_follow_the_figures(docs: ModuleType, tmp_pa
     assert "No Record yet" in docs.docs_training.training_page([])
 
 
+def test_reading_against_the_peak(docs: ModuleType, tmp_path: Path) -> None:
+    reading = docs.docs_results.reading_blocks
+    assert reading([]) == []
+    common = {"base_model": "smollm2-135m", "window": 32768, "protocol": "sliding", "stride": 256}
+    rows = [
+        make_row(metric, value * factor, unit, 3, **common, compile=how)
+        for how, factor in (("none", 1.0), ("layers", 2.0))
+        for metric, value, unit in (
+            ("tokens_per_second", 1234.0, "tokens/s"),
+            ("model_flops_utilization", 0.21, "share"),
+            ("ratio_to_floor", 0.4, "ratio"),
+        )
+    ]
+    config = {"stride": 256, "dtype": "bfloat16", "peak_flops": 989e12}
+    found = "\n".join(reading([Record("evaluate_speed", config, rows, environment={"gpu": "G"})]))
+    assert "| smollm2-135m | 32k | as they are | 1,234 | – | 21.0% | 0.40 | – |" in found
+    assert "40% of the peak for smollm2-135m at 32k is reached: 42.0%." in found
+    found = "\n".join(reading([Record("evaluate_speed", config, rows[:3], environment={"gpu": "G"})]))
+    assert "is not reached: 21.0%." in found
+
+
 def test_losses_of_the_fast_arithmetic_are_compared_step_by_step(docs: ModuleType, tmp_path: Path) -> None:
     curves = {"float32": [3.0, 2.0, 1.0], "bfloat16": [3.0, 2.1, 0.9], "bfloat16, adamw_split": [3.3, 2.0, 1.0]}
     rows = []

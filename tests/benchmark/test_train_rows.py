@@ -70,6 +70,11 @@ def test_ratios_take_each_trainers_fastest_batch_size_and_pair_rounds() -> None:
     assert {r["peer_batch_size"] for r in rows if r["metric"] == "ratio_to_hf" and r["trainer"] == "e2llm"} == {2}
     assert values(rows, "ratio_to_plain_positions") == {("e2llm", 1): pytest.approx(0.8)}
     assert values(rows, "ratio_to_unsloth") == {("e2llm", 1): pytest.approx(3.2), ("hf", 2): pytest.approx(0.8)}
+    larger = [measured("e2llm", 1, 1, batch=4), measured("e2llm", 1, 1, batch=2), measured("e2llm", 1, 1)]
+    rows, _ = rows_of([*larger, measured("e2llm-plain-positions", 0.9, 0.9, batch=2)])
+    assert values(rows, "ratio_to_plain_positions") == {("e2llm", 2): pytest.approx(0.9)}, "at the same batch size"
+    rows, _ = rows_of([measured("e2llm", 1, 1), measured("e2llm-plain-positions", 0.9, 0.9, batch=2)])
+    assert not values(rows, "ratio_to_plain_positions")
     assert not any(row["metric"] == "ratio_to_hf_liger_compile" for row in rows)
     assert ("hf", 2) not in values(rows, "ratio_to_hf"), "nobody is measured against itself"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from architectures import tiny_model, token_ids
 
 from e2llm.evaluate.logits import TokenScorer
-from e2llm.hf.compiled import compile_layers, decoder_layers, layers_compiled
+from e2llm.hf.compiled import compile_layers, decoder_layers, layers_compiled, whole_layers
 from e2llm.infer import Engine
 
 
@@ -17,6 +20,33 @@ from e2llm.infer import Engine
 def test_layers_are_found_in_every_family(family: str) -> None:
     model = tiny_model(family)
     assert len(decoder_layers(model)) == model.config.get_text_config().num_hidden_layers
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own tracing
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_layer_under_ddp_is_one_graph(whole: bool, one_process: None) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = tiny_model("llama", intermediate_size=8192).train()  # 2 MB in a matrix of its MLP
+    for layer in decoder_layers(model):
+        layer.compile(backend=counting)
+    ddp = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=2)
+    with whole_layers() if whole else contextlib.nullcontext():
+        ddp(input_ids=token_ids(1, 32), use_cache=False).logits.sum().backward()
+    assert (len(graphs) == 1) == whole, "equal layers share a graph; torch's own way cuts it"
+    torch._dynamo.reset()
 
 
 def test_a_model_without_layers_is_refused() -> None:

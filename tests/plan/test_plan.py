@@ -23,6 +23,7 @@ from e2llm.plan.shape import cache_bytes, shape_of
 from e2llm.plan.speed import GPUS, flops_per_token, tokens_per_second
 from e2llm.records import Record
 
+Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
 
@@ -98,39 +99,44 @@ def test_memory_and_speed_follow_the_recipe() -> None:
     assert tokens_per_second(shape_of(tiny_config("qwen3_moe")), recipe(), GPUS["h100"]) is None
 
 
-def measured() -> list[tuple[str, Recipe, str, float, float]]:
-    """(name, recipe, shape, peak bytes, tokens a second) of our own trainer's rows in the committed Records."""
+def measured() -> list[tuple[str, Recipe, Row, float]]:
+    """(name, recipe, row of the peak in bytes, tokens a second) of our own trainer's rows in the committed Records."""
     found = []
     for file in sorted((ROOT / "benchmarks" / "results").glob("train_*.json")):
         record = Record.load(file)
         for row in record.rows:
             if row["metric"] != "peak_memory_bytes" or row["trainer"] not in ("e2llm", "full-length"):
                 continue
-            speed = [
+            keys = ("trainer", "window", "batch_size", "checkpointing", "gpus", "parallelism")
+            (speed,) = [
                 other["value"]
                 for other in record.rows
-                if other["metric"] == "tokens_per_second"
-                and all(other[k] == row[k] for k in ("trainer", "window", "batch_size", "checkpointing"))
+                if other["metric"] == "tokens_per_second" and all(other[k] == row[k] for k in keys)
             ]
             shape = SHAPES[row["shape"]]
             settings = [f"data.window={row['window']}", f"train.batch_size={row['batch_size']}"]
             settings += ["train.compile=layers", f"train.gradient_checkpointing={str(row['checkpointing']).lower()}"]
-            settings += ["model.dtype=bfloat16", f"lora.rank={shape.lora_rank}"] if shape.lora_rank else []
-            name = f"{file.stem} {row['trainer']} {row['batch_size']} x {row['window']}"
-            made = recipe(*settings, *record.config["settings"])
-            found.append((name, made, row["shape"], row["value"], speed[0]))
+            settings += [f"distributed.strategy={row['parallelism']}"]
+            adapters = f"lora.rank={shape.lora_rank}", f"model.quantization={shape.quantization}"
+            settings += ["model.dtype=bfloat16", *adapters] if shape.lora_rank else []
+            name = f"{file.stem} {row['trainer']} {row['batch_size']} x {row['window']} {row['gpus']}"
+            found.append((name, recipe(*settings, *record.config["settings"]), row, speed))
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "made", "shape", "peak", "speed"), measured(), ids=lambda v: v if isinstance(v, str) else ""
-)
-def test_the_plan_is_what_was_measured(name: str, made: Recipe, shape: str, peak: float, speed: float) -> None:
-    """Within 10 % of peak memory and 20 % of throughput, on one H100."""
-    sizes = shape_of(SHAPES[shape].config())
-    planned = sum(training_memory(sizes, made).values())
-    assert planned == pytest.approx(peak, rel=0.10)
-    assert tokens_per_second(sizes, made, GPUS["h100"]) == pytest.approx(speed, rel=0.20)
+@pytest.mark.parametrize(("name", "made", "row", "speed"), measured(), ids=lambda v: v if isinstance(v, str) else "")
+def test_the_plan_is_what_was_measured(name: str, made: Recipe, row: Row, speed: float) -> None:
+    """Within 10 % of peak memory and 20 % of throughput, on H100s."""
+    sizes = shape_of(SHAPES[row["shape"]].config())
+    planned = sum(training_memory(sizes, made, row["gpus"]).values())
+    if row["parallelism"] == "ddp":
+        pytest.xfail("measured while the compiler cut layers at DDP's buckets (decisions.md); to be measured anew")
+    assert planned == pytest.approx(row["value"], rel=0.10)
+    a_gpu = tokens_per_second(sizes, made, GPUS["h100"])
+    if a_gpu is None:
+        assert made.model.quantization != "none"
+    elif row["gpus"] == 1:  # communication is not modelled
+        assert a_gpu == pytest.approx(speed, rel=0.20)
 
 
 def test_four_bits_split_masters_and_a_teacher_are_counted() -> None:

@@ -106,35 +106,48 @@ def _figures(group: Sequence[Measurement]) -> list[Row]:
 
 
 def best_of(measured: Iterable[Measurement]) -> list[Measurement]:
-    """The rounds of the batch size that was fastest."""
+    """The rounds of the batch size that was fastest; none of none."""
     groups: dict[int, list[Measurement]] = {}
     for one in measured:
         groups.setdefault(one.contestant.batch_size, []).append(one)
-    return max(groups.values(), key=lambda group: statistics.median(m.tokens_per_second for m in group))
+    speed = {size: statistics.median(m.tokens_per_second for m in group) for size, group in groups.items()}
+    return groups[max(speed, key=lambda size: speed[size])] if speed else []
 
 
 def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
-    """Each trainer's speed against another's, both at their own best batch size: the median of the rounds' ratios."""
+    """Each trainer's speed against another's, both at their own best batch size: the median of the rounds' ratios.
+
+    Against plain positions at the same batch size, the fastest that both have: only positions may differ.
+    """
     kinds: dict[tuple[Any, ...], list[Measurement]] = {}
     for one in measured:
         who = one.contestant
         kinds.setdefault((who.window, who.trainer, who.gpus, who.parallelism), []).append(one)
-    best = {key: best_of(group) for key, group in kinds.items()}
     rows = []
-    for (window, trainer, gpus, parallelism), mine in best.items():
+    for (window, trainer, gpus, parallelism), all_mine in kinds.items():
         peers = [(metric, (window, peer, gpus, parallelism)) for metric, peer in RATIOS]
         peers += [(SPEED_UP, (window, trainer, 1, "none"))] if gpus > 1 else []
         for metric, key in peers:
-            peer = key[1]
-            theirs = {m.round: m for m in best.get(key, [])}
+            plain = key[1] == PLAIN_POSITIONS
+            itself = trainer == key[1] and metric != SPEED_UP
+            all_theirs = kinds.get(key, [])
+            if itself or not all_theirs or (plain and trainer != "e2llm"):
+                continue
+            mine = best_of(_as_large_as(all_theirs, all_mine) if plain else all_mine)
+            theirs = {m.round: m for m in best_of(_as_large_as(mine, all_theirs) if plain else all_theirs)}
             pairs = [(m, theirs[m.round]) for m in mine if m.round in theirs]
-            itself = trainer == peer and metric != SPEED_UP
-            if not pairs or itself or (peer == PLAIN_POSITIONS and trainer != "e2llm"):
+            if not pairs:
                 continue
             found = [m.tokens_per_second / other.tokens_per_second for m, other in pairs]
             labels = labels_of(mine[0].contestant) | {"peer_batch_size": pairs[0][1].contestant.batch_size}
             rows.append(make_row(metric, statistics.median(found), "ratio", len(found), **labels))
     return rows
+
+
+def _as_large_as(some: Sequence[Measurement], others: Sequence[Measurement]) -> list[Measurement]:
+    """Those of `others` whose batch size `some` have too."""
+    sizes = {one.contestant.batch_size for one in some}
+    return [one for one in others if one.contestant.batch_size in sizes]
 
 
 def _memory_ratios(groups: dict[str, list[Measurement]]) -> list[Row]:

@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+import torch._dynamo
 from torch import nn
 
 from e2llm.hf.rotary import find_rotary_owner, unwrap
@@ -29,6 +31,18 @@ def compile_layers(model: nn.Module) -> None:
     for layer in decoder_layers(model):
         if layer._compiled_call_impl is None:
             layer.compile()
+
+
+@contextlib.contextmanager
+def whole_layers() -> Iterator[None]:
+    """Within the block each compiled layer is one graph, under DDP too.
+
+    torch would cut whatever is compiled while a DDP module runs at the sizes of its buckets, so that a model in one
+    graph can send some gradients before it has them all. A layer at a time has its gradients soon enough; cut in five,
+    it keeps more for its backward pass and fuses less.
+    """
+    with torch._dynamo.config.patch(optimize_ddp=False):  # type: ignore[no-untyped-call, attr-defined]
+        yield
 
 
 @contextlib.contextmanager

@@ -151,6 +151,7 @@ def arguments(recipe: Recipe, processes: Processes, once: bool = False) -> dict[
     added: dict[str, Any] = {"gradient_accumulation_steps": accumulation(recipe, world)}
     if config.strategy == "ddp":
         added["ddp_find_unused_parameters"] = False  # every weight is used in every step
+        added["ddp_broadcast_buffers"] = False  # nothing changes them; a message at every forward otherwise
     if config.strategy == "fsdp2":
         added |= {
             "fsdp": True,

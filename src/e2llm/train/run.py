@@ -30,7 +30,7 @@ from e2llm.config_sections import TrainConfig
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
 from e2llm.hf import enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
-from e2llm.hf.compiled import compile_layers
+from e2llm.hf.compiled import compile_layers, whole_layers
 from e2llm.hf.masks import one_document_a_row
 from e2llm.hf.read_once import is_placeholder
 from e2llm.hf.teacher import Teacher
@@ -145,7 +145,7 @@ def _run(
         trainer.add_callback(callback)
     assert trainer.model is not None
     masks = nullcontext() if recipe.data.document_mask else one_document_a_row()
-    with masks, _loss_in_pieces(recipe, trainer.model, teacher):
+    with masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
