@@ -37,12 +37,18 @@ class NoWaiting(TrainerCallback):
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_split"])
 def test_no_step_waits_for_the_device(optimizer: str, tmp_path: Path) -> None:
     split = ("model.dtype=bfloat16",) if optimizer == "adamw_split" else ()
-    base = make_base(tmp_path / "base")
+    base = make_base(tmp_path)
     recipe = small(
         base, tmp_path / "run", f"train.optimizer={optimizer}", *split, "train.precision=bfloat16",
         "train.evaluate_windows=0", "train.evaluate_every=0", "train.log_every=6",
     )  # fmt: skip
-    model, tokenizer, _ = load_model(recipe.model.name, dtype=recipe.model.dtype, device="cuda", method=recipe.method)
+    model, tokenizer, _ = load_model(
+        recipe.model.name,
+        dtype=recipe.model.dtype,
+        device="cuda",
+        method=recipe.method,
+        attention=recipe.attention,
+    )
     corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=False)
     callback = NoWaiting()
     try:
