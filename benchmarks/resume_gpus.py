@@ -25,7 +25,9 @@ WHOLE, SPREAD, MOVED = "one", "two", "two, then one"
 
 
 def command(folder: Path, text: Path, processes: int, *, resume: bool = False) -> list[str]:
-    """`e2llm train` in so many processes; the samples of a step are the same in any number of them."""
+    """`e2llm train` in so many processes; the samples of a step are the same in any number of them. What is resumed
+    stays FSDP2, in one process too."""
+    launched = processes > 1 or resume
     settings = [
         f"model.name={ROOT / 'src' / 'e2llm' / 'assets' / 'tiny-512'}",
         f"output={folder}",
@@ -37,15 +39,13 @@ def command(folder: Path, text: Path, processes: int, *, resume: bool = False) -
         "train.log_every=1",
         "train.evaluate_windows=0",
         f"train.save_every={STOP}",
-        "distributed.strategy=fsdp2",
+        f"distributed.strategy={'fsdp2' if launched else 'none'}",
         "distributed.global_batch=8",
         "train.batch_size=4",
     ]
-    if processes == 1 and not resume:
-        settings[-3] = "distributed.strategy=none"
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     words = [word for setting in settings for word in ("--set", setting)]
-    start = [sys.executable, "-m", *(launcher if processes > 1 or resume else []), "e2llm", "train", "recommended"]
+    start = [sys.executable, "-m", *(launcher if launched else []), "e2llm", "train", "recommended"]
     return [*start, *words, *(["--resume"] if resume else [])]
 
 

@@ -97,9 +97,7 @@ class TrainBenchConfig:
             raise ValueError("profile: e2llm is the one that is profiled; add it to trainers")
         others = [name for name in self.trainers if name not in POSITIONS]
         if shape_of(self.shape).quantization != "none" and others and not self.figure1:
-            raise ValueError(
-                f"trainers = {others}: shape {self.shape!r} has 4-bit weights; give e2llm alone"
-            )
+            raise ValueError(f"trainers = {others}: shape {self.shape!r} has 4-bit weights; give e2llm alone")
         names = [one.name for one in contestants(self)]
         if len(set(names)) < len(names):
             raise ValueError(f"trainers, windows, batch_sizes: each contestant once; {', '.join(names)}")

@@ -47,8 +47,8 @@ def weight_bytes(shape: Shape, recipe: Recipe) -> float:
     adapters = 4.0 * trained_parameters(shape, recipe) if recipe.lora.rank else 0.0
     if recipe.model.quantization == "none":
         return shape.num_parameters * number + adapters
-    linear = sum(inputs * outputs for _, inputs, outputs in shape.linear_sizes)
-    return linear * NF4 + (shape.num_parameters - linear) * number + adapters
+    whole = _resident_parameters(shape)
+    return (shape.num_parameters - whole) * NF4 + whole * number + adapters
 
 
 def offloaded_bytes(shape: Shape, recipe: Recipe) -> float:
@@ -59,8 +59,9 @@ def offloaded_bytes(shape: Shape, recipe: Recipe) -> float:
 
 
 def _resident_parameters(shape: Shape) -> int:
-    """Embeddings, output layer and norms, which stay on the GPU whatever `model.offload` says. Experts that share one
-    tensor are counted here too, though they are offloaded."""
+    """Embeddings, output layer and norms, which stay on the GPU whatever `model.offload` says, and in their own type
+    whatever `model.quantization` says. Experts that share one tensor are counted here too, though they are
+    offloaded."""
     linear = sum(inputs * outputs for _, inputs, outputs in shape.linear_sizes)
     return shape.num_parameters - linear
 
