@@ -11,7 +11,17 @@ import torch
 from torch import nn
 
 from e2llm.config import Method, load_recipe, to_plain
-from e2llm.hf import CheckpointInfo, Extension, current_versions, get_extension, install, load_model, save_model
+from e2llm.hf import (
+    CheckpointInfo,
+    Extension,
+    attend_far,
+    attend_plainly,
+    current_versions,
+    get_extension,
+    install,
+    load_model,
+    save_model,
+)
 from e2llm.hf.rotary import unwrap
 from e2llm.infer import RequestPlan, ScaleWarning, plan_request
 from e2llm.positions.attention import AttentionConfig
@@ -63,6 +73,8 @@ def extend(
             placement=placement,
             seed=seed,
         )
+        if placement.far_weight:
+            attend_far(model)
     except ValueError:
         extension.remove()
         raise
@@ -78,8 +90,10 @@ def _extension_of(model: nn.Module) -> Extension:
 
 
 def restore(model: nn.Module) -> None:
-    """Take the extension off: the model's own rotary module and generate() are back."""
-    _extension_of(model).remove()
+    """Take the extension off: the model's own rotary module, attention and generate() are back."""
+    extension = _extension_of(model)
+    attend_plainly(model)
+    extension.remove()
     vars(unwrap(model)).pop("generate", None)
 
 

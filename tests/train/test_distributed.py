@@ -26,7 +26,10 @@ pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two proc
 LOSS, WEIGHT = (1e-4, 1e-4) if torch.cuda.is_available() else (1e-5, 1e-7)
 BATCH = ("train.batch_size=2", "distributed.global_batch=8", "train.save_every=3", "train.evaluate_every=3")
 LORA = ("lora.rank=4", "lora.train_norms=true", "train.learning_rate=1e-2")
-TIGHT = ("train.logits_tokens=16", "train.max_grad_norm=0.05", "train.gradient_checkpointing=true")
+TIGHT = (
+    *("train.logits_tokens=16", "train.max_grad_norm=0.05", "train.gradient_checkpointing=true"),
+    "placement.far_weight=0.5",
+)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,15 @@
 
 from e2llm.hf.checkpoint import CheckpointInfo, current_versions
 from e2llm.hf.extension import Extension, get_extension, install
+from e2llm.hf.far_attention import attend_far, attend_plainly, attending_far
 from e2llm.hf.load import enable_activation_checkpointing, load_model, load_tokenizer, save_model
 
 __all__ = [
     "CheckpointInfo",
     "Extension",
+    "attend_far",
+    "attend_plainly",
+    "attending_far",
     "current_versions",
     "enable_activation_checkpointing",
     "get_extension",

@@ -8,6 +8,8 @@ windows and inference sets scales. The positions given to the model stay 0, 1, 2
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from numbers import Real
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from e2llm.hf.documents import document_lengths
+from e2llm.hf.far_tables import FarTables, far_tables
 from e2llm.hf.rotary import (
     LAYOUTS,
     LayerType,
@@ -37,6 +40,9 @@ from e2llm.positions.placement import Placement, PositionSampler
 from e2llm.positions.rope import Rope
 
 # B = batch, T = tokens, R = tokens in a training window, D = rotary_dim
+
+FAR_TABLES = "far_tables"
+"""Argument of the base model's forward that its layers hand on to their attention (`hf.far_attention`)."""
 
 
 class ScaledRotary(nn.Module):
@@ -114,6 +120,8 @@ class Extension:
         """Largest scale that training drew (1 where it is not known)."""
         self.schedule: Schedule = ()
         """Calibrated scale for each window; () is the ladder."""
+        self.attends_far = False
+        """Whether the model's attention knows `far_tables` (`hf.far_attention`)."""
         self._scale: float | tuple[float, ...] | None = None
         self._inference_rows: RowTables | None = None
         self._packed: tuple[tuple[float, ...], RowTables] | None = None
@@ -182,8 +190,22 @@ class Extension:
         if len(lengths) != 1:
             raise ValueError(f"placements of one batch need one length, got {sorted(lengths)}")
         positions = torch.from_numpy(np.stack([p.positions for p in placements]))
-        self._wrapper.rows = self._rows(tuple(p.scale for p in placements), self.attention.training_slope, positions)
+        rows = self._rows(tuple(p.scale for p in placements), self.attention.training_slope, positions)
+        self._wrapper.rows = dataclasses.replace(rows, far=self._far([[p] for p in placements]))
         self._drawn = False
+
+    def _far(self, rows: Sequence[Sequence[Placement]]) -> FarTables | None:
+        """Tables of rows with one placement each or one a document; None where every key counts once."""
+        if all(p.far is None for row in rows for p in row):
+            return None
+        if not self.attends_far:
+            raise ValueError(
+                "placement.far_weight: the model's attention does not know it yet; call hf.attend_far(model) first"
+            )
+        found = [[p.far for p in row if p.far is not None] for row in rows]
+        if [len(row) for row in found] != [len(row) for row in rows]:
+            raise ValueError("placements of one batch need one far_weight: some weigh far keys, some do not")
+        return far_tables(found, _device(self._wrapper.inner))
 
     def _check_places(self) -> None:
         if self.method == "dynamic_ntk":
@@ -214,8 +236,8 @@ class Extension:
         )
 
     @contextlib.contextmanager
-    def using(self, tables: RowTables) -> Iterator[None]:
-        """Within it, forwards turn by `tables`."""
+    def using(self, tables: RowTables | None) -> Iterator[None]:
+        """Within it, forwards turn by `tables`; None: the model as it was."""
         before = self._wrapper.rows
         self._wrapper.rows = tables
         try:
@@ -275,8 +297,14 @@ class Extension:
         return RowTables(inv_freq, attention, positions)
 
     @torch.compiler.disable
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """In training mode, draw this batch; in evaluation mode, put the scale that is set back."""
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In training mode, draw this batch; in evaluation mode, put the scale that is set back. The forward gets the
+        tables of far keys, where there are any."""
+        self._draw(module, args, kwargs)
+        rows = self._wrapper.rows
+        return None if rows is None or rows.far is None else (args, {**kwargs, FAR_TABLES: rows.far})
+
+    def _draw(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (module.training and self.sampler is not None):
             if self._drawn:
                 self._wrapper.rows = self._inference_rows
@@ -317,6 +345,8 @@ class Extension:
         indices = self._sample_indices(len(flat), blocks=False)
         draws = [self.sampler.draw_document(index, length) for index, length in zip(indices, flat, strict=True)]
         positions = np.concatenate([draw.positions for draw in draws]).reshape(len(lengths), -1)
+        drawn = iter(draws)
+        by_row = [list(itertools.islice(drawn, len(row))) for row in lengths]
         by_document = self._rows(tuple(draw.scale for draw in draws), self.attention.training_slope)
         owner = torch.from_numpy(np.repeat(np.arange(len(flat)), flat).reshape(positions.shape))
         owner = sent(owner, _device(self._wrapper.inner))
@@ -325,6 +355,7 @@ class Extension:
             {t: table[owner, 0] for t, table in by_document.attention_scale.items()},
             sent(torch.from_numpy(positions), _device(self._wrapper.inner)),
             by_place=True,
+            far=self._far(by_row),
         )
 
 

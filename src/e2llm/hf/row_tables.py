@@ -24,6 +24,8 @@ class RowTables:
     """(B, R) int64: where position id m of row b stands; None leaves ids as they are."""
     by_place: bool = False
     """Whether `positions` is instead (B, T), where token t of row b stands: several documents share a row."""
+    far: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Channels that make keys of earlier segments count for more (`hf.far_tables`); None: every key counts once."""
 
     def copy_(self, other: RowTables) -> None:
         """Take over the values of `other`, of the same shapes: what a recorded graph reads stays where it is."""

@@ -62,8 +62,7 @@ def coverage(
     distance_edges = np.linspace(0, max(target, sampler.training_window), bins + 1)
     scale_edges = _scale_edges(sampler.scales, bins)
     rng = np.random.Generator(np.random.Philox(key=sampler.seed))
-    kinds = {"paper", "jumps"}
-    leading = sampler.placement.leading_tokens if sampler.placement.kind in kinds else 0
+    leading = sampler.placement.sinks
     grid = np.zeros((bins, len(scale_edges) - 1))
     from_leading, positions_seen = np.zeros(bins), np.zeros(bins)
     counts = np.zeros(len(scale_edges) - 1)

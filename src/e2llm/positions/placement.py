@@ -18,9 +18,13 @@ from typing import Literal
 
 import numpy as np
 
+from e2llm.positions.far import FarKeys, far_keys
 from e2llm.positions.scales import ScalesConfig, draw_scale
 
 Kind = Literal["none", "paper", "jumps", "pose", "randpos", "end_anchor"]
+
+MOST_SEGMENTS = 64
+"""With `far_weight`: each is a channel more of queries and keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class PlacementConfig:
     reach: float = 1.0
     """The target window as a multiple of g * L, at scales above 1. Above 1 a window is learned at a smaller scale than
     window / L, which keeps more resolution between near tokens."""
+    far_weight: float = 0.0
+    """How much a key of an earlier segment counts while training: as (positions before the segment / tokens before it)
+    to this power. 0: once, as in the paper; 1: as all the keys that a served window holds in its place
+    (`positions.far`). For placements of at most 64 segments."""
 
     def __post_init__(self) -> None:
         if self.kind not in PLACEMENTS:
@@ -59,10 +67,28 @@ class PlacementConfig:
             raise ValueError(f"placement.end_tokens = {self.end_tokens}: use 1 or more")
         if not 1 <= self.reach <= 4:
             raise ValueError(f"placement.reach = {self.reach!r}: use 1 (the target window is g * L) to 4")
+        if not 0 <= self.far_weight <= 2:
+            raise ValueError(f"placement.far_weight = {self.far_weight!r}: use 0 (every key counts once) to 2")
+        if self.far_weight and self.most_segments > MOST_SEGMENTS:
+            raise ValueError(
+                f"placement.far_weight = {self.far_weight:g}: needs a placement of at most {MOST_SEGMENTS} segments, "
+                f"{self.kind!r} as set makes up to {self.most_segments}; use fewer jumps, or far_weight = 0"
+            )
 
     def target_window(self, scale: float, native_window: int) -> int:
         """W in tokens at scale g, before any training window that is longer."""
         return int(scale * native_window * (self.reach if scale > 1 else 1.0))
+
+    @property
+    def most_segments(self) -> float:
+        """Segments that a window can fall into."""
+        counts = {"none": 1, "paper": 2, "jumps": self.max_jumps + 1, "pose": self.chunks, "end_anchor": 2}
+        return counts.get(self.kind, float("inf"))
+
+    @property
+    def sinks(self) -> int:
+        """Leading tokens that this placement keeps in their places."""
+        return self.leading_tokens if self.kind in ("paper", "jumps") else 0
 
     @property
     def shortest_window(self) -> int:
@@ -90,6 +116,8 @@ class Placement:
     """g, ratio >= 1."""
     positions: np.ndarray
     """(R,) int64, strictly increasing, in [0, max(R, W))."""
+    far: FarKeys | None = None
+    """What scores with far keys get on top; None where every key counts once."""
 
 
 Rule = Callable[[np.random.Generator, int, int, PlacementConfig], np.ndarray]
@@ -192,10 +220,20 @@ class PositionSampler:
         scale = draw_scale(rng, self.scales)
         # g*L below R leaves no room to shift: the paper is silent there and t_max is taken as 0.
         target = max(self.placement.target_window(scale, self.native_window), window)
-        return Placement(scale, PLACEMENTS[self.placement.kind](rng, window, target, self.placement))
+        positions = PLACEMENTS[self.placement.kind](rng, window, target, self.placement)
+        return Placement(scale, positions, self._far_keys(positions) if self.placement.far_weight else None)
+
+    def _far_keys(self, positions: np.ndarray) -> FarKeys:
+        return far_keys(
+            positions,
+            leading_tokens=self.placement.sinks,
+            weight=self.placement.far_weight,
+            most_segments=int(self.placement.most_segments),
+        )
 
     def draw_document(self, sample_index: int, length: int) -> Placement:
         """`draw` for a document of `length` tokens; one too short for the placement keeps positions 0, 1, 2, ..."""
         if length >= self.placement.shortest_window:
             return self.draw(sample_index, length)
-        return dataclasses.replace(self, placement=PlacementConfig(kind="none")).draw(sample_index, length)
+        config = PlacementConfig(kind="none", far_weight=self.placement.far_weight)
+        return dataclasses.replace(self, placement=config).draw(sample_index, length)

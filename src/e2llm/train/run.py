@@ -28,7 +28,7 @@ from torch import nn
 from e2llm.config import Recipe, load_recipe, to_plain, to_toml
 from e2llm.config_sections import TrainConfig
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
-from e2llm.hf import enable_activation_checkpointing, get_extension, load_model
+from e2llm.hf import attending_far, enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.compiled import compile_layers, whole_layers
 from e2llm.hf.masks import one_document_a_row
@@ -140,17 +140,19 @@ def _run(
 ) -> TrainResult:
     """Train, measure the held-out loss, write what a run folder holds."""
     teacher = _teacher(recipe, model)  # of the weights as they are before anything is trained
-    trainer, (metrics, bar, stop) = _build_trainer(recipe, model, corpus, folder, console, quiet)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    assert trainer.model is not None
-    masks = nullcontext() if recipe.data.document_mask else one_document_a_row()
-    with masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            bar.close()
-        return _finish(recipe, trainer, tokenizer, corpus, folder, metrics, stop, console)
+    # Before layers are compiled or sharded: it reads a few tokens to see whether the model can.
+    with attending_far(model) if recipe.placement.far_weight else nullcontext():
+        trainer, (metrics, bar, stop) = _build_trainer(recipe, model, corpus, folder, console, quiet)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        assert trainer.model is not None
+        masks = nullcontext() if recipe.data.document_mask else one_document_a_row()
+        with masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                bar.close()
+            return _finish(recipe, trainer, tokenizer, corpus, folder, metrics, stop, console)
 
 
 def _teacher(recipe: Recipe, model: nn.Module) -> Teacher | None:
