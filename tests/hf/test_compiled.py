@@ -12,7 +12,9 @@ import torch
 from architectures import tiny_model, token_ids
 
 from e2llm.evaluate.logits import TokenScorer
+from e2llm.hf import attend_far, install
 from e2llm.hf.compiled import compile_layers, decoder_layers, layers_compiled, whole_layers
+from e2llm.hf.head import find_head
 from e2llm.infer import Engine
 
 
@@ -20,6 +22,27 @@ from e2llm.infer import Engine
 def test_layers_are_found_in_every_family(family: str) -> None:
     model = tiny_model(family)
     assert len(decoder_layers(model)) == model.config.get_text_config().num_hidden_layers
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own tracing
+def test_probes_compile_nothing() -> None:
+    compiled: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = tiny_model("llama")
+    install(model)
+    for layer in decoder_layers(model):
+        layer.compile(backend=counting)
+    assert find_head(model) is not None
+    attend_far(model)
+    assert not compiled
+    model(input_ids=token_ids(1, 32), use_cache=False)
+    assert compiled, "and what comes after is compiled"
+    torch._dynamo.reset()
 
 
 @pytest.fixture

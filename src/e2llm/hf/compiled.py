@@ -46,6 +46,14 @@ def whole_layers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within the block compiled layers run as they are written. For probes: to compile for a few tokens takes longer than
+    to train a hundred steps, a minute where weights lie in host memory."""
+    with torch.compiler.set_stance("force_eager"):  # type: ignore[no-untyped-call]
+        yield
+
+
+@contextlib.contextmanager
 def layers_compiled(model: nn.Module, kept: dict[nn.Module, Any]) -> Iterator[None]:
     """The layers compiled inside, and as they were outside: a decoding step of one token would compile them again for
     every length. `kept` holds the compiled calls between uses; give the same dict each time."""

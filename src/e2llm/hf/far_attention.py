@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from e2llm.hf.compiled import uncompiled
 from e2llm.hf.extension import FAR_TABLES, Extension, get_extension
 from e2llm.hf.far_tables import CHANNELS, FarTables
 from e2llm.hf.read_once import is_placeholder
@@ -123,7 +124,7 @@ def _probe(inner: Any, extension: Extension) -> None:
     tables = (last * (-1e4 / CHANNELS), (~last).float())
     inner.eval()
     try:
-        with extension.using(None):
+        with extension.using(None), uncompiled():
             plain = inner.base_model(input_ids=ids, use_cache=False).last_hidden_state
             far = inner.base_model(input_ids=ids, use_cache=False, **{FAR_TABLES: tables}).last_hidden_state
     except (TypeError, ValueError, RuntimeError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from e2llm.hf.compiled import uncompiled
 from e2llm.hf.rotary import unwrap
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -71,12 +72,13 @@ def find_head(model: Any, project: Head | None = None, *, from_first: bool = Fal
     """
     model = unwrap(model)
     candidates = list(_candidates(model, project or model.get_output_embeddings()))
-    if not from_first:
-        found = _checked(model, candidates)
-    else:
-        box = [_checked(model, candidates) if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        found = box[0]
+    with uncompiled():
+        if not from_first:
+            found = _checked(model, candidates)
+        else:
+            box = [_checked(model, candidates) if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+            found = box[0]
     return None if found is None else candidates[found]
 
 
