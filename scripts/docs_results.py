@@ -42,7 +42,8 @@ def named(records: Sequence[Record], prefix: str) -> list[Record]:
 def measured(records: Sequence[Record]) -> list[Record]:
     """Those that results are reported on: neither runs of the study (docs/study.md), calibrations nor training
     speed (docs/training-speed.md)."""
-    return [record for record in records if record.kind not in ("study", "study_final", "calibrate", "benchmark_train")]
+    elsewhere = ("study", "study_final", "calibrate", "benchmark_train", "train_losses", "train_resume")
+    return [record for record in records if record.kind not in elsewhere]
 
 
 def results_page(found: Sequence[Record]) -> str:

@@ -71,7 +71,7 @@ def test_an_offloaded_base_leaves_one_layer_on_the_gpu() -> None:
     layer = 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     assert away["fetched layer"] == layer
     assert whole["weights"] - away["weights"] == 32 * layer
-    assert sum(whole.values()) - sum(away.values()) == 31 * layer
+    assert sum(whole.values()) - sum(away.values()) == pytest.approx(31 * layer)
     assert tokens_per_second(shape, recipe(*OFFLOADED, "model.offload=cpu"), GPUS["h100"]) is None
 
 

@@ -190,6 +190,7 @@ class _Session:
         self.config, self.work, self.progress, self.save = config, work.resolve(), progress, save
         self.measured: list[Measurement] = []
         self.failed: dict[str, str] = {}
+        self._environment: dict[str, Any] | None = None
         self.out_of_memory: list[str] = []
         self.not_run: list[str] = []
         self._too_large: dict[tuple[str, bool, int, str], int] = {}
@@ -235,6 +236,7 @@ class _Session:
             return None
         limit = min(self.config.time_limit, max(left, 1.0))
         found = run_in_process(one, work=self.work, time_limit=limit)
+        self._environment = self._environment or found.get("environment")
         if found["status"] == TOO_LONG and limit < self.config.time_limit:
             self.not_run.append(name)  # it had less time than it may take
         elif found["status"] in (FAILED, TOO_LONG):
@@ -265,6 +267,6 @@ class _Session:
             "not_run": list(self.not_run),
         }
         rows, examples = rows_of(self.measured, figure1=self.config.figure1)
-        environment = {"environment": self.measured[0].result["environment"]} if self.measured else {}
+        environment: dict[str, Any] = {"environment": self._environment} if self._environment else {}
         config = portable({**asdict(self.config), **facts})
         return Record(kind="benchmark_train", config=config, rows=rows, examples=examples, **environment)

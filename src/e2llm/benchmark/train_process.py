@@ -46,7 +46,8 @@ def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[st
         try:
             process.wait(timeout=time_limit)
         except subprocess.TimeoutExpired:
-            return {"status": TOO_LONG, "why": f"took longer than {time_limit:.0f} s"}
+            why = f"took longer than {time_limit:.0f} s; it said last: {_last_words(log)}"
+            return {"status": TOO_LONG, "why": why}
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -54,12 +55,16 @@ def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[st
             process.wait()
             shutil.rmtree(run, ignore_errors=True)
     if not answer.is_file():
-        lines = log.read_text(errors="replace").strip().splitlines()
-        said_last = " ".join(lines[-3:])[-400:] or "no word"
-        return {"status": FAILED, "why": f"exit code {process.returncode}: {said_last}"}
+        return {"status": FAILED, "why": f"exit code {process.returncode}: {_last_words(log)}"}
     found = json.loads(answer.read_text(encoding="utf-8"))
     assert isinstance(found, dict)
     return found
+
+
+def _last_words(log: Path) -> str:
+    """The end of what a process printed, in one line."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return " ".join(" ".join(lines[-3:]).split())[-400:] or "no word"
 
 
 def _launcher(one: Contestant) -> list[str]:

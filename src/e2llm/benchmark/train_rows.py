@@ -18,6 +18,8 @@ from e2llm.records import make_row
 Row = dict[str, Any]
 RATIOS = (
     ("ratio_to_hf", "hf"),
+    ("ratio_to_hf_compile", "hf-compile"),
+    ("ratio_to_hf_liger", "hf-liger"),
     ("ratio_to_hf_liger_compile", "hf-liger-compile"),
     ("ratio_to_unsloth", "unsloth"),
     ("ratio_to_plain_positions", PLAIN_POSITIONS),

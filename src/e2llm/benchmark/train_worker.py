@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> None:
         result = _result(one, _run(one, work))
     except Exception as error:
         traceback.print_exc()  # the log of its parent keeps it; the result has one line
-        result = {"status": OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED, "why": _said(error)}
+        status = OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED
+        result = {"status": status, "why": _said(error), "environment": environment_snapshot()}
     failed = result["status"] != MEASURED
     if failed or int(os.environ.get("RANK", 0)) == 0:
         write_atomic(Path(arguments[1]), json.dumps(result))

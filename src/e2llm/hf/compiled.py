@@ -47,8 +47,8 @@ def whole_layers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Within the block compiled layers run as they are written. For probes: to compile for a few tokens takes longer than
-    to train a hundred steps, a minute where weights lie in host memory."""
+    """Within the block compiled layers run as they are written. For probes: to compile for a few tokens takes longer
+    than to train a hundred steps, a minute where weights lie in host memory."""
     with torch.compiler.set_stance("force_eager"):  # type: ignore[no-untyped-call]
         yield
 
