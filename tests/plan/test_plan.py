@@ -18,7 +18,7 @@ from e2llm.cli import main
 from e2llm.config import Recipe, load_recipe
 from e2llm.hf import CheckpointInfo
 from e2llm.plan.checks import warnings_of
-from e2llm.plan.memory import trained_parameters, training_memory
+from e2llm.plan.memory import UNCOMPILED, trained_parameters, training_memory
 from e2llm.plan.shape import cache_bytes, shape_of
 from e2llm.plan.speed import GPUS, flops_per_token, tokens_per_second
 from e2llm.records import Record
@@ -93,6 +93,14 @@ def test_memory_and_speed_follow_the_recipe() -> None:
     assert saving["activations"] < one["activations"]
     pieces, whole = (training_memory(shape, recipe(f"train.logits_tokens={n}"))["logits"] for n in (1024, 0))
     assert pieces < whole / 16
+    once, weighed = (recipe(f"placement.far_weight={weight}") for weight in (0, 1))  # 16 channels a head, 32 more
+    kept = [training_memory(shape, made)["activations"] for made in (once, weighed)]
+    heads = shape.num_query_channels // 16 + shape.num_key_channels // 16
+    of_far = shape.num_query_channels + 2 * 32 * heads  # the answer with and without them; queries, keys, values
+    tokens = once.train.batch_size * once.data.window
+    assert kept[1] - kept[0] == pytest.approx(2 * UNCOMPILED * of_far * shape.num_layers * tokens)
+    fast, slow = (tokens_per_second(shape, made, GPUS["h100"]) for made in (once, weighed))
+    assert fast is not None and slow is not None and fast > slow
     plain, compiled = (tokens_per_second(shape, recipe(f"train.compile={c}"), GPUS["h100"]) for c in ("none", "layers"))
     assert plain is not None and compiled is not None and compiled > 1.5 * plain
     assert tokens_per_second(shape, recipe("train.precision=float32"), GPUS["h100"]) is None

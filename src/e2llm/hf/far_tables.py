@@ -31,12 +31,16 @@ def far_tables(rows: Sequence[Sequence[FarKeys]], device: torch.device) -> FarTa
     segments = np.stack([np.concatenate([far.segments for far in row]) for row in rows])
     bias = np.stack([np.concatenate([far.bias for far in row]) for row in rows])
     leading = np.stack([np.concatenate([_leading(far) for far in row]) for row in rows])
-    most = max(far.most_segments for row in rows for far in row)
-    channels = -(-most // CHANNELS) * CHANNELS
+    channels = added_channels(max(far.most_segments for row in rows for far in row))
     at = sent(torch.from_numpy(segments), device)[..., None] == torch.arange(channels, device=device)
     query = -sent(torch.from_numpy(bias), device)[..., None] * at
     key = (at | sent(torch.from_numpy(leading), device)[..., None]).float()
     return query[:, None], key[:, None]
+
+
+def added_channels(most_segments: int) -> int:
+    """E of windows that fall into so many segments at most."""
+    return -(-most_segments // CHANNELS) * CHANNELS
 
 
 def _leading(far: FarKeys) -> np.ndarray:

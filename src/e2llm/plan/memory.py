@@ -8,6 +8,7 @@ are measured ones. B = windows a GPU takes at once, T = tokens of a window.
 from __future__ import annotations
 
 from e2llm.config import Recipe
+from e2llm.hf.far_tables import added_channels
 from e2llm.plan.shape import Shape
 
 # Against peaks measured on one H100 at T = 4096 (135M and 1B full, 7B LoRA, layers compiled) the count is within 5 %.
@@ -38,10 +39,20 @@ def layer_bytes(shape: Shape, recipe: Recipe) -> float:
     number = 2 if low else 4
     whole = low and recipe.model.dtype == "float32" and recipe.distributed.strategy in ("none", "ddp")
     residual = 4 if whole or not low else 2  # autocast leaves sums of layers in the weights' own type
-    attention = 2 * shape.num_query_channels + 2 * shape.num_key_channels
+    wider = wider_attention(shape, recipe)
+    attention: float = wider * (2 * shape.num_query_channels + 2 * shape.num_key_channels)
+    attention += shape.num_query_channels if wider > 1 else 0  # what is left of the answer without added channels
     kept = 2 * residual * shape.hidden_size
     kept += number * (2 * shape.hidden_size + attention + 3 * shape.intermediate_size)
     return kept * (1.0 if recipe.train.compile == "layers" else UNCOMPILED)
+
+
+def wider_attention(shape: Shape, recipe: Recipe) -> float:
+    """Channels of a head, those added for `placement.far_weight` included, relative to its own."""
+    if not recipe.placement.far_weight:
+        return 1.0
+    own = shape.num_query_channels / shape.num_heads
+    return 1.0 + added_channels(int(recipe.placement.most_segments)) / own
 
 
 def weight_bytes(shape: Shape, recipe: Recipe) -> float:

@@ -22,6 +22,8 @@ class Shape:
     num_embedding_parameters: int
     num_layers: int
     hidden_size: int
+    num_heads: int
+    """Query heads."""
     num_query_channels: int
     """Heads times head size."""
     num_key_channels: int
@@ -80,6 +82,7 @@ def shape_of(config: Any) -> Shape:
         num_embedding_parameters=model.get_input_embeddings().weight.numel(),
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
+        num_heads=text.num_attention_heads,
         num_query_channels=text.num_attention_heads * head,
         num_key_channels=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head,
         intermediate_size=(width or 4 * text.hidden_size) * visited,

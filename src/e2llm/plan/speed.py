@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from e2llm.config import Recipe
-from e2llm.plan.memory import layer_bytes, trained_parameters
+from e2llm.plan.memory import layer_bytes, trained_parameters, wider_attention
 from e2llm.plan.shape import Shape
 
 
@@ -73,5 +73,6 @@ def tokens_per_second(shape: Shape, recipe: Recipe, gpu: Gpu) -> float | None:
     products = flops_per_token(shape, recipe) - attention
     moved = shape.num_layers * layer_bytes(shape, compiled) * (MOVES if train.compile == "layers" else PLAIN)
     again, attention_again = (RECOMPUTED, RECOMPUTED_ATTENTION) if train.gradient_checkpointing else (1.0, 1.0)
+    attention *= wider_attention(shape, recipe)
     seconds = again * (products / (gpu.bfloat16_flops * PRODUCTS) + moved / gpu.bytes_per_second)
     return 1 / (seconds + attention_again * attention / (gpu.bfloat16_flops * ATTENTION))
