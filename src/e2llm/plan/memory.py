@@ -40,9 +40,9 @@ def layer_bytes(shape: Shape, recipe: Recipe) -> float:
     whole = low and recipe.model.dtype == "float32" and recipe.distributed.strategy in ("none", "ddp")
     residual = 4 if whole or not low else 2  # autocast leaves sums of layers in the weights' own type
     wider = wider_attention(shape, recipe)
-    attention: float = wider * (2 * shape.num_query_channels + 2 * shape.num_key_channels)
+    attention = wider * (2 * shape.num_query_channels + 2 * shape.num_key_channels)
     attention += shape.num_query_channels if wider > 1 else 0  # what is left of the answer without added channels
-    kept = 2 * residual * shape.hidden_size
+    kept: float = 2 * residual * shape.hidden_size
     kept += number * (2 * shape.hidden_size + attention + 3 * shape.intermediate_size)
     return kept * (1.0 if recipe.train.compile == "layers" else UNCOMPILED)
 
