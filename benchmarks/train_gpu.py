@@ -71,13 +71,15 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     """What each GPU does, in order."""
     litgpt = ["litgpt"] if importlib.util.find_spec("litgpt") else []
     unsloth = ["unsloth"] if importlib.util.find_spec("unsloth") else []
-    smollm2 = ["e2llm:8,16,32", "hf:8", "e2llm-plain-positions:16", *litgpt, "hf-liger:8,16"]
+    smollm2 = ["e2llm:8,16,32", "hf:8", "e2llm-plain-positions:16", "e2llm-far-keys:16", *litgpt, "hf-liger:8,16"]
     smollm2 += ["hf-liger-compile:8", "hf-compile:8"]
     smollm2 += [name for one in unsloth for name in (f"{one}:8", f"{one}-float32:8")]
-    llama = ["e2llm", "hf", "hf-liger-compile", *litgpt, *unsloth]
-    adapters = ["e2llm:1,2,3", "hf:1", "hf-liger-compile:1,2", *(f"{one}:1,2" for one in unsloth)]
+    llama = ["e2llm", "hf", "hf-liger", "hf-liger-compile", *litgpt, *unsloth]
+    adapters = ["e2llm:1,2,3", "hf:1", "hf-liger:1,2", "hf-liger-compile:1", *(f"{one}:1,2" for one in unsloth)]
     lora = ("--shape", "llama-2-7b-lora", "--checkpoint-from", "16k", "--figure1")
     steps = STEPS
+    few = ("--steps", "4", "--warmup", "2", "--block", "2")  # one at 64k takes a quarter of a minute
+    whole = ("--shape", "llama-1b", "--checkpoint-from", "16k", "--figure1", *few)
     first = [
         Job("smollm2-135m", ("--shape", "smollm2-135m", "--trainers", *smollm2, "--profile", "PROFILE")),
         Job("figure1_7b-lora", (*lora, *steps, "--full-windows", "16k", "32k"), full=False),
@@ -95,8 +97,9 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
         Job(
             "llama-2-7b-qlora", ("--shape", "llama-2-7b-qlora", *steps, "--trainers", "e2llm", "--checkpointing"), False
         ),
-        Job("figure1_7b-lora_64k", (*lora, *steps, "--window", "--full-windows", "64k"), full=False, limit=2),
-        Job("figure1_7b-lora_128k", (*lora, *steps, "--window", "--full-windows", "128k"), full=False, limit=4),
+        Job("figure1_1b", (*whole, "--window", "4k", "8k", "--full-windows", "16k", "32k", "64k", "128k"), limit=2),
+        Job("figure1_7b-lora_64k", (*lora, *few, "--window", "--full-windows", "64k"), full=False, limit=2),
+        Job("figure1_7b-lora_128k", (*lora, *few, "--window", "--full-windows", "128k"), full=False, limit=4),
     ]
     if arguments.small:
         tiny = ("--steps", "2", "--warmup", "1", "--block", "1", "--set", "train.compile=none", "--window", "64")

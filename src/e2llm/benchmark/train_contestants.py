@@ -16,6 +16,7 @@ from e2llm.benchmark.shapes import shape_of
 LITGPT = "litgpt"
 FULL_LENGTH = "full-length"
 PLAIN_POSITIONS = "e2llm-plain-positions"
+FAR_KEYS = "e2llm-far-keys"
 HF_OPTIONS: dict[str, dict[str, Any]] = {
     "hf": {},
     "hf-compile": {"torch_compile": True},
@@ -29,16 +30,18 @@ weights and the optimizer's state in bfloat16, as it does unless told otherwise;
 others here."""
 POSITIONS: dict[str, tuple[str, ...]] = {
     "e2llm": (),
+    FAR_KEYS: ("placement.far_weight=1",),
     PLAIN_POSITIONS: (
         *("scales.distribution=fixed", "scales.max_scale=1", "scales.values=[]", "scales.weights=[]"),
-        "placement.kind=none",
+        *("placement.kind=none", "placement.far_weight=0"),
     ),
     FULL_LENGTH: (
         *("scales.distribution=fixed", "scales.max_scale={scale:g}", "scales.values=[]", "scales.weights=[]"),
-        "placement.kind=none",
+        *("placement.kind=none", "placement.far_weight=0"),
     ),
 }
-"""Trainer of ours -> changes of the recommended recipe. full-length: YaRN at the fixed scale window / native window."""
+"""Trainer of ours -> changes of the recommended recipe. full-length: YaRN at the fixed scale window / native window;
+far keys: those that count for others, which makes heads wider."""
 TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT, *UNSLOTH_OPTIONS)
 PACKAGES = {
     **{"hf-liger": "liger-kernel", "hf-liger-compile": "liger-kernel", LITGPT: "litgpt"},

@@ -12,7 +12,7 @@ from typing import Any
 
 from e2llm.benchmark.kernels import KernelTime, class_of, seconds_by_class
 from e2llm.benchmark.shapes import DENSE_BF16_FLOPS, flops_per_token, shape_of
-from e2llm.benchmark.train_contestants import FULL_LENGTH, PLAIN_POSITIONS, Contestant
+from e2llm.benchmark.train_contestants import FAR_KEYS, FULL_LENGTH, PLAIN_POSITIONS, Contestant
 from e2llm.records import make_row
 
 Row = dict[str, Any]
@@ -133,7 +133,7 @@ def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
             plain = key[1] == PLAIN_POSITIONS
             itself = trainer == key[1] and metric != SPEED_UP
             all_theirs = kinds.get(key, [])
-            if itself or not all_theirs or (plain and trainer != "e2llm"):
+            if itself or not all_theirs or (plain and trainer not in ("e2llm", FAR_KEYS)):
                 continue
             mine = best_of(_as_large_as(all_theirs, all_mine) if plain else all_mine)
             theirs = {m.round: m for m in best_of(_as_large_as(mine, all_theirs) if plain else all_theirs)}
