@@ -99,7 +99,8 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
         args.rival = best_rival(args.results, rivals)
     if args.rival in OURS:
         raise ValueError(f"rival = {args.rival!r}: it is a contestant already; name another baseline")
-    runs = [*read_plan(HERE / "final.toml", sources, settings, []), *read_plan(baselines, sources, settings, [args.rival])]
+    rival = read_plan(baselines, sources, settings, [args.rival])
+    runs = [*read_plan(HERE / "final.toml", sources, settings, []), *rival]
     runs = [run for run in runs if not args.only or run.name in args.only]
     return [Contestant(run, seed, args.work / f"{run.name}-{seed}") for seed in args.seeds for run in runs]
 

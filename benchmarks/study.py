@@ -3,9 +3,10 @@
     python benchmarks/study.py --plan benchmarks/tiny.toml        # the embedded model, on one core of any CPU
     python benchmarks/study.py --model MODEL --text DIR --plan plan.toml --out DIR [--only NAME ...] [--until SECONDS]
 
-MODEL is a folder, hub name or GGUF file, or `tiny`: the base that comes with the package. DIR of --text holds train/*.txt
-(documents separated by a line <|endoftext|>) and dev/<corpus>/*.txt: long documents that no final result is reported
-on. `--text stdlib` is the quickstart's text instead, the standard library of the running Python. The plan is a TOML file:
+MODEL is a folder, hub name or GGUF file, or `tiny`: the base that comes with the package. DIR of --text holds
+train/*.txt (documents separated by a line <|endoftext|>) and dev/<corpus>/*.txt: long documents that no final result is
+reported on. `--text stdlib` is the quickstart's text instead, the standard library of the running Python. The plan is a
+TOML file:
 
     [study]                                # defaults of the command line's options: a plan alone can then be run
     name = "tiny"                          # Records are study_tiny_<run>.json, apart from those of other studies
@@ -57,13 +58,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-
-# Beside this file, also where it is loaded by its path.
-sys.path.insert(0, str(Path(__file__).parent))
-
 from study_plan import Defaults, Run, read_defaults, read_plan, record_file
 from study_text import Text, open_text
+from transformers import TrainerCallback
 
 from e2llm.config import Recipe, to_plain
 from e2llm.data import build_corpus

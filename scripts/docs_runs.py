@@ -32,7 +32,8 @@ def run_block(plan: Path, row: dict[str, Any], record: Record | None) -> list[st
         return [*lines, "Not run yet."]
     if record.config["predicted"] != row["predicted"]:
         raise ValueError(f"{plan}: the prediction of {row['name']!r} was changed after it was measured")
-    return [*lines, run_table(record), f"Concluded: {row['concluded']}." if "concluded" in row else "No conclusion yet."]
+    concluded = f"Concluded: {row['concluded']}." if "concluded" in row else "No conclusion yet."
+    return [*lines, run_table(record), concluded]
 
 
 def _asked(row: dict[str, Any]) -> str:

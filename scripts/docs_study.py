@@ -29,7 +29,8 @@ Runs are short and have one seed: differences of a few tenths of a per cent in p
 noise. They are measured on four long documents (two of mathematics, two novels) that no result in
 [results.md](results.md) is reported on. What was asked before this page existed stands in [decisions.md](decisions.md).
 
-`benchmarks/study.py` makes the Records. The same questions on a model that any CPU can train: [study-tiny.md](study-tiny.md)."""
+`benchmarks/study.py` makes the Records. The same questions on a model that any CPU can train are in
+[study-tiny.md](study-tiny.md)."""
 
 
 def study_page(root: Path, records: Sequence[Record]) -> str:

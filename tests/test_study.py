@@ -59,7 +59,8 @@ def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
 
 
 def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
-    runs = {run.name: run for run in study.read_plan(ROOT / "curves.toml", one_file(study, tmp_path), ["model.name=x"], [])}
+    plan = study.read_plan(ROOT / "curves.toml", one_file(study, tmp_path), ["model.name=x"], [])
+    runs = {run.name: run for run in plan}
     assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in ("none", "linear", "ntk", "yarn")}
     for name, run in runs.items():
         kind, _, number = name.rpartition("-")

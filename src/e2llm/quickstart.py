@@ -137,7 +137,8 @@ def sources(files: tuple[Path, Path], facts: float = FACTS_SHARE) -> str:
     """`data.sources` of the two files of `write_text`, as TOML; `facts`: the share of windows, 0 to 1, that the planted
     passages get."""
     shares = zip(files, (1 - facts, facts), strict=True)
-    return "[" + ", ".join(f"{{path={json.dumps(str(file))}, weight={share:g}}}" for file, share in shares if share) + "]"
+    rows = [f"{{path={json.dumps(str(file))}, weight={share:g}}}" for file, share in shares if share]
+    return f"[{', '.join(rows)}]"
 
 
 def _planted(texts: Sequence[str], count: int = 1500, seed: int = 0) -> Iterator[str]:
