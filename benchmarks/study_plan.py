@@ -71,7 +71,8 @@ def read_defaults(path: Path) -> Defaults:
         kinds = {type(item) for item in value} if isinstance(value, list) else set()
         if type(value) is not wanted or kinds - {type(default[0]) if isinstance(default, tuple) and default else str}:
             raise ValueError(f"{path}: [study] {key} = {value!r}: expected what {default!r} is")
-    return Defaults(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return Defaults(**given)
 
 
 def read_plan(

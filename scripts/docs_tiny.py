@@ -86,7 +86,7 @@ def _summary(found: dict[str, Record]) -> str:
         values = [{w: _best(x, "perplexity", w) for w in windows} for x in records]
         keys = [[_best(x, "retrieval", w) for x in records] for w in asked]
         cells = [_cell("perplexity", [one[w] for one in values]) for w in windows]
-        cells.append(_cell("ratio", [one[last] / one[first] for one in values if one[last] and one[first]]))
+        cells.append(_cell("ratio", [far / near for one in values if (far := one[last]) and (near := one[first])]))
         lines.append([f"`{name}`", str(len(records)), *cells, *(_cell("retrieval", found) for found in keys)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
