@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from study import Run, read_plan
+from study_plan import Run, read_plan
+from study_text import FolderText
 
 from e2llm.config import load_recipe, to_plain, to_toml
 from e2llm.evaluate.command import window_tokens
@@ -82,9 +83,7 @@ def best_rival(results: Path, names: Sequence[str]) -> str:
 
 def contestants(args: argparse.Namespace) -> list[Contestant]:
     """Every recipe resolved, before anything is loaded; seed by seed. Raises ValueError."""
-    files = sorted((args.text / "train").glob("*.txt"))
-    if not files:
-        raise ValueError(f"text = {str(args.text)!r}: no train/*.txt there")
+    sources = FolderText(args.text).sources
     settings = [
         f"model.name={args.model}",
         f"data.cache_dir={args.work / 'cache'}",
@@ -96,11 +95,12 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
     ]
     baselines = HERE / "baselines.toml"
     if args.rival is None:
-        rivals = [run.name for run in read_plan(baselines, files, settings, []) if run.recipe.scales.max_scale > 1]
+        rivals = [run.name for run in read_plan(baselines, sources, settings, []) if run.recipe.scales.max_scale > 1]
         args.rival = best_rival(args.results, rivals)
     if args.rival in OURS:
         raise ValueError(f"rival = {args.rival!r}: it is a contestant already; name another baseline")
-    runs = [*read_plan(HERE / "final.toml", files, settings, []), *read_plan(baselines, files, settings, [args.rival])]
+    rival = read_plan(baselines, sources, settings, [args.rival])
+    runs = [*read_plan(HERE / "final.toml", sources, settings, []), *rival]
     runs = [run for run in runs if not args.only or run.name in args.only]
     return [Contestant(run, seed, args.work / f"{run.name}-{seed}") for seed in args.seeds for run in runs]
 

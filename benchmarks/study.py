@@ -1,122 +1,96 @@
 """Many recipes, one process: which change makes a checkpoint better? One Record a run.
 
+    python benchmarks/study.py --plan benchmarks/tiny.toml        # the embedded model, on one core of any CPU
     python benchmarks/study.py --model MODEL --text DIR --plan plan.toml --out DIR [--only NAME ...] [--until SECONDS]
 
-DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and dev/<corpus>/*.txt: long documents
-that no final result is reported on. The plan is a TOML file:
+MODEL is a folder, hub name or GGUF file, or `tiny`: the base that comes with the package. DIR of --text holds
+train/*.txt (documents separated by a line <|endoftext|>) and dev/<corpus>/*.txt: long documents that no final result is
+reported on. `--text stdlib` is the quickstart's text instead, the standard library of the running Python. The plan is a
+TOML file:
+
+    [study]                                # defaults of the command line's options: a plan alone can then be run
+    name = "tiny"                          # Records are study_tiny_<run>.json, apart from those of other studies
+    model = "tiny"
+    text = "stdlib"
+    base_model = "tiny-512"
+    windows = [512, 2048, 8192]
+    key_windows = [2048, 8192]
+    prompts = 50
+    tasks = ["pass_key"]
+    set = ["train.steps=70"]               # of every run; --set comes after it, a run's own `set` last
+    title = "…"                            # for the docs
+    intro = "…"
 
     [[runs]]
     name = "j63"
     recipe = "recommended"                 # a shipped recipe or a TOML file
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
     method = "ntk"                         # read the base itself with it: nothing is trained
-    planted = 0.1                          # share of windows with facts stated and asked for again (default 0)
+    planted = 0.1                          # share of windows with facts stated and asked for again (default 0; of
+                                           # --text stdlib the quickstart's)
     scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window)
     key_scales = {131072 = [12, 16]}       # the same for keys; default: the first of `scales`
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     predicted = "a little better at 128k"  # written down before it is measured
-    concluded = "no difference"            # written down afterwards, for docs/study.md
+    concluded = "no difference"            # written down afterwards, for the docs
 
 Plans: study.toml, one change a run from `recommended`; baselines.toml, every recipe under one budget of tokens;
-curves.toml, largest scales, steps, and the base untrained.
+curves.toml, largest scales, steps, and the base untrained; tiny.toml, the baselines and changes on the embedded model.
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
 study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the
-prediction. A run whose Record exists is skipped; after --until seconds none is begun. At the end the Records that the
-plan has by then are compared in WORK/<plan>.html and .md.
+prediction. A run whose Record exists is skipped; after --until seconds none is begun. SIGTERM or Ctrl-C end it at once
+with exit code 130: what is measured stays, the run that was cut off begins anew next time. At the end the Records that
+the plan has by then are compared in WORK/<plan>.html and .md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
+import shutil
+import signal
+import sys
 import time
-import tomllib
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from study_plan import Defaults, Run, read_defaults, read_plan, record_file
+from study_text import Text, open_text
+from transformers import TrainerCallback
 
-from e2llm.config import Recipe, load_recipe, to_plain
+from e2llm.config import Recipe, to_plain
 from e2llm.data import build_corpus
 from e2llm.evaluate.config import EvaluateConfig
-from e2llm.evaluate.documents import load_documents
 from e2llm.evaluate.run import evaluate
 from e2llm.hf import get_extension, install, load_model
 from e2llm.infer import Engine
+from e2llm.quickstart import TINY, arithmetic
 from e2llm.records import Record, portable, write_atomic
 from e2llm.report import results_markdown, write_report
+from e2llm.report.formats import format_window
 from e2llm.train import train_loaded
 
-
-@dataclass(frozen=True)
-class Run:
-    """One row of the plan."""
-
-    name: str
-    recipe: Recipe
-    predicted: str
-    scales: dict[int, tuple[float, ...]]
-    """Window -> scales measured; a window that is not named is read at window / L."""
-    key_scales: dict[int, tuple[float, ...]]
-    """The same for retrieval."""
-    slopes: tuple[float, ...]
-    """Attention slopes at which the windows of `scales` are measured once more."""
-    method: str | None = None
-    """Frequency method that the base is read with, untrained; None trains the recipe."""
-
-
-def read_plan(path: Path, files: list[Path], settings: list[str], only: list[str]) -> list[Run]:
-    """Every run's resolved recipe, before anything is loaded. Raises ValueError naming the run that cannot be."""
-    rows = tomllib.loads(path.read_text(encoding="utf-8")).get("runs", [])
-    names = [row.get("name") for row in rows]
-    if not rows or len(set(names)) != len(names) or None in names:
-        raise ValueError(f"{path}: [[runs]] with a name each, no name twice; found {names}")
-    unknown = sorted(set(only) - set(names))
-    if unknown:
-        raise ValueError(f"--only {unknown}: the plan has {names}")
-    return [_run(path, row, files, settings) for row in rows if not only or row["name"] in only]
-
-
-def _run(path: Path, row: dict[str, Any], files: list[Path], settings: list[str]) -> Run:
-    known = {"name", "recipe", "set", "planted", "method", "predicted", "concluded", "scales", "key_scales", "slopes"}
-    extra = sorted(row.keys() - known)
-    if extra:
-        raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
-    more = f', separator="<|endoftext|>", planted={row.get("planted", 0.0)}'
-    sources = ", ".join(f"{{path={json.dumps(str(f))}, weight={f.stat().st_size}{more}}}" for f in files)
-    given = [f"data.sources=[{sources}]", *settings, *row.get("set", []), f"name={row['name']}"]
-    scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
-    key_scales = {window: found[:1] for window, found in scales.items()}
-    key_scales |= {int(window): tuple(map(float, found)) for window, found in row.get("key_scales", {}).items()}
-    recipe = load_recipe(row.get("recipe", "recommended"), given)
-    slopes = tuple(map(float, row.get("slopes", [])))
-    method = row.get("method")
-    if method is not None and row.keys() & {"recipe", "set", "planted"}:
-        raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set or planted")
-    if method not in (None, "none", "linear", "ntk", "yarn"):
-        raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose none, linear, ntk or yarn")
-    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes, method)
+EMBEDDED = "tiny"
+"""The --model that is no folder and no hub name."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Study:
     """What all runs share: weights to start from, a model that trains, one that is measured, text."""
 
-    def __init__(self, args: argparse.Namespace, runs: list[Run]) -> None:
+    def __init__(self, args: argparse.Namespace, runs: list[Run], text: Text) -> None:
         self.args = args
         types = sorted({run.recipe.model.dtype for run in runs})
         if len(types) > 1:
             raise ValueError(f"model.dtype = {types}: all runs of one process share a model; start them apart (--only)")
         self.model, self.tokenizer, _ = load_model(args.model, dtype=types[0])
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
-        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-        self.measured, _, _ = load_model(args.model, dtype=dtype)
-        self.corpora = {
-            folder.name: load_documents(folder, self.tokenizer, num_tokens=max(args.windows))
-            for folder in sorted((args.text / "dev").iterdir())
-        }
+        self.measured, _, _ = load_model(args.model, dtype=arithmetic())
+        self.corpora = text.documents(self.tokenizer, max(args.windows))
         self.last: tuple[dict[str, Any], Record] | None = None
 
     def train(self, run: Run) -> Record:
@@ -137,8 +111,11 @@ class Study:
         corpus = build_corpus(
             run.recipe.data, self.tokenizer, cache_dir=Path(run.recipe.data.cache_dir), progress=False
         )
-        result = train_loaded(run.recipe, self.model, self.tokenizer, corpus, quiet=True)
-        assert result.record is not None, "nothing stops a study's run before its end"
+        if (run.recipe.run_folder / "recipe.toml").is_file():  # a run that was cut off, or its Record was deleted
+            shutil.rmtree(run.recipe.run_folder)
+        listening = [_KeepSignals()]
+        result = train_loaded(run.recipe, self.model, self.tokenizer, corpus, quiet=True, callbacks=listening)
+        assert result.record is not None, "signals do not reach the training: see _KeepSignals"
         with torch.no_grad():
             for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
                 target.copy_(source)
@@ -199,6 +176,32 @@ class Study:
         return evaluate(engine, self.corpora, config, windows=(window,))
 
 
+class _KeepSignals(TrainerCallback):
+    """SIGTERM stays the study's while it trains: a training that stops by it, to be resumed, is of no use here."""
+
+    def __init__(self) -> None:
+        self.of_study = signal.getsignal(signal.SIGTERM)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take it back."""
+        signal.signal(signal.SIGTERM, self.of_study)
+
+
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM is a KeyboardInterrupt as Ctrl-C is, and Ctrl-C is one also where a shell's background ignores it."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def what_trains(recipe: Recipe) -> dict[str, Any]:
     """A recipe without what changes no weight: name, folder, and at scale 1, where all are the model itself, method."""
     left_out = {"name", "output", *(("method",) if recipe.scales.max_scale == 1 else ())}
@@ -219,10 +222,12 @@ def study(run: Run, shared: Study, out: Path) -> Record:
         kind="study",
         config=portable(
             {
+                "study": shared.args.name,
                 "predicted": run.predicted,
                 "recipe": to_plain(run.recipe) if run.method is None else {"name": run.name, "method": run.method},
                 "documents": {label: [d.name for d in found] for label, found in shared.corpora.items()},
                 "native_window": records[0].config["native_window"],
+                "dtype": str(shared.measured.dtype).removeprefix("torch."),
                 "prompt": records[-1].config["prompt"],
             }
         ),
@@ -233,9 +238,9 @@ def study(run: Run, shared: Study, out: Path) -> Record:
     return record
 
 
-def compare(runs: list[Run], out: Path, page: Path) -> list[Path]:
+def compare(runs: list[Run], out: Path, name: str, page: Path) -> list[Path]:
     """A page and Markdown of the runs' Records that exist, in the plan's order; nothing below two."""
-    files = [file for run in runs if (file := out / f"study_{run.name}.json").is_file()]
+    files = [file for run in runs if (file := record_file(out, name, run.name)).is_file()]
     if len(files) < 2:
         return []
     tables = results_markdown([Record.load(file) for file in files])
@@ -245,7 +250,7 @@ def compare(runs: list[Run], out: Path, page: Path) -> list[Path]:
 def summary(record: Record) -> str:
     """One line for the terminal."""
     found = [
-        f"{row['corpus'][:4]} {row.get('task', '')}{row['window'] // 1024}k@{row['scale']:g}"
+        f"{row['corpus'][:4]} {row.get('task', '')}{format_window(row['window'])}@{row['scale']:g}"
         f"{'~' + format(row['slope'], 'g') if row.get('slope') is not None else ''} {row['value']:.4g}"
         for row in record.rows
         if row["metric"] in ("perplexity", "retrieval") and "depth" not in row
@@ -253,46 +258,83 @@ def summary(record: Record) -> str:
     return ", ".join(found)
 
 
-def main() -> None:
-    """Each run in turn."""
-    began = time.monotonic()
+def parse() -> argparse.Namespace:
+    """The command line over the plan's defaults. Raises ValueError for a plan that cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--base-model", default="SmolLM2-135M-Instruct")
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--work", type=Path, default=Path("runs/study"))
-    parser.add_argument("--only", nargs="+", default=[])
-    parser.add_argument("--until", type=float, default=float("inf"), help="seconds after which no run is begun")
-    parser.add_argument("--windows", type=int, nargs="+", default=[8192, 32768, 65536, 131072])
-    parser.add_argument("--key-windows", type=int, nargs="+", default=[8192, 32768, 131072])
-    parser.add_argument("--prompts", type=int, default=10)
-    parser.add_argument("--tasks", nargs="+", default=["pass_key"], choices=["pass_key", "uuid_kv"])
-    parser.add_argument("--set", action="append", default=[])
+    add = parser.add_argument
+    add("--plan", type=Path, required=True)
+    add("--model", help=f"folder, hub name, .gguf file or {EMBEDDED}; this and the next six default to the plan's")
+    add("--base-model", help="label of the base in Records")
+    add("--text", help="folder of text, or stdlib")
+    add("--windows", type=int, nargs="+")
+    add("--key-windows", type=int, nargs="+")
+    add("--prompts", type=int)
+    add("--tasks", nargs="+", choices=["pass_key", "uuid_kv"])
+    add("--set", action="append", default=[], help="as of e2llm train, for every run")
+    add("--out", type=Path, default=Path("benchmarks/results"))
+    add("--work", type=Path, help="training runs, tokens and the comparison (runs/study, or runs/study-<name>)")
+    add("--only", nargs="+", default=[], metavar="NAME", help="these runs")
+    add("--until", type=float, default=float("inf"), help="seconds after which no run is begun")
     args = parser.parse_args()
-    files = sorted((args.text / "train").glob("*.txt"))
+    return with_defaults(args, read_defaults(args.plan))
+
+
+def with_defaults(args: argparse.Namespace, defaults: Defaults) -> argparse.Namespace:
+    """What the command line leaves out is the plan's. Raises ValueError where neither names a model or text."""
+    for key in ("model", "text", "base_model", "windows", "key_windows", "prompts", "tasks"):
+        if getattr(args, key) is None:
+            setattr(args, key, getattr(defaults, key))
+    for key in ("model", "text"):
+        if not getattr(args, key):
+            raise ValueError(f"{key} = '': give --{key}, or {key} in the plan's table [study]")
+    if args.model == EMBEDDED:
+        args.model = str(TINY)
+    args.name = defaults.name
+    args.set = [*defaults.set, *args.set]
+    args.work = args.work or Path("runs") / "-".join(["study", *filter(None, [defaults.name])])
+    return args
+
+
+def main() -> int:
+    """Each run in turn. 2 for what the user can mend, 130 after a signal."""
+    with interrupted_by_signals():
+        try:
+            return _main()
+        except KeyboardInterrupt:
+            print("stopped: the Records that are written stay; the same command goes on from there", file=sys.stderr)
+            return 130
+        except ValueError as error:
+            print(f"study.py: {error}", file=sys.stderr)
+            return 2
+
+
+def _main() -> int:
+    began = time.monotonic()
+    args = parse()
+    text = open_text(args.text, args.work)
     settings = [
         f"model.name={args.model}",
         f"data.cache_dir={args.work / 'cache'}",
+        f"train.precision={arithmetic()}",
         "data.held_out_fraction=0.01",
         "train.evaluate_windows=0",
         *args.set,
     ]
-    runs = read_plan(args.plan, files, settings, args.only)
+    runs = read_plan(args.plan, text.sources, settings, args.only)
     args.out.mkdir(parents=True, exist_ok=True)
-    shared = Study(args, runs)
+    shared: Study | None = None
     for run in runs:
-        out = args.out / f"study_{run.name}.json"
+        out = record_file(args.out, args.name, run.name)
         if out.is_file() or time.monotonic() - began > args.until:
             print(f"{run.name}: {'already measured' if out.is_file() else 'no time left'}", flush=True)
             continue
-        output = args.work / run.name
-        run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, output=str(output)))
+        shared = shared or Study(args, runs, text)
+        run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, output=str(args.work / run.name)))
         record = study(run, shared, out)
         print(f"[{time.monotonic() - began:.0f} s] {run.name}: {summary(record)}", flush=True)
-    print(*compare(runs, args.out, args.work / f"{args.plan.stem}.html"), sep="\n")
+    print(*compare(runs, args.out, args.name, args.work / f"{args.plan.stem}.html"), sep="\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

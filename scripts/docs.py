@@ -2,6 +2,7 @@
 
     docs/results.md, docs/images/*.svg, the tables in README.md   from benchmarks/results/*.json
     docs/study.md                                                 from benchmarks/study.toml and its Records
+    docs/study-tiny.md                                            from benchmarks/tiny.toml and its Records
     docs/training-speed.md                                        from benchmarks/results/train_*.json
     docs/clusters.md                                              from the arithmetic of e2llm plan
     docs/cli.md, docs/api.md, docs/recipes.md                     from the code and the shipped recipes
@@ -23,6 +24,7 @@ import docs_clusters
 import docs_reference
 import docs_results
 import docs_study
+import docs_tiny
 import docs_training
 
 from e2llm.records import write_atomic
@@ -45,6 +47,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         root / "README.md": readme,
         root / "docs" / "results.md": docs_results.results_page(records),
         root / "docs" / "study.md": docs_study.study_page(ROOT, records),
+        root / "docs" / "study-tiny.md": docs_tiny.tiny_page(ROOT, records),
         root / "docs" / "training-speed.md": docs_training.training_page(records),
         root / "docs" / "clusters.md": docs_clusters.clusters_page(),
         root / "docs" / "cli.md": docs_reference.cli_page(),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from docs_runs import of_study
+
 from e2llm.records import Record
 from e2llm.report.formats import format_window
 
@@ -224,8 +226,7 @@ def _subjects(records: Sequence[Record]) -> tuple[dict[str, Measured], dict[str,
     for name in sorted({record.config["recipe"]["name"] for record in finals}):
         own = tuple(record for record in finals if record.config["recipe"]["name"] == name)
         results[name] = Measured(name, own + tuple(r for r in single if not _overlaps(r, name, own)))
-    study = {r.config["recipe"]["name"]: r for r in records if r.kind == "study"}
-    return results, {name: Measured(name, (record,)) for name, record in study.items()}
+    return results, {name: Measured(name, (record,)) for name, record in of_study(records).items()}
 
 
 def _overlaps(record: Record, name: str, finals: Sequence[Record]) -> bool:

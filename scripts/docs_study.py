@@ -7,16 +7,14 @@ figure comes from a Record.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from docs_final import final_block
 from docs_goals import goals_block
+from docs_runs import of_study, plan_rows, run_block, run_table
 
 from e2llm.records import Record
-from e2llm.report.formats import format_value, format_window
 
 PLAN = Path("benchmarks/study.toml")
 OTHER_PLANS = (Path("benchmarks/baselines.toml"), Path("benchmarks/curves.toml"))
@@ -31,56 +29,28 @@ Runs are short and have one seed: differences of a few tenths of a per cent in p
 noise. They are measured on four long documents (two of mathematics, two novels) that no result in
 [results.md](results.md) is reported on. What was asked before this page existed stands in [decisions.md](decisions.md).
 
-`benchmarks/study.py` makes the Records."""
+`benchmarks/study.py` makes the Records. The same questions on a model that any CPU can train are in
+[study-tiny.md](study-tiny.md)."""
 
 
 def study_page(root: Path, records: Sequence[Record]) -> str:
     """The page. Raises ValueError for a Record of a run that the plan does not hold."""
-    plan = {row["name"]: row for row in tomllib.loads((root / PLAN).read_text(encoding="utf-8"))["runs"]}
-    found = {record.config["recipe"]["name"]: record for record in records if record.kind == "study"}
+    plan = plan_rows(root / PLAN)
+    found = of_study(records)
     elsewhere = _names(root, OTHER_PLANS)
     unknown = sorted(found.keys() - plan.keys() - set(elsewhere))
     if unknown:
         raise ValueError(f"{PLAN}: no run named {unknown}, but there are Records of it")
     blocks = [HEAD, *goals_block(records), *final_block(records), "## Runs"]
     for name, row in plan.items():
-        blocks += _run(row, found.get(name))
+        blocks += run_block(PLAN, row, found.get(name))
     compared = [name for name in elsewhere if name in found]
     if compared:
         blocks.append("## Baselines\n\nOne seed each, equal tokens but for the runs named after their steps.")
-        blocks += [f"### {name}\n\n{_table(found[name])}" for name in compared]
+        blocks += [f"### {name}\n\n{run_table(found[name])}" for name in compared]
     return "\n\n".join(blocks) + "\n"
 
 
 def _names(root: Path, plans: Sequence[Path]) -> list[str]:
     """Names of the runs of the plans that there are, in order."""
-    there = [root / plan for plan in plans if (root / plan).is_file()]
-    return [row["name"] for file in there for row in tomllib.loads(file.read_text(encoding="utf-8"))["runs"]]
-
-
-def _run(row: dict[str, Any], record: Record | None) -> list[str]:
-    changes = [*row.get("set", []), *([f"planted={row['planted']}"] if row.get("planted") else [])]
-    asked = ", ".join(f"`{change}`" for change in changes)
-    lines = [f"### {row['name']}", f"Set: {asked}.", f"Predicted: {row['predicted']}."]
-    if record is None:
-        return [*lines, "Not run yet."]
-    if record.config["predicted"] != row["predicted"]:
-        raise ValueError(f"{PLAN}: the prediction of {row['name']!r} was changed after it was measured")
-    return [*lines, _table(record), f"Concluded: {row['concluded']}." if "concluded" in row else "No conclusion yet."]
-
-
-def _table(record: Record) -> str:
-    """One row a corpus, metric and serving slope; one column a (window, scale)."""
-    rows = [r for r in record.rows if r["metric"] in ("perplexity", "retrieval") and "depth" not in r]
-    columns = sorted({(r["window"], r["scale"]) for r in rows})
-    groups: dict[tuple[str, ...], dict[tuple[int, float], str]] = {}
-    for r in rows:
-        what = "perplexity" if r["metric"] == "perplexity" else r["task"].replace("_", " ")
-        slope = f"slope {r['slope']:g}" if r.get("slope") is not None else ""
-        cell = format_value(r["metric"], r["value"])
-        groups.setdefault((r["corpus"], what, slope), {})[r["window"], r["scale"]] = cell
-    head = ["", *(f"{format_window(window)} at {scale:g}" for window, scale in columns)]
-    lines = [head, ["---", *["---:"] * len(columns)]]
-    for key, cells in groups.items():
-        lines.append([", ".join(part for part in key if part), *(cells.get(column, "–") for column in columns)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [name for plan in plans if (root / plan).is_file() for name in plan_rows(root / plan)]

@@ -9,7 +9,9 @@ from types import ModuleType
 
 
 def load_script(path: Path) -> ModuleType:
-    """The script run as a module of its own name."""
+    """The script run as a module of its own name; it finds those beside it, as where Python starts it."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from e2llm import quickstart as stages
 from e2llm.cli import main
-from e2llm.config import load_recipe
 from e2llm.records import Record, make_row
 from e2llm.smollm2 import find_smollm2
 
@@ -33,7 +32,7 @@ def test_the_embedded_base_loads_without_us_and_is_small() -> None:
 
 
 def test_training_and_held_out_text_are_apart() -> None:
-    training, held_out = stages._texts(None)
+    training, held_out = stages.texts(None)
     assert len(held_out) == 16 and len(training) > 300
     assert not {name for name, _ in training} & {name for name, _ in held_out}
 
@@ -41,7 +40,7 @@ def test_training_and_held_out_text_are_apart() -> None:
 def test_own_text_keeps_the_longest_files_for_evaluation(tmp_path: Path) -> None:
     for i in range(8):
         (tmp_path / f"{i}.txt").write_text(f"file {i} " * (100 + i))
-    training, held_out = stages._texts(str(tmp_path))
+    training, held_out = stages.texts(str(tmp_path))
     assert [name for name, _ in held_out] == ["7.txt"] and len(training) == 7
 
 
@@ -65,7 +64,7 @@ def test_a_folder_that_is_no_quickstart_is_not_deleted(tmp_path: Path, name: str
 
 def test_planted_text_is_the_documents_and_holds_no_pass_key(tmp_path: Path) -> None:
     documents = [("a.py", "import os\n" * 400), ("b.py", "value = 3\n" * 400)]
-    texts, facts = stages._write_text(documents, tmp_path)
+    texts, facts = stages.write_text(documents, tmp_path)
     assert [json.loads(line)["text"] for line in texts.read_text().splitlines()] == [t for _, t in documents]
     planted = [json.loads(line)["text"] for line in facts.read_text().splitlines()]
     assert len(planted) == 1500
@@ -74,15 +73,11 @@ def test_planted_text_is_the_documents_and_holds_no_pass_key(tmp_path: Path) -> 
 
 
 def test_short_files_are_joined_into_documents() -> None:
-    class Tokens:
-        def tokenizer(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-            return {"input_ids": [len(text)] * len(text)}
+    def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [len(text)] * len(text)}
 
-    recipe = load_recipe("quickstart")
-    sizes = {"windows": (4, 8), "documents": 2, "prompts": 1, "base_prompts": 1}
-    plan = stages.Plan(model="", base_model="", recipe=recipe, **sizes)  # type: ignore[arg-type]
     files = [("a", "x" * 5), ("b", "x" * 6), ("c", "x" * 9), ("d", "x" * 9)]
-    found = stages._documents(Tokens(), files, plan)  # type: ignore[arg-type]
+    found = stages.join_documents(tokenizer, files, num_tokens=8, count=2)
     assert [d.name for d in found] == ["a + b", "c"]
     assert np.array_equal(found[0].tokens, [5] * 5 + [6] * 6)
 

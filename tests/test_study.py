@@ -24,10 +24,15 @@ def study() -> Any:
     return load_script(ROOT / "study.py")
 
 
+def one_file(study: Any, folder: Path) -> Any:
+    """`data.sources` of a folder with one training file."""
+    (folder / "train").mkdir()
+    (folder / "train" / "a.txt").write_text("text")
+    return study.open_text(str(folder), folder).sources
+
+
 def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("text")
-    plan = study.read_plan(ROOT / "baselines.toml", [file], ["model.name=x"], [])
+    plan = study.read_plan(ROOT / "baselines.toml", one_file(study, tmp_path), ["model.name=x"], [])
     readings = [run for run in plan if run.name in ("plain-linear", "plain-ntk", "plain-yarn")]
     runs = [run for run in plan if run not in readings]
     assert len(readings) == 3 and all(f"plain-{run.recipe.method}" == run.name for run in readings)
@@ -47,17 +52,15 @@ def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_
 
 
 def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("text")
-    assert len(study.read_plan(ROOT / "study.toml", [file], ["model.name=x"], [])) > 6
+    sources = one_file(study, tmp_path)
+    assert len(study.read_plan(ROOT / "study.toml", sources, ["model.name=x"], [])) > 6
     with pytest.raises(ValueError, match="nobody"):
-        study.read_plan(ROOT / "study.toml", [file], [], ["nobody"])
+        study.read_plan(ROOT / "study.toml", sources, [], ["nobody"])
 
 
 def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("text")
-    runs = {run.name: run for run in study.read_plan(ROOT / "curves.toml", [file], ["model.name=x"], [])}
+    plan = study.read_plan(ROOT / "curves.toml", one_file(study, tmp_path), ["model.name=x"], [])
+    runs = {run.name: run for run in plan}
     assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in ("none", "linear", "ntk", "yarn")}
     for name, run in runs.items():
         kind, _, number = name.rpartition("-")
@@ -68,7 +71,7 @@ def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text('[[runs]]\nname = "a"\nmethod = "nkt"\n')
     with pytest.raises(ValueError, match="nkt"):
-        study.read_plan(plan, [file], [], [])
+        study.read_plan(plan, lambda planted: "[]", [], [])
 
 
 def test_one_command_trains_measures_and_compares(
@@ -98,8 +101,6 @@ def test_one_command_trains_measures_and_compares(
         "t",
     ]
     argv += [
-        "--base-model",
-        "t",
         "--out",
         str(tmp_path / "out"),
         "--work",
@@ -118,7 +119,7 @@ def test_one_command_trains_measures_and_compares(
         return train(recipe, model, *rest, **options)
 
     monkeypatch.setattr(study, "train_loaded", watched)
-    study.main()
+    assert study.main() == 0
     assert recomputed == [False, False, False]  # also after the run that turns it on
     records = {name: Record.load(tmp_path / "out" / f"study_{name}.json") for name in [*rows, "base-ntk"]}
     for name, record in records.items():
@@ -133,6 +134,6 @@ def test_one_command_trains_measures_and_compares(
     table = (tmp_path / "work" / "plan.md").read_text()
     assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
     assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
-    study.main()  # what is measured is not trained again
+    assert study.main() == 0  # what is measured is not trained again
     assert capsys.readouterr().out.count("already measured") == 4
     assert torch.is_grad_enabled()

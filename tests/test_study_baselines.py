@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import VOCABULARY, tiny_model
+from scripts_of import load_script
 
 import e2llm
 from e2llm.config import load_recipe
@@ -52,11 +52,7 @@ def test_the_drope_like_scale_is_no_rotation() -> None:
 
 
 def test_methods_share_one_training_at_scale_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("study", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    study = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "study", study)  # dataclasses look their module up
-    spec.loader.exec_module(study)
+    study: Any = load_script(SCRIPT)
     words, letters = "def return self value import for in while if not none true list".split(), random.Random(0)
     for name, count in (("train/a.txt", 30_000), ("dev/code/a.txt", 4000)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

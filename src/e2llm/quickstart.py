@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import transformers
@@ -33,6 +33,8 @@ from e2llm.report import results_markdown, write_report
 from e2llm.train import train
 
 FACTS = "facts.jsonl"
+FACTS_SHARE = 0.15
+"""Share of the training windows that come from it."""
 TINY = Path(__file__).parent / "assets" / "tiny-512"
 
 
@@ -64,19 +66,19 @@ def quickstart(model: str = "tiny", *, out: Path, text: str | None = None) -> Re
     console = Console(stderr=True)
     start = time.monotonic()
     transformers.utils.logging.disable_progress_bar()  # files of a few megabytes load at once
-    training, held_out = _texts(text)
+    training, held_out = texts(text)
     _clear(out)
-    plan = _plan(model, out, _write_text(training, out))
+    plan = _plan(model, out, write_text(training, out))
     console.print(f"1/4  {plan.base_model} as it is, at {', '.join(map(str, plan.windows))} tokens")
-    engine = Engine.load(plan.model, method="none", dtype=_arithmetic())
-    documents = _documents(engine, held_out, plan)
+    engine = Engine.load(plan.model, method="none", dtype=arithmetic())
+    documents = join_documents(engine.tokenizer, held_out, num_tokens=max(plan.windows), count=plan.documents)
     base = _measure(engine, documents, plan, "base", plan.base_prompts)
     console.print(f"2/4  one set of weights for any window: {plan.recipe.train.steps} steps of short windows")
     result = train(plan.recipe)
     if result.model_folder is None or result.record is None:
         raise ValueError("the quickstart was stopped in training; start it again")
     console.print("3/4  the extended model, every window at its own scale")
-    engine = Engine.load(str(result.model_folder), dtype=_arithmetic())
+    engine = Engine.load(str(result.model_folder), dtype=arithmetic())
     extended = _measure(engine, documents, plan, "extended", plan.prompts)
     record = Record(
         kind="quickstart",
@@ -101,8 +103,9 @@ def _clear(out: Path) -> None:
     out.mkdir(parents=True)
 
 
-def _texts(text: str | None) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(name, text) pairs to train on and to evaluate on."""
+def texts(text: str | None = None) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(name, text) pairs to train on and to evaluate on: the standard library's, or those of a folder, of which the
+    longest are held out. Raises ValueError for a folder with too little."""
     if text is None:
         return list(stdlib_documents(False)), list(stdlib_documents(True))
     root = Path(text)
@@ -115,18 +118,27 @@ def _texts(text: str | None) -> tuple[list[tuple[str, str]], list[tuple[str, str
     return [pair for pair in found if pair not in held], held
 
 
-def _write_text(training: Sequence[tuple[str, str]], out: Path) -> tuple[Path, Path]:
+def write_text(training: Sequence[tuple[str, str]], out: Path) -> tuple[Path, Path]:
     """text.jsonl: the documents. facts.jsonl: passages of them with names and values planted, to be looked up again.
+    Both in the folder `out`, which is there.
 
     The planted wording shares nothing with the evaluation's (see `data.synthetic`).
     """
     files = out / "text.jsonl", out / FACTS
     rows = ([text for _, text in training], list(_planted([text for _, text in training])))
-    for file, texts in zip(files, rows, strict=True):
+    for file, written in zip(files, rows, strict=True):
         temporary = file.with_suffix(f".tmp{os.getpid()}")
-        temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in written), encoding="utf-8")
         os.replace(temporary, file)
     return files
+
+
+def sources(files: tuple[Path, Path], facts: float = FACTS_SHARE) -> str:
+    """`data.sources` of the two files of `write_text`, as TOML; `facts`: the share of windows, 0 to 1, that the planted
+    passages get."""
+    shares = zip(files, (1 - facts, facts), strict=True)
+    rows = [f"{{path={json.dumps(str(file))}, weight={share:g}}}" for file, share in shares if share]
+    return f"[{', '.join(rows)}]"
 
 
 def _planted(texts: Sequence[str], count: int = 1500, seed: int = 0) -> Iterator[str]:
@@ -141,9 +153,8 @@ def _planted(texts: Sequence[str], count: int = 1500, seed: int = 0) -> Iterator
 
 
 def _plan(model: str, out: Path, files: tuple[Path, Path]) -> Plan:
-    sources = f'data.sources=[{{path="{files[0]}", weight=0.85}}, {{path="{files[1]}", weight=0.15}}]'
     folders = [f"output={out / 'train'}", f"data.cache_dir={out / 'cache'}"]
-    settings = [sources, *folders, f"train.precision={_arithmetic()}"]
+    settings = [f"data.sources={sources(files)}", *folders, f"train.precision={arithmetic()}"]
     if model == "tiny":
         recipe = load_recipe("quickstart", [f"model.name={TINY}", "name=extended", *settings])
         return Plan(
@@ -181,21 +192,23 @@ def _smollm2_plan(settings: list[str]) -> Plan:
     )
 
 
-def _documents(engine: Engine, held_out: Sequence[tuple[str, str]], plan: Plan) -> list[Document]:
-    """Held-out files that reach the largest window; files one after the other where a single one is too short."""
-    longest = max(plan.windows)
+def join_documents(
+    tokenizer: Any, held_out: Sequence[tuple[str, str]], *, num_tokens: int, count: int = 8
+) -> list[Document]:
+    """The first `count` held-out texts of at least `num_tokens` tokens; texts one after the other where a single one is
+    too short. Raises ValueError where all together are."""
     found: list[Document] = []
     names: list[str] = []
     rest = np.empty(0, dtype=np.int64)
     for name, text in held_out:
-        tokens = np.asarray(engine.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        tokens = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
         names, rest = [*names, name], np.concatenate([rest, tokens])
-        if len(rest) >= longest:
+        if len(rest) >= num_tokens:
             found.append(Document(" + ".join(names), rest))
             names, rest = [], np.empty(0, dtype=np.int64)
     if not found:
-        raise ValueError(f"text: the held-out files have {len(rest)} tokens together, a window needs {longest}")
-    return found[: plan.documents]
+        raise ValueError(f"text: the held-out files have {len(rest)} tokens together, a window needs {num_tokens}")
+    return found[:count]
 
 
 def _measure(engine: Engine, documents: list[Document], plan: Plan, checkpoint: str, prompts: int) -> Record:
@@ -214,7 +227,7 @@ def _measure(engine: Engine, documents: list[Document], plan: Plan, checkpoint: 
     return evaluate(engine, {"python": documents}, config, progress=True)
 
 
-def _arithmetic() -> Literal["float32", "bfloat16"]:
+def arithmetic() -> Literal["float32", "bfloat16"]:
     """bfloat16 where this machine computes in it (half the time), else float32; the same for base and extended."""
     import torch
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,12 +147,27 @@ def _run(
             trainer.add_callback(callback)
         assert trainer.model is not None
         masks = nullcontext() if recipe.data.document_mask else one_document_a_row()
-        with masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
+        with _as_before(trainer.model), masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
                 bar.close()
             return _finish(recipe, trainer, tokenizer, corpus, folder, metrics, stop, console)
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """The model's forward afterwards is what it was. Accelerate leaves one with autocast on the instance, which would
+    stay for who measures the model next, and a mark by which it does nothing for a later run: that one would compute in
+    whatever arithmetic it found."""
+    before = model.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(name, None)
+        if before is not None:
+            model.forward = before
 
 
 def _teacher(recipe: Recipe, model: nn.Module) -> Teacher | None:

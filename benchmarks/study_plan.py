@@ -1,0 +1,123 @@
+"""Plans of studies: a TOML file becomes runs with resolved recipes, before anything is loaded.
+
+Flows in: the file, the text's sources, settings. Flows out: `Run`s in the plan's order, and the `Defaults` of its table
+[study]. Knows no model. What a plan may hold stands in study.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2llm.config import Recipe, load_recipe
+
+METHODS = ("none", "linear", "ntk", "yarn")
+ROW_KEYS = {"name", "recipe", "set", "planted", "method", "predicted", "concluded", "scales", "key_scales", "slopes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """The table [study] of a plan; what the command line gives wins."""
+
+    name: str = ""
+    """Records are study_<name>_<run>.json, apart from those of other studies; empty: study_<run>.json."""
+    title: str = ""
+    """Heading of the plan's page in the docs."""
+    intro: str = ""
+    """Text under it."""
+    model: str = ""
+    text: str = ""
+    base_model: str = "SmolLM2-135M-Instruct"
+    windows: tuple[int, ...] = (8192, 32768, 65536, 131072)
+    key_windows: tuple[int, ...] = (8192, 32768, 131072)
+    prompts: int = 10
+    tasks: tuple[str, ...] = ("pass_key",)
+    set: tuple[str, ...] = ()
+    """Settings of every run, as --set of e2llm train; a run's own `set` wins."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the plan."""
+
+    name: str
+    recipe: Recipe
+    predicted: str
+    scales: dict[int, tuple[float, ...]]
+    """Window -> scales measured; a window that is not named is read at window / L."""
+    key_scales: dict[int, tuple[float, ...]]
+    """The same for retrieval."""
+    slopes: tuple[float, ...]
+    """Attention slopes at which the windows of `scales` are measured once more."""
+    method: str | None = None
+    """Frequency method that the base is read with, untrained; None trains the recipe."""
+
+
+def read_defaults(path: Path) -> Defaults:
+    """The plan's table [study], whose keys are optional. Raises ValueError naming a key that is none or of another
+    type."""
+    table = _load(path).get("study", {})
+    fields = {field.name: field.default for field in dataclasses.fields(Defaults)}
+    unknown = sorted(table.keys() - fields.keys())
+    if unknown:
+        raise ValueError(f"{path}: [study] has unknown keys {unknown}; known: {', '.join(fields)}")
+    for key, value in table.items():
+        default = fields[key]
+        wanted = list if isinstance(default, tuple) else type(default)
+        kinds = {type(item) for item in value} if isinstance(value, list) else set()
+        if type(value) is not wanted or kinds - {type(default[0]) if isinstance(default, tuple) and default else str}:
+            raise ValueError(f"{path}: [study] {key} = {value!r}: expected what {default!r} is")
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return Defaults(**given)
+
+
+def read_plan(
+    path: Path, sources: Callable[[float | None], str], settings: list[str], only: list[str]
+) -> list[Run]:
+    """Every run's resolved recipe. `sources`: share of planted windows (None: the text's own) -> `data.sources`.
+
+    Raises ValueError naming the run that cannot be."""
+    rows = _load(path).get("runs", [])
+    names = [row.get("name") for row in rows]
+    if not rows or len(set(names)) != len(names) or None in names:
+        raise ValueError(f"{path}: [[runs]] with a name each, no name twice; found {names}")
+    unknown = sorted(set(only) - set(names))
+    if unknown:
+        raise ValueError(f"--only {unknown}: the plan has {names}")
+    return [_run(path, row, sources, settings) for row in rows if not only or row["name"] in only]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"plan = {str(path)!r}: cannot be read ({error.strerror}); name a plan's TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+
+
+def _run(path: Path, row: dict[str, Any], sources: Callable[[float | None], str], settings: list[str]) -> Run:
+    extra = sorted(row.keys() - ROW_KEYS)
+    if extra:
+        raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
+    given = [f"data.sources={sources(row.get('planted'))}", *settings, *row.get("set", []), f"name={row['name']}"]
+    scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
+    key_scales = {window: found[:1] for window, found in scales.items()}
+    key_scales |= {int(window): tuple(map(float, found)) for window, found in row.get("key_scales", {}).items()}
+    recipe = load_recipe(row.get("recipe", "recommended"), given)
+    slopes = tuple(map(float, row.get("slopes", [])))
+    method = row.get("method")
+    if method is not None and row.keys() & {"recipe", "set", "planted"}:
+        raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set or planted")
+    if method is not None and method not in METHODS:
+        raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose one of {', '.join(METHODS)}")
+    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes, method)
+
+
+def record_file(out: Path, study: str, run: str) -> Path:
+    """Where the Record of a run is; `study`: the plan's name."""
+    return out / f"study_{study}_{run}.json" if study else out / f"study_{run}.json"
