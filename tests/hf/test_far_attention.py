@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import WINDOW, tiny_model, token_ids
+from far_masks import written_out
 from torch import nn
 from transformers import AutoConfig
 
@@ -30,18 +31,6 @@ def sampler(weight: float = 1.0, **placement: object) -> PositionSampler:
         placement=PlacementConfig(**{"kind": "jumps", "max_jumps": 5, "far_weight": weight, **placement}),
         seed=5,
     )
-
-
-def written_out(placement: Placement, leading: int) -> torch.Tensor:
-    """(T, T) float32 added to the scores of one row, token by token: the bias of far keys, -inf after the query."""
-    assert placement.far is not None
-    far, tokens = placement.far, len(placement.positions)
-    mask = torch.full((tokens, tokens), float("-inf"))
-    for query in range(tokens):
-        for key in range(query + 1):
-            is_far = far.segments[key] < far.segments[query] and key >= leading
-            mask[query, key] = float(far.bias[query]) if is_far else 0.0
-    return mask
 
 
 def biased(model: nn.Module, extension: Extension, ids: torch.Tensor, drawn: list[Placement]) -> torch.Tensor:
