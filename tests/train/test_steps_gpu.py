@@ -17,8 +17,9 @@ from e2llm.train import train_loaded
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    # torch says once that its debug mode is a prototype.
+    # What torch says once: that its debug mode is a prototype, and that it makes a context.
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
 ]
 
 
