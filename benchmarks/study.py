@@ -30,6 +30,8 @@ TOML file:
                                            # --text stdlib the quickstart's)
     scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window)
     key_scales = {131072 = [12, 16]}       # the same for keys; default: the first of `scales`
+    seconds_of = "recommended"             # as many steps as fit into the training time of that run, a step taking as
+    speed_of = "yarn-64k"                  # long as it did in this one; both are measured before
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for the docs
@@ -58,7 +60,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study_plan import Defaults, Run, read_defaults, read_plan, record_file
+from study_plan import Defaults, Run, in_equal_time, read_defaults, read_plan, record_file
 from study_text import Text, open_text
 from transformers import TrainerCallback
 
@@ -328,6 +330,7 @@ def _main() -> int:
         if out.is_file() or time.monotonic() - began > args.until:
             print(f"{run.name}: {'already measured' if out.is_file() else 'no time left'}", flush=True)
             continue
+        run = in_equal_time(run, args.out, args.name)
         shared = shared or Study(args, runs, text)
         run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, output=str(args.work / run.name)))
         record = study(run, shared, out)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.config import Recipe, load_recipe
+from e2llm.records import Record
 
 METHODS = ("none", "linear", "ntk", "yarn")
 ROW_KEYS = {"name", "recipe", "set", "planted", "method", "predicted", "concluded", "scales", "key_scales", "slopes"}
+ROW_KEYS |= {"seconds_of", "speed_of"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,10 @@ class Run:
     """Attention slopes at which the windows of `scales` are measured once more."""
     method: str | None = None
     """Frequency method that the base is read with, untrained; None trains the recipe."""
+    seconds_of: str | None = None
+    """Run of this plan whose training time this one has, too; None: the recipe's own steps."""
+    speed_of: str | None = None
+    """Run whose steps take as long as this one's."""
 
 
 def read_defaults(path: Path) -> Defaults:
@@ -115,7 +121,37 @@ def _run(path: Path, row: dict[str, Any], sources: Callable[[float | None], str]
         raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set or planted")
     if method is not None and method not in METHODS:
         raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose one of {', '.join(METHODS)}")
-    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes, method)
+    timed = row.get("seconds_of"), row.get("speed_of")
+    if timed.count(None) == 1 or (method is not None and timed != (None, None)):
+        raise ValueError(f"{path}: run {row['name']!r}: seconds_of and speed_of go together, for runs that train")
+    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes, method, *timed)
+
+
+def in_equal_time(run: Run, out: Path, study: str) -> Run:
+    """`run` with as many steps as fit into the training time of the run that it names; one that names none as it is.
+
+    Raises ValueError where a Record is missing, or where steps of the other have another size."""
+    if run.seconds_of is None or run.speed_of is None:
+        return run
+    found = {}
+    for name in (run.seconds_of, run.speed_of):
+        file = record_file(out, study, name)
+        if not file.is_file():
+            raise ValueError(f"run {run.name!r}: its time is that of {name!r}, which is not measured: no {file}")
+        record = Record.load(file)
+        found[name] = record.config["recipe"], next(r["value"] for r in record.rows if r["metric"] == "train_seconds")
+    recipe, seconds = found[run.speed_of]
+    train = run.recipe.train
+    mine = run.recipe.data.window, train.batch_size, train.gradient_accumulation
+    its = recipe["data"]["window"], recipe["train"]["batch_size"], recipe["train"]["gradient_accumulation"]
+    if mine != its:
+        raise ValueError(
+            f"run {run.name!r}: a step of {run.speed_of!r} is of another size (window, batch, accumulation: {its}, not "
+            f"{mine}), so it says nothing of this one's speed"
+        )
+    steps = max(1, round(recipe["train"]["steps"] * found[run.seconds_of][1] / seconds))
+    train = dataclasses.replace(train, steps=steps, warmup_steps=min(train.warmup_steps, steps))
+    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, train=train))
 
 
 def record_file(out: Path, study: str, run: str) -> Path:

@@ -34,7 +34,11 @@ def one_file(study: Any, folder: Path) -> Any:
 def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_path: Path) -> None:
     plan = study.read_plan(ROOT / "baselines.toml", one_file(study, tmp_path), ["model.name=x"], [])
     readings = [run for run in plan if run.name in ("plain-linear", "plain-ntk", "plain-yarn")]
-    runs = [run for run in plan if run not in readings]
+    timed = [run for run in plan if run.seconds_of]
+    assert plan[-2:] == timed and {run.speed_of: run.seconds_of for run in timed} == {
+        "pi-64k": "recommended", "yarn-64k": "recommended",
+    }  # fmt: skip
+    runs = [run for run in plan if run not in [*readings, *timed]]
     assert len(readings) == 3 and all(f"plain-{run.recipe.method}" == run.name for run in readings)
     # One training serves all three: nothing that changes a weight differs, and they follow each other.
     places = [plan.index(run) for run in readings]
@@ -56,6 +60,28 @@ def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
     assert len(study.read_plan(ROOT / "study.toml", sources, ["model.name=x"], [])) > 6
     with pytest.raises(ValueError, match="nobody"):
         study.read_plan(ROOT / "study.toml", sources, [], ["nobody"])
+
+
+def test_equal_time_makes_the_steps_of_the_measured_speeds(study: Any, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    timed = 'seconds_of = "short"\nspeed_of = "long"\n'
+    plan.write_text(f'[[runs]]\nname = "a"\nrecipe = "yarn-64k"\n{timed}')
+    (run,) = study.read_plan(plan, lambda planted: "[]", ["model.name=x"], [])
+    with pytest.raises(ValueError, match="that of 'short', which is not measured"):
+        study.in_equal_time(run, tmp_path, "")
+    for name, steps, seconds, window in (("short", 1200, 150.0, 4096), ("long", 600, 400.0, 65536)):
+        train = {"steps": steps, "batch_size": 1, "gradient_accumulation": 1}
+        rows = [{"metric": "train_seconds", "value": seconds, "unit": "s", "n": steps}]
+        recipe = {"recipe": {"data": {"window": window}, "train": train}}
+        Record("study", config=recipe, rows=rows).save(tmp_path / f"study_{name}.json")
+    assert study.in_equal_time(run, tmp_path, "").recipe.train.steps == 225  # 150 s of steps of 2/3 s
+    (tmp_path / "study_short.json").replace(tmp_path / "study_long.json")
+    Record("study", config=recipe, rows=rows).save(tmp_path / "study_short.json")
+    with pytest.raises(ValueError, match="of another size"):
+        study.in_equal_time(run, tmp_path, "")
+    plan.write_text('[[runs]]\nname = "a"\nseconds_of = "b"\n')
+    with pytest.raises(ValueError, match="go together"):
+        study.read_plan(plan, lambda planted: "[]", ["model.name=x"], [])
 
 
 def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
