@@ -95,7 +95,8 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
     ]
     baselines = HERE / "baselines.toml"
     if args.rival is None:
-        rivals = [run.name for run in read_plan(baselines, sources, settings, []) if run.recipe.scales.max_scale > 1 and run.seconds_of is None]
+        found = read_plan(baselines, sources, settings, [])
+        rivals = [run.name for run in found if run.recipe.scales.max_scale > 1 and run.seconds_of is None]
         args.rival = best_rival(args.results, rivals)
     if args.rival in OURS:
         raise ValueError(f"rival = {args.rival!r}: it is a contestant already; name another baseline")
