@@ -23,7 +23,7 @@ TOML file:
 
     [[runs]]
     name = "j63"
-    recipe = "recommended"                 # a shipped recipe or a TOML file
+    recipe = "recommended"                 # a shipped recipe, or a TOML file (also one beside the plan)
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
     method = "ntk"                         # read the base itself with it: nothing is trained
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0; of

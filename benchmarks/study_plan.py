@@ -114,7 +114,9 @@ def _run(path: Path, row: dict[str, Any], sources: Callable[[float | None], str]
     scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
     key_scales = {window: found[:1] for window, found in scales.items()}
     key_scales |= {int(window): tuple(map(float, found)) for window, found in row.get("key_scales", {}).items()}
-    recipe = load_recipe(row.get("recipe", "recommended"), given)
+    named = row.get("recipe", "recommended")
+    beside = path.parent / named  # a file of the plan's own
+    recipe = load_recipe(str(beside) if beside.is_file() else named, given)
     slopes = tuple(map(float, row.get("slopes", [])))
     method = row.get("method")
     if method is not None and row.keys() & {"recipe", "set", "planted"}:
