@@ -113,7 +113,8 @@ def test_it_is_imported_before_transformers_and_asks_no_network(
     monkeypatch.syspath_prepend(str(site))  # this process looks for the package too, before it starts one
     work = tmp_path / "work"
     found = run_in_process(one_of(), work=work, time_limit=60)
-    assert found == {"status": "failed", "why": "RuntimeError: seen enough"}
+    assert (found["status"], found["why"]) == ("failed", "RuntimeError: seen enough")
+    assert found["environment"]["e2llm"], "a Record of failures alone says where it was made"
     assert json.loads((tmp_path / "seen.json").read_text()) == {
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "HF_HUB_OFFLINE": "1",
