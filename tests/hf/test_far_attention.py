@@ -140,6 +140,18 @@ def test_recomputed_and_compiled_layers_give_the_same() -> None:
     torch._dynamo.reset()
 
 
+def test_a_model_that_attends_so_already_can_be_extended_anew() -> None:
+    model = tiny_model("llama").train()
+    install(model).remove()
+    first = install(model)
+    attend_far(model)
+    first.remove()  # by hand, without the attention
+    extension = install(model)
+    attend_far(model)
+    extension.place([sampler().draw(0)])
+    assert model(token_ids(1, TOKENS), use_cache=False).logits.isfinite().all()
+
+
 def test_what_cannot_is_refused_and_left_as_it_was() -> None:
     model = tiny_model("llama", attn_implementation="eager")
     extension = install(model)

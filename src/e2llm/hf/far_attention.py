@@ -43,6 +43,7 @@ def attend_far(model: nn.Module) -> None:
     inner, extension = cast(Any, unwrap(model)), _extension_of(model)
     own = inner.config._attn_implementation
     if own == ATTENTION:
+        extension.attends_far = True  # another one may have been taken off since
         return
     if own != OWN:
         raise ValueError(
