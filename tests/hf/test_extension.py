@@ -15,7 +15,7 @@ from architectures import WINDOW, statically_scaled, tiny_model, token_ids
 from torch import nn
 
 from e2llm.hf import get_extension, install
-from e2llm.hf.extension import ScaledRotary
+from e2llm.hf.scaled_rotary import ScaledRotary
 from e2llm.positions.placement import Placement, PlacementConfig, PositionSampler
 from e2llm.positions.scales import ScalesConfig
 
