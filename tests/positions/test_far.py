@@ -71,7 +71,7 @@ def test_without_a_weight_a_draw_is_the_same_and_has_none() -> None:
     [
         ({"far_weight": -0.1}, "far_weight = -0.1"),
         ({"far_weight": 2.5}, "far_weight = 2.5"),
-        ({"kind": "randpos", "far_weight": 1.0}, "'randpos' as set makes up to inf"),
+        ({"kind": "randpos", "far_weight": 1.0}, "'randpos' can make inf"),
         ({"max_jumps": 64, "far_weight": 1.0}, "at most 64 segments"),
         ({"kind": "pose", "chunks": 65, "far_weight": 1.0}, "at most 64 segments"),
     ],

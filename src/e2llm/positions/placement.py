@@ -33,6 +33,9 @@ class PlacementConfig:
 
     kind: Kind = "jumps"
     """none, paper, jumps, pose, randpos or end_anchor."""
+    native_kind: Kind | Literal["same"] = "same"
+    """The rule of samples at scale 1: same (as kind) or one of the kinds. With none they train as plain fine-tuning
+    does: the model knows that window already, and every jump takes a near token away."""
     leading_tokens: int = 4
     """Tokens at the start that keep offset 0 (the attention sinks; 4 in the paper). For paper and jumps."""
     min_jumps: int = 1
@@ -55,6 +58,9 @@ class PlacementConfig:
     def __post_init__(self) -> None:
         if self.kind not in PLACEMENTS:
             raise ValueError(f"placement.kind = {self.kind!r}: choose one of {', '.join(PLACEMENTS)}")
+        if self.native_kind not in (*PLACEMENTS, "same"):
+            choices = ", ".join(("same", *PLACEMENTS))
+            raise ValueError(f"placement.native_kind = {self.native_kind!r}: choose one of {choices}")
         if self.leading_tokens < 0:
             raise ValueError(f"placement.leading_tokens = {self.leading_tokens}: use 0 or more")
         if not 0 <= self.min_jumps <= self.max_jumps:
@@ -72,23 +78,33 @@ class PlacementConfig:
         if self.far_weight and self.most_segments > MOST_SEGMENTS:
             raise ValueError(
                 f"placement.far_weight = {self.far_weight:g}: needs a placement of at most {MOST_SEGMENTS} segments, "
-                f"{self.kind!r} as set makes up to {self.most_segments}; use fewer jumps, or far_weight = 0"
+                f"{' and '.join(map(repr, self.kinds))} can make {self.most_segments}; use fewer jumps, or "
+                "far_weight = 0"
             )
 
     def target_window(self, scale: float, native_window: int) -> int:
         """W in tokens at scale g, before any training window that is longer."""
         return int(scale * native_window * (self.reach if scale > 1 else 1.0))
 
+    def kind_at(self, scale: float) -> Kind:
+        """The rule of a sample at `scale`."""
+        return self.kind if scale > 1 or self.native_kind == "same" else self.native_kind
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The rules in use, that of scales above 1 first."""
+        return tuple(dict.fromkeys((self.kind, self.kind_at(1.0))))
+
     @property
     def most_segments(self) -> float:
         """Segments that a window can fall into."""
         counts = {"none": 1, "paper": 2, "jumps": self.max_jumps + 1, "pose": self.chunks, "end_anchor": 2}
-        return counts.get(self.kind, float("inf"))
+        return max(counts.get(kind, float("inf")) for kind in self.kinds)
 
     @property
     def sinks(self) -> int:
         """Leading tokens that this placement keeps in their places."""
-        return self.leading_tokens if self.kind in ("paper", "jumps") else 0
+        return self.leading_tokens if set(self.kinds) & {"paper", "jumps"} else 0
 
     @property
     def shortest_window(self) -> int:
@@ -99,13 +115,14 @@ class PlacementConfig:
             "pose": self.chunks,
             "end_anchor": self.end_tokens + 1,
         }
-        return needed.get(self.kind, 1)
+        return max(needed.get(kind, 1) for kind in self.kinds)
 
     def check_window(self, window: int, name: str = "data.window") -> None:
         """Raise ValueError when a window of `window` tokens, called `name`, is too short for this placement."""
         needed = self.shortest_window
         if window < needed:
-            raise ValueError(f"{name} = {window}: placement {self.kind!r} as set needs at least {needed} tokens")
+            named = " and ".join(map(repr, self.kinds))
+            raise ValueError(f"{name} = {window}: placement {named} as set needs at least {needed} tokens")
 
 
 @dataclass(frozen=True)
@@ -220,7 +237,7 @@ class PositionSampler:
         scale = draw_scale(rng, self.scales)
         # g*L below R leaves no room to shift: the paper is silent there and t_max is taken as 0.
         target = max(self.placement.target_window(scale, self.native_window), window)
-        positions = PLACEMENTS[self.placement.kind](rng, window, target, self.placement)
+        positions = PLACEMENTS[self.placement.kind_at(scale)](rng, window, target, self.placement)
         return Placement(scale, positions, self._far_keys(positions) if self.placement.far_weight else None)
 
     def _far_keys(self, positions: np.ndarray) -> FarKeys:
