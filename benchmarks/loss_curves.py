@@ -46,8 +46,10 @@ def train(name: str, settings: tuple[str, ...], args: argparse.Namespace) -> dic
             "data.held_out_fraction=0.01",
             f"train.steps={args.steps}",
             "train.log_every=1",
-            "train.batch_size=2",  # float32 has no attention kernel for grouped keys: its scores are held, R x R a head
-            "train.gradient_accumulation=2",
+            # Two windows: float32 has no attention kernel for grouped keys, so R x R scores a head are held; and
+            # adamw_split takes no gradients of several batches.
+            "train.batch_size=2",
+            "train.gradient_accumulation=1",
             "train.evaluate_scales=[1, 4, 16]",
             *settings,
             *args.set,

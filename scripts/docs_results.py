@@ -218,5 +218,6 @@ def _draw_coverage(recipe_name: str, path: Path) -> Path:
         scales=recipe.scales,
         placement=recipe.placement,
         seed=recipe.seed,
+        num_samples=recipe.train.steps * recipe.train.batch_size,
     )
     return write_coverage(coverage(sampler), recipe.name, path)

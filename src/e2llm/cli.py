@@ -118,6 +118,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
         scales=recipe.scales,
         placement=recipe.placement,
         seed=recipe.seed,
+        num_samples=recipe.train.steps * recipe.train.batch_size,
     )
     from e2llm.report import write_coverage
 

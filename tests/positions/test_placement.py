@@ -283,3 +283,46 @@ def test_reach_lengthens_the_target_window_above_scale_1(kind: str) -> None:
         for reach in (1.0, 1.5)
     }
     assert furthest == {(1, 1.0): L - 1, (1, 1.5): L - 1, (G, 1.0): W - 1, (G, 1.5): W * 3 // 2 - 1}
+
+
+@pytest.mark.parametrize("native_kind", ["none", "paper"])
+def test_scale_1_may_have_a_rule_of_its_own(native_kind: str) -> None:
+    sampler = make_sampler("jumps", draw="uniform_integers", native_kind=native_kind)
+    alone = {1: make_sampler(native_kind, draw="uniform_integers"), 0: make_sampler("jumps", draw="uniform_integers")}
+    seen = set()
+    for index in range(200):
+        found = sampler.draw(index)
+        seen.add(found.scale)
+        expected = alone[found.scale == 1].draw(index)
+        assert found.scale == expected.scale
+        assert np.array_equal(found.positions, expected.positions)
+    assert seen == {1, 2, 3, 4}
+
+
+def test_both_rules_must_fit_the_window() -> None:
+    with pytest.raises(ValueError, match="placement 'none' and 'pose' as set needs at least 9"):
+        make_sampler("none", native_kind="pose", chunks=9)
+    config = PlacementConfig(kind="none", native_kind="jumps", leading_tokens=3, max_jumps=7)
+    assert (config.sinks, config.most_segments, config.shortest_window) == (3, 8, 5)
+
+
+def test_an_unknown_rule_at_scale_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"placement\.native_kind = 'flat': choose one of same, none, paper"):
+        PlacementConfig(native_kind="flat")
+
+
+def test_a_curriculum_follows_the_sample_index() -> None:
+    scales = ScalesConfig(distribution="weighted", max_scale=4, values=(1, 4), weights=(0, 1), final_weights=(1, 0))
+    sampler = PositionSampler(
+        native_window=L, training_window=R, scales=scales, placement=PlacementConfig(), num_samples=3000
+    )
+    drawn = np.array([sampler.draw(index).scale for index in range(3000)])
+    shares = [(part == 1).mean() for part in np.split(drawn, 3)]
+    np.testing.assert_allclose(shares, [1 / 6, 1 / 2, 5 / 6], atol=0.05)
+    assert sampler.draw(5000).scale == 1, "beyond the end it stays"
+
+
+def test_a_curriculum_needs_an_end() -> None:
+    scales = ScalesConfig(distribution="weighted", max_scale=4, values=(1, 4), final_weights=(1, 0))
+    with pytest.raises(ValueError, match=r"scales\.final_weights = \(1, 0\): needs to know where training ends"):
+        PositionSampler(native_window=L, training_window=R, scales=scales, placement=PlacementConfig())

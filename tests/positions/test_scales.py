@@ -53,6 +53,22 @@ def test_weighted(weights: tuple[float, ...]) -> None:
     assert (counts[shares == 0] == 0).all()
 
 
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_a_curriculum_moves_the_shares(progress: float) -> None:
+    config = ScalesConfig(
+        distribution="weighted", max_scale=16.0, values=(1.0, 4.0, 16.0), weights=(0, 1, 3), final_weights=(8, 2, 0)
+    )
+    n, rng = 10_000, np.random.default_rng(0)
+    found = [draw_scale(rng, config, progress) for _ in range(n)]
+    expected = {0.0: (0, 0.25, 0.75), 0.25: (0.2, 0.2375, 0.5625), 1.0: (0.8, 0.2, 0)}[progress]  # by hand
+    np.testing.assert_allclose([found.count(value) / n for value in (1.0, 4.0, 16.0)], expected, atol=0.02)
+
+
+def test_a_curriculum_may_begin_with_equal_shares() -> None:
+    config = ScalesConfig(distribution="weighted", max_scale=4.0, values=(1.0, 4.0), final_weights=(1, 0))
+    assert [config.shares(progress) for progress in (0.0, 0.5, 1.0)] == [(0.5, 0.5), (0.75, 0.25), (1.0, 0.0)]
+
+
 def test_fixed() -> None:
     assert set(draws(ScalesConfig(distribution="fixed", max_scale=2.7), 20)) == {2.7}
 
@@ -73,6 +89,11 @@ def test_fixed() -> None:
         ({"distribution": "weighted", "values": (16.0,), "weights": (1.0, 2.0)}, r"scales\.weights"),
         ({"distribution": "weighted", "values": (1.0, 16.0), "weights": (-1.0, 2.0)}, r"scales\.weights"),
         ({"distribution": "weighted", "values": (16.0,), "weights": (0.0,)}, r"scales\.weights.*above 0"),
+        ({"distribution": "weighted", "values": (16.0,), "weights": (math.nan,)}, r"scales\.weights"),
+        ({"distribution": "weighted", "values": (16.0,), "weights": (math.inf,)}, r"scales\.weights.*finite"),
+        ({"distribution": "weighted", "values": (16.0,), "final_weights": (1.0, 2.0)}, r"scales\.final_weights"),
+        ({"distribution": "weighted", "values": (16.0,), "final_weights": (0.0,)}, r"scales\.final_weights.*above 0"),
+        ({"distribution": "fixed", "final_weights": (1.0,)}, r"scales\.final_weights.*only distribution = 'weighted'"),
     ],
 )
 def test_errors_name_the_field(settings: dict, message: str) -> None:

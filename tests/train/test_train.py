@@ -76,8 +76,15 @@ def test_the_checkpoint_loads_without_us_and_was_trained(base: Path, unbroken: P
     assert not same_weights(base / "model", unbroken / "model")
 
 
+CURRICULUM = (
+    *("scales.distribution=weighted", "scales.values=[1, 4]", "scales.max_scale=4"),
+    *("scales.weights=[1, 0]", "scales.final_weights=[0, 1]"),
+)
+
+
+@pytest.mark.parametrize("more", [(), CURRICULUM], ids=["constant", "curriculum"])
 def test_the_draws_that_arrive_are_the_samplers(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: tuple[str, ...], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     original = PlacingTrainer.compute_loss
@@ -88,10 +95,15 @@ def test_the_draws_that_arrive_are_the_samplers(
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(PlacingTrainer, "compute_loss", spy)
-    recipe = small(base, tmp_path / "run", "train.steps=2", "train.gradient_accumulation=2", "seed=5")
+    recipe = small(base, tmp_path / "run", "train.steps=2", "train.gradient_accumulation=2", "seed=5", *more)
     train(recipe, quiet=True)
     sampler = PositionSampler(
-        native_window=64, training_window=WINDOW, scales=recipe.scales, placement=recipe.placement, seed=5
+        native_window=64,
+        training_window=WINDOW,
+        scales=recipe.scales,
+        placement=recipe.placement,
+        seed=5,
+        num_samples=8,
     )
     expected = [sampler.draw(index) for index in range(8)]
     assert [p.scale for p in seen] == [p.scale for p in expected]

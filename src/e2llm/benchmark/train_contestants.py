@@ -28,16 +28,18 @@ UNSLOTH_OPTIONS: dict[str, dict[str, Any]] = {"unsloth": {}, "unsloth-float32": 
 """Trainer -> what unsloth's loader is given beyond its documentation's arguments. In full fine-tuning `unsloth` holds
 weights and the optimizer's state in bfloat16, as it does unless told otherwise; `unsloth-float32` in float32, as all
 others here."""
+_NO_WEIGHTS = ("scales.values=[]", "scales.weights=[]", "scales.final_weights=[]")
+_ONE_PIECE = ("placement.kind=none", "placement.native_kind=same", "placement.far_weight=0")
 POSITIONS: dict[str, tuple[str, ...]] = {
     "e2llm": (),
     FAR_KEYS: ("placement.far_weight=1",),
     PLAIN_POSITIONS: (
-        *("scales.distribution=fixed", "scales.max_scale=1", "scales.values=[]", "scales.weights=[]"),
-        *("placement.kind=none", "placement.far_weight=0"),
+        *("scales.distribution=fixed", "scales.max_scale=1", *_NO_WEIGHTS),
+        *_ONE_PIECE,
     ),
     FULL_LENGTH: (
-        *("scales.distribution=fixed", "scales.max_scale={scale:g}", "scales.values=[]", "scales.weights=[]"),
-        *("placement.kind=none", "placement.far_weight=0"),
+        *("scales.distribution=fixed", "scales.max_scale={scale:g}", *_NO_WEIGHTS),
+        *_ONE_PIECE,
     ),
 }
 """Trainer of ours -> changes of the recommended recipe. full-length: YaRN at the fixed scale window / native window;

@@ -57,7 +57,8 @@ def _scale_edges(scales: ScalesConfig, bins: int) -> np.ndarray:
 def coverage(
     sampler: PositionSampler, *, num_samples: int = 2000, pairs_per_sample: int = 1024, bins: int = 64
 ) -> Coverage:
-    """Histograms of `num_samples` draws; token pairs are a seeded random subset of each window's."""
+    """Histograms of `num_samples` draws, of all parts of the training where its scales follow a curriculum; token pairs
+    are a seeded random subset of each window's."""
     target = sampler.placement.target_window(sampler.scales.max_scale, sampler.native_window)
     distance_edges = np.linspace(0, max(target, sampler.training_window), bins + 1)
     scale_edges = _scale_edges(sampler.scales, bins)
@@ -66,8 +67,9 @@ def coverage(
     grid = np.zeros((bins, len(scale_edges) - 1))
     from_leading, positions_seen = np.zeros(bins), np.zeros(bins)
     counts = np.zeros(len(scale_edges) - 1)
+    every = max(1, sampler.num_samples // num_samples) if sampler.scales.final_weights else 1
     for index in range(num_samples):
-        placement = sampler.draw(index)
+        placement = sampler.draw(every * index)
         where = placement.positions
         low, high = np.sort(rng.integers(leading, len(where), size=(2, pairs_per_sample)), axis=0)
         distances = (where[high] - where[low])[high > low]
@@ -86,5 +88,5 @@ def coverage(
         position_edges=distance_edges,
         position_counts=positions_seen / positions_seen.sum(),
         scale_counts=counts / counts.sum(),
-        examples=tuple(sampler.draw(index) for index in range(12)),
+        examples=tuple(sampler.draw(every * index) for index in range(12)),
     )

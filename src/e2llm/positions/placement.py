@@ -22,6 +22,7 @@ from e2llm.positions.far import FarKeys, far_keys
 from e2llm.positions.scales import ScalesConfig, draw_scale
 
 Kind = Literal["none", "paper", "jumps", "pose", "randpos", "end_anchor"]
+NativeKind = Literal["same", "none", "paper", "jumps", "pose", "randpos", "end_anchor"]
 
 MOST_SEGMENTS = 64
 """With `far_weight`: each is a channel more of queries and keys."""
@@ -33,7 +34,7 @@ class PlacementConfig:
 
     kind: Kind = "jumps"
     """none, paper, jumps, pose, randpos or end_anchor."""
-    native_kind: Kind | Literal["same"] = "same"
+    native_kind: NativeKind = "same"
     """The rule of samples at scale 1: same (as kind) or one of the kinds. With none they train as plain fine-tuning
     does: the model knows that window already, and every jump takes a near token away."""
     leading_tokens: int = 4
@@ -212,6 +213,8 @@ class PositionSampler:
     scales: ScalesConfig
     placement: PlacementConfig
     seed: int = 0
+    num_samples: int = 0
+    """Samples of the whole training, for `scales.final_weights`; 0: not known."""
 
     def __post_init__(self) -> None:
         for name in ("native_window", "training_window"):
@@ -219,6 +222,11 @@ class PositionSampler:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1 token")
         if self.seed < 0:
             raise ValueError(f"seed = {self.seed}: use 0 or more")
+        if self.scales.final_weights and self.num_samples < 1:
+            raise ValueError(
+                f"scales.final_weights = {self.scales.final_weights!r}: needs to know where training ends, as "
+                "`e2llm train` does; elsewhere leave it empty"
+            )
         self.placement.check_window(self.training_window)
 
     def draw(self, sample_index: int, window: int | None = None) -> Placement:
@@ -234,7 +242,8 @@ class PositionSampler:
         else:
             self.placement.check_window(window, "window")
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, sample_index])))
-        scale = draw_scale(rng, self.scales)
+        progress = min(sample_index / self.num_samples, 1.0) if self.num_samples else 0.0
+        scale = draw_scale(rng, self.scales, progress)
         # g*L below R leaves no room to shift: the paper is silent there and t_max is taken as 0.
         target = max(self.placement.target_window(scale, self.native_window), window)
         positions = PLACEMENTS[self.placement.kind_at(scale)](rng, window, target, self.placement)

@@ -27,6 +27,9 @@ class ScalesConfig:
     """For weighted: the scales."""
     weights: tuple[float, ...] = ()
     """For weighted: their relative weights; empty means equal."""
+    final_weights: tuple[float, ...] = ()
+    """For weighted, where a curriculum is wanted: the relative weights at the end of training. A sample's shares lie on
+    the straight line from those of `weights` to these. Empty: they stay. For `e2llm train`, which knows its end."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.max_scale) or self.max_scale < 1:
@@ -39,11 +42,13 @@ class ScalesConfig:
             )
         if self.distribution == "weighted":
             self._check_weighted()
-        elif self.values or self.weights:
-            raise ValueError(
-                f"scales.values = {self.values!r}: only distribution = 'weighted' takes values and weights, "
-                f"not {self.distribution!r}"
-            )
+        else:
+            for name in ("values", "weights", "final_weights"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"scales.{name} = {getattr(self, name)!r}: only distribution = 'weighted' takes values and "
+                        f"weights, not {self.distribution!r}"
+                    )
 
     def _check_weighted(self) -> None:
         if not self.values or any(not math.isfinite(v) or v < 1 for v in self.values):
@@ -52,26 +57,38 @@ class ScalesConfig:
             raise ValueError(
                 f"scales.max_scale = {self.max_scale!r}: must be the largest of scales.values, {max(self.values)!r}"
             )
-        if self.weights and (len(self.weights) != len(self.values) or any(w < 0 for w in self.weights)):
-            raise ValueError(f"scales.weights = {self.weights!r}: give one weight of at least 0 for each of the values")
-        if self.weights and sum(self.weights) <= 0:
-            raise ValueError(f"scales.weights = {self.weights!r}: at least one weight must be above 0")
+        for name in ("weights", "final_weights"):
+            weights = getattr(self, name)
+            if weights and (len(weights) != len(self.values) or any(not w >= 0 for w in weights)):
+                raise ValueError(f"scales.{name} = {weights!r}: give one weight of at least 0 for each of the values")
+            if weights and not 0 < sum(weights) < math.inf:
+                raise ValueError(f"scales.{name} = {weights!r}: at least one weight must be above 0, and all finite")
+
+    def shares(self, progress: float = 0.0) -> tuple[float, ...]:
+        """For weighted: the probability of each of `values` after the part `progress` (0 to 1) of training."""
+        begin = _shares(self.weights or (1.0,) * len(self.values))
+        if not self.final_weights:
+            return begin
+        return tuple(a + progress * (b - a) for a, b in zip(begin, _shares(self.final_weights), strict=True))
 
 
-def _uniform_integers(rng: np.random.Generator, config: ScalesConfig) -> float:
+def _shares(weights: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(np.asarray(weights, dtype=np.float64) / sum(weights))
+
+
+def _uniform_integers(rng: np.random.Generator, config: ScalesConfig, progress: float) -> float:
     return float(rng.integers(1, int(config.max_scale) + 1))
 
 
-def _log_uniform(rng: np.random.Generator, config: ScalesConfig) -> float:
+def _log_uniform(rng: np.random.Generator, config: ScalesConfig, progress: float) -> float:
     return float(math.exp(rng.uniform(0.0, math.log(config.max_scale))))
 
 
-def _weighted(rng: np.random.Generator, config: ScalesConfig) -> float:
-    weights = np.asarray(config.weights or [1.0] * len(config.values), dtype=np.float64)
-    return float(rng.choice(np.asarray(config.values, dtype=np.float64), p=weights / weights.sum()))
+def _weighted(rng: np.random.Generator, config: ScalesConfig, progress: float) -> float:
+    return float(rng.choice(np.asarray(config.values, dtype=np.float64), p=config.shares(progress)))
 
 
-def _fixed(rng: np.random.Generator, config: ScalesConfig) -> float:
+def _fixed(rng: np.random.Generator, config: ScalesConfig, progress: float) -> float:
     return float(config.max_scale)
 
 
@@ -83,6 +100,6 @@ SAMPLERS = {
 }
 
 
-def draw_scale(rng: np.random.Generator, config: ScalesConfig) -> float:
-    """One draw from G: E2-LLM (arXiv 2401.06951) Eq. 6 and its variants."""
-    return SAMPLERS[config.distribution](rng, config)
+def draw_scale(rng: np.random.Generator, config: ScalesConfig, progress: float = 0.0) -> float:
+    """One draw from G after the part `progress` (0 to 1) of training: E2-LLM (arXiv 2401.06951) Eq. 6, and others."""
+    return SAMPLERS[config.distribution](rng, config, progress)

@@ -262,14 +262,17 @@ def _build_trainer(
     extension = get_extension(model)
     assert extension is not None
     extension.max_scale = recipe.scales.max_scale
+    config = recipe.train
+    processes = Processes.of_environment()
+    windows_per_step = distributed.windows_per_step(recipe, processes.world)
     sampler = PositionSampler(
         native_window=extension.native_window,
         training_window=recipe.data.window,
         scales=recipe.scales,
         placement=recipe.placement,
         seed=recipe.seed,
+        num_samples=config.steps * windows_per_step,
     )
-    config = recipe.train
     if config.gradient_checkpointing:  # not by argument: those were renamed between transformers versions
         enable_activation_checkpointing(model, early_stop=recipe.model.offload == "none")
     if recipe.lora.rank:
@@ -278,14 +281,12 @@ def _build_trainer(
         offload(recipe, model, folder, None if quiet else console)
     if config.compile == "layers":
         compile_layers(model)
-    processes = Processes.of_environment()
     once = distributed.any_process(any(map(is_placeholder, model.parameters())))  # not where all hold a loaded model
     arguments = _arguments(recipe, folder, once, processes)
-    windows_per_step = distributed.windows_per_step(recipe, processes.world)
     train_set = WindowDataset(
         corpus.train,
         window=recipe.data.window,
-        num_samples=config.steps * windows_per_step,
+        num_samples=sampler.num_samples,
         seed=recipe.data.seed,
         document_mask=recipe.data.document_mask,
     )
