@@ -33,6 +33,8 @@ TOML file:
     seconds_of = "recommended"             # as many steps as fit into the training time of that run, a step taking as
     speed_of = "yarn-64k"                  # long as it did in this one; both are measured before
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
+    interpolations = [0.75]                # everything once more, that share of the way from the first weights to the
+                                           # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for the docs
 
@@ -141,7 +143,28 @@ class Study:
         install(model, method=recipe.method, attention=recipe.attention)
 
     def measure(self, run: Run) -> list[Record]:
-        """Perplexity at every window, pass keys in the first corpus's documents."""
+        """Perplexity at every window, pass keys in the first corpus's documents, of the trained weights and then of
+        those between them and the first."""
+        records = self._measure(run)
+        for share in run.interpolations:
+            self._interpolate(share)
+            found = self._measure(dataclasses.replace(run, slopes=()))
+            for record in found:
+                for row in record.rows:
+                    row["interpolation"] = share
+            records += found
+        if run.interpolations:
+            self._interpolate(1.0)
+        return records
+
+    @torch.no_grad()
+    def _interpolate(self, share: float) -> None:
+        """The measured model gets the weights that far from the first to the trained."""
+        trained = dict(self.model.named_parameters())
+        for name, target in self.measured.named_parameters():
+            target.copy_(torch.lerp(self.start[name].float(), trained[name].float(), share))
+
+    def _measure(self, run: Run) -> list[Record]:
         self.measured.eval()
         engine = Engine(self.measured, self.tokenizer, max_scale=run.recipe.scales.max_scale)
         trained = engine.extension.attention
@@ -253,7 +276,8 @@ def summary(record: Record) -> str:
     """One line for the terminal."""
     found = [
         f"{row['corpus'][:4]} {row.get('task', '')}{format_window(row['window'])}@{row['scale']:g}"
-        f"{'~' + format(row['slope'], 'g') if row.get('slope') is not None else ''} {row['value']:.4g}"
+        f"{'~' + format(row['slope'], 'g') if row.get('slope') is not None else ''}"
+        f"{'*' + format(row['interpolation'], 'g') if 'interpolation' in row else ''} {row['value']:.4g}"
         for row in record.rows
         if row["metric"] in ("perplexity", "retrieval") and "depth" not in row
     ]

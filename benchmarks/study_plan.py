@@ -18,7 +18,7 @@ from e2llm.records import Record
 
 METHODS = ("none", "linear", "ntk", "yarn")
 ROW_KEYS = {"name", "recipe", "set", "planted", "method", "predicted", "concluded", "scales", "key_scales", "slopes"}
-ROW_KEYS |= {"seconds_of", "speed_of"}
+ROW_KEYS |= {"seconds_of", "speed_of", "interpolations"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class Run:
     """The same for retrieval."""
     slopes: tuple[float, ...]
     """Attention slopes at which the windows of `scales` are measured once more."""
+    interpolations: tuple[float, ...] = ()
+    """Shares of the way from the first weights to the trained ones at which everything is measured once more."""
     method: str | None = None
     """Frequency method that the base is read with, untrained; None trains the recipe."""
     seconds_of: str | None = None
@@ -118,15 +120,24 @@ def _run(path: Path, row: dict[str, Any], sources: Callable[[float | None], str]
     beside = path.parent / named  # a file of the plan's own
     recipe = load_recipe(str(beside) if beside.is_file() else named, given)
     slopes = tuple(map(float, row.get("slopes", [])))
+    interpolations = tuple(map(float, row.get("interpolations", [])))
+    if any(not 0 <= share <= 2 for share in interpolations):
+        raise ValueError(
+            f"{path}: run {row['name']!r}: interpolations = {list(interpolations)}: use shares from 0 (the first "
+            "weights) over 1 (the trained ones) to 2"
+        )
     method = row.get("method")
-    if method is not None and row.keys() & {"recipe", "set", "planted"}:
-        raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set or planted")
+    if method is not None and row.keys() & {"recipe", "set", "planted", "interpolations"}:
+        raise ValueError(
+            f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set, planted or interpolations"
+        )
     if method is not None and method not in METHODS:
         raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose one of {', '.join(METHODS)}")
     timed = row.get("seconds_of"), row.get("speed_of")
     if timed.count(None) == 1 or (method is not None and timed != (None, None)):
         raise ValueError(f"{path}: run {row['name']!r}: seconds_of and speed_of go together, for runs that train")
-    return Run(row["name"], recipe, row.get("predicted", ""), scales, key_scales, slopes, method, *timed)
+    measured = scales, key_scales, slopes, interpolations
+    return Run(row["name"], recipe, row.get("predicted", ""), *measured, method, *timed)
 
 
 def in_equal_time(run: Run, out: Path, study: str) -> Run:

@@ -46,7 +46,7 @@ def _asked(row: dict[str, Any]) -> str:
 
 
 def run_table(record: Record) -> str:
-    """One row a corpus, metric and serving slope; one column a (window, scale)."""
+    """One row a corpus, metric, serving slope and interpolation of weights; one column a (window, scale)."""
     rows = [r for r in record.rows if r["metric"] in ("perplexity", "retrieval") and "depth" not in r]
     columns = sorted({(r["window"], r["scale"]) for r in rows})
     groups: dict[tuple[str, ...], dict[tuple[int, float], str]] = {}
@@ -54,7 +54,8 @@ def run_table(record: Record) -> str:
         what = "perplexity" if r["metric"] == "perplexity" else r["task"].replace("_", " ")
         slope = f"slope {r['slope']:g}" if r.get("slope") is not None else ""
         cell = format_value(r["metric"], r["value"])
-        groups.setdefault((r["corpus"], what, slope), {})[r["window"], r["scale"]] = cell
+        share = f"{r['interpolation']:g} of the way" if "interpolation" in r else ""
+        groups.setdefault((r["corpus"], what, slope, share), {})[r["window"], r["scale"]] = cell
     head = ["", *(f"{format_window(window)} at {scale:g}" for window, scale in columns)]
     lines = [head, ["---", *["---:"] * len(columns)]]
     for key, cells in groups.items():

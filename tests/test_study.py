@@ -95,6 +95,12 @@ def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
         elif kind.endswith("-steps"):
             assert run.recipe.train.steps == int(number)
     plan = tmp_path / "plan.toml"
+    plan.write_text('[[runs]]\nname = "a"\nmethod = "ntk"\ninterpolations = [0.5]\n')
+    with pytest.raises(ValueError, match="no recipe, set, planted or interpolations"):
+        study.read_plan(plan, lambda planted: "[]", [], [])
+    plan.write_text('[[runs]]\nname = "a"\ninterpolations = [-0.5]\n')
+    with pytest.raises(ValueError, match=r"interpolations = \[-0\.5\]: use shares"):
+        study.read_plan(plan, lambda planted: "[]", ["model.name=x"], [])
     plan.write_text('[[runs]]\nname = "a"\nmethod = "nkt"\n')
     with pytest.raises(ValueError, match="nkt"):
         study.read_plan(plan, lambda planted: "[]", [], [])
@@ -110,7 +116,8 @@ def test_one_command_trains_measures_and_compares(
         file.write_text(" ".join(letters.choices(words, k=count)))
     plan = tmp_path / "plan.toml"
     recomputes = 'set = ["train.gradient_checkpointing=true"]'
-    rows = {"plain": "", "pi-16k": f"scales = {{1024 = [2]}}\n{recomputes}", "recommended": ""}
+    rows = {"plain": "", "pi-16k": f"scales = {{1024 = [2]}}\n{recomputes}"}
+    rows["recommended"] = "interpolations = [0, 1, 0.5]"
     plan.write_text("".join(f'[[runs]]\nname = "{n}"\nrecipe = "{n}"\n{more}\n' for n, more in rows.items()))
     with plan.open("a") as more:
         more.write('[[runs]]\nname = "base-ntk"\nmethod = "ntk"\n')
@@ -157,6 +164,13 @@ def test_one_command_trains_measures_and_compares(
         assert all(r["documents"] == 2 and r["low"] <= r["value"] <= r["high"]
                    for r in record.rows if r["metric"] == "perplexity")  # fmt: skip
         assert record.config["recipe"]["name"] == name
+    # Nothing of the way is the base, all of it the trained weights.
+    native = {name: [(r.get("interpolation"), r["value"]) for r in record.rows if r["metric"] == "perplexity"
+                     and r["window"] == 512] for name, record in records.items()}  # fmt: skip
+    assert [share for share, _ in native["recommended"]] == [None, 0, 1, 0.5]
+    trained, base, whole, half = (value for _, value in native["recommended"])
+    assert whole == trained and base == pytest.approx(native["base-ntk"][0][1], rel=1e-6)
+    assert len({trained, base, half}) == 3
     table = (tmp_path / "work" / "plan.md").read_text()
     assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
     assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
