@@ -158,6 +158,10 @@ class TrainConfig:
     distill: float = 0.0
     """Share of the loss, 0 to 1, that follows the base model's own predictions for the same window at scale 1 without
     offsets (KL divergence). Keeps what the base knew of short text; a step takes about a third longer."""
+    interpolation: float = 1.0
+    """Where the saved weights lie on the straight line from the base's (0) to the trained ones (1). Below 1 short
+    windows get back most of what training took from them, and long ones lose little (WiSE-FT, Wortsman et al. 2022).
+    The checkpoints to resume from and the held-out losses are those of the trained weights."""
     evaluate_every: int = 0
     """Steps between evaluations of the held-out loss; 0 evaluates at the end only."""
     evaluate_scales: tuple[float, ...] = (1.0,)
@@ -188,6 +192,12 @@ class TrainConfig:
             "train.distill",
             self.distill,
             "is computed with the loss in pieces: set train.logits_tokens above 0, such as 8192",
+        )
+        require(
+            0 < self.interpolation <= 1,
+            "train.interpolation",
+            self.interpolation,
+            "use a share above 0 (the base's weights), to 1 (the trained ones)",
         )
         require(len(self.betas) == 2, "train.betas", self.betas, "AdamW has two betas")
         require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints, "use at least 2")

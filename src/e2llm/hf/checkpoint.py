@@ -53,6 +53,8 @@ class CheckpointInfo:
     seed: int = 0
     steps: int = 0
     """Optimizer steps taken."""
+    interpolation: float = 1.0
+    """Share of the way from the base's weights to the trained ones at which these lie."""
     tokens: int = 0
     """Tokens trained on."""
     data: list[dict[str, Any]] = field(default_factory=list)

@@ -14,9 +14,9 @@ from e2llm.plan.shape import Shape
 # Against peaks measured on one H100 at T = 4096 (135M and 1B full, 7B LoRA, layers compiled) the count is within 5 %.
 UNCOMPILED = 1.9
 """Kept bytes of a layer that is not compiled, relative to a compiled one: one measurement of the 135M shape."""
-RECOMPUTED = 1.7
-"""Bytes held while one layer is computed again and its gradients are made, relative to what it keeps: the slope of the
-7B shape's peak between windows of 16k and 64k."""
+RECOMPUTED, RECOMPUTED_ADAPTERS = 1.05, 1.7
+"""Bytes held while one layer is computed again and its gradients are made, relative to what it keeps, where all weights
+train and where adapters do: the 1B shape's peak at 128k, and the slope of the 7B shape's between 16k and 64k."""
 NF4 = 0.5 + (1 + 4 / 256) / 64
 """Bytes of a 4-bit weight: half a byte, and for 64 of them a scale of one byte with a float32 for 256 of those."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -110,11 +110,15 @@ def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, fl
         parts["bfloat16 copies"] = copied * 2.0
     layer = layer_bytes(shape, recipe) * tokens
     residual = shape.hidden_size * (2 if low and number == 2 else 4) * tokens
-    parts["activations"] = layer * shape.num_layers
-    if train.gradient_checkpointing:  # each layer's input, all of the one that is computed again, and its gradients
-        parts["activations"] = RECOMPUTED * layer + shape.num_layers * residual
     if train.logits_tokens:
-        parts["logits"] = min(train.logits_tokens, tokens) * shape.vocabulary_size * (4.0 if low else 8.0)
+        logits = min(train.logits_tokens, tokens) * shape.vocabulary_size * (4.0 if low else 8.0)
     else:
-        parts["logits"] = tokens * shape.vocabulary_size * 10.0  # its own type, and two of float32
+        logits = tokens * shape.vocabulary_size * 10.0  # its own type, and two of float32
+    parts["activations"] = layer * shape.num_layers
+    if train.gradient_checkpointing:
+        # Each layer's input, and the larger of two: the loss's logits, which are gone before a layer is computed again,
+        # or all of such a layer and its gradients.
+        again = layer * (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED)
+        parts["activations"] = shape.num_layers * residual + max(again - logits, 0.0)
+    parts["logits"] = logits
     return parts

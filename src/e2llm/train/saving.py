@@ -19,6 +19,7 @@ from e2llm.hf import CheckpointInfo, current_versions, load_model, save_model
 from e2llm.hf.load import load_whole_models_again
 from e2llm.records import portable
 from e2llm.train.adapters import add_adapters, merge_adapters
+from e2llm.train.interpolate import interpolate, interpolate_adapters
 from e2llm.train.sharded import WHOLE, load_whole
 from e2llm.train.trainer import PlacingTrainer
 
@@ -44,20 +45,34 @@ def save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpus
         checkpoint=recipe.name,
         seed=recipe.seed,
         steps=trainer.state.global_step,
+        interpolation=recipe.train.interpolation,
         tokens=trainer.state.global_step * trainer.description["windows_per_step"] * recipe.data.window,
         data=portable(corpus.provenance),
         versions=current_versions("torch", "transformers", "peft"),
     )
+    _interpolate(recipe, model)
     if recipe.lora.rank:
         model.save_pretrained(folder / "adapter")
         info.save(folder / "adapter")
     # 4-bit weights would round the adapters away, and offloaded ones are not at hand: into the base as it was read.
     at_hand = recipe.model.quantization == "none" and recipe.model.offload == "none"
-    whole = merge_adapters(model) if at_hand else _load_trained(recipe, folder / "adapter")
+    whole = merge_adapters(model if at_hand else _load_trained(recipe, folder / "adapter"))
     save_model(whole, tokenizer, folder / "model", info)
     if best is not None and Path(best).is_dir():
         step = int(Path(best).name.rsplit("-", 1)[1])
-        save_model(_load_trained(recipe, Path(best)), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
+        chosen = _load_trained(recipe, Path(best))
+        _interpolate(recipe, chosen)
+        save_model(merge_adapters(chosen), tokenizer, folder / "best", dataclasses.replace(info, steps=step))
+
+
+def _interpolate(recipe: Recipe, model: nn.Module) -> None:
+    """`train.interpolation` of the way from the base's weights to those of `model`, in place."""
+    if recipe.train.interpolation == 1:
+        return
+    if recipe.lora.rank:
+        interpolate_adapters(model, recipe.train.interpolation)
+    else:
+        interpolate(model, _base(recipe), recipe.train.interpolation)
 
 
 def _trained(recipe: Recipe, trainer: PlacingTrainer, folder: Path) -> Any:
@@ -82,11 +97,11 @@ def _base(recipe: Recipe) -> nn.Module:
 
 
 def _load_trained(recipe: Recipe, checkpoint: Path) -> nn.Module:
-    """The weights of a checkpoint or adapter folder: whole ones as they are, adapters merged into a fresh base."""
+    """The weights of a checkpoint or adapter folder: whole ones as they are, adapters on a fresh base."""
     if recipe.distributed.strategy not in WHOLE:
-        return merge_adapters(_from_shards(recipe, checkpoint))
+        return _from_shards(recipe, checkpoint)
     if not recipe.lora.rank:
         return transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=recipe.model.dtype)
     from peft import PeftModel
 
-    return merge_adapters(PeftModel.from_pretrained(_base(recipe), str(checkpoint)))
+    return PeftModel.from_pretrained(_base(recipe), str(checkpoint))
