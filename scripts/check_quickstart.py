@@ -25,9 +25,9 @@ def main() -> int:
     checks = {
         "base without scaling: 8192 at least twice its 512": perplexity("base", 8192) >= 2 * base,
         "extended: 8192 below its own 512": perplexity("extended", 8192) < extended,
-        "extended: 512 within 3 % of the base's": extended <= 1.03 * base,
+        "extended: 512 within 2 % of the base's": extended <= 1.02 * base,
         "extended: retrieval at 2048 at least 0.9": retrieval(2048) >= 0.9,
-        "extended: retrieval at 8192 at least 0.5": retrieval(8192) >= 0.5,
+        "extended: retrieval at 8192 at least 0.6": retrieval(8192) >= 0.6,
     }
     for name, holds in checks.items():
         print("ok  " if holds else "FAIL", name)

@@ -68,7 +68,8 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _counts(row: dict, metric: str) -> bool:
-    return bool(row["metric"] == metric and "depth" not in row)
+    """Of the trained weights: those between them and the base's stand with their run."""
+    return bool(row["metric"] == metric and "depth" not in row and "interpolation" not in row)
 
 
 def _summary(found: dict[str, Record]) -> str:
