@@ -83,11 +83,13 @@ def test_every_run_has_the_quickstarts_budget_and_a_prediction(study: Any, text:
         tokens = train.batch_size * train.gradient_accumulation * recipe.data.window
         assert tokens == budget.batch_size * budget.gradient_accumulation * own.data.window == 8192
         assert train.logits_tokens == (2048 if train.distill else 0)
-    # One run is the quickstart's recipe, but for where its weights are taken; the control differs from it in what the study changed.
+    # One run is the quickstart's recipe, but for where its weights are taken; the control differs from it in what the
+    # study changed.
     same = study.what_trains(runs["far-100-interpolated"].recipe) | {"data": None, "train": None}
     assert same == study.what_trains(own) | {"data": None, "train": None}
     control = study.what_trains(runs["control"].recipe)
-    assert {key for key in same if same[key] is not None and control[key] != same[key]} == {"placement"}
+    changed = {key for key in same if same[key] is not None and control[key] != same[key]}
+    assert changed == {"placement"}
     assert runs["control"].recipe.data.sources == own.data.sources
     assert [found[0] for found in runs["control"].scales.values()] == [4, 16]
     # What is compared follows each other, so that one training serves all three.
