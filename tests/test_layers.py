@@ -35,6 +35,7 @@ ALLOWED = {
     "api": {"config", "positions", "hf", "infer"},
     "engine": {"positions", "hf", "infer"},
     "generate": {"engine", "infer", "hf"},
+    "interpolate": {"hf", "train"},
     "chat": {"engine", "infer", "hf", "llamacpp"},
     "server": {"engine", "infer", "hf", "positions", "llamacpp", "vllm_plugin"},
     "vllm_plugin": {"engine", "positions", "hf", "infer"},
@@ -54,7 +55,8 @@ TORCH_FREE = [
     *("e2llm", "e2llm.cli", "e2llm.config", "e2llm.intervals", "e2llm.records", "e2llm.report", "e2llm.version"),
     *("e2llm.positions.scales", "e2llm.positions.placement", "e2llm.positions.choose", "e2llm.positions.coverage"),
     *("e2llm.positions.rope", "e2llm.positions.oracle", "e2llm.positions.attention"),
-    *("e2llm.server", "e2llm.server.command", "e2llm.chat.command", "e2llm.generate", "e2llm.vllm_plugin.scaling"),
+    *("e2llm.server", "e2llm.server.command", "e2llm.chat.command", "e2llm.generate", "e2llm.interpolate"),
+    *("e2llm.vllm_plugin.scaling",),
     *("e2llm.benchmark.train", "e2llm.benchmark.train_command"),
 ]
 

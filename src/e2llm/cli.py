@@ -198,6 +198,19 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(stage=_calibrate)
 
 
+def _add_interpolate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    import e2llm.interpolate as command
+
+    parser = commands.add_parser(
+        "interpolate",
+        help="a checkpoint part of the way back to its base, for short windows",
+        description="Write weights between a base's and those of a checkpoint: what training for long windows took "
+        "from short ones comes back first. The same as train.interpolation, after the training.",
+    )
+    command.add_arguments(parser)
+    parser.set_defaults(stage=command.run)
+
+
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("report", help="one self-contained page, or tables, from Records")
     parser.add_argument("records", nargs="+", help="Record files (JSON)")
@@ -284,6 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_evaluate,
         _add_calibrate,
+        _add_interpolate,
         _add_serving,
         _add_report,
         _add_coverage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from peft import PeftModel
 from tiny_run import make_base, small, weights
 from transformers import AutoModelForCausalLM
 
+from e2llm.cli import main
 from e2llm.hf import CheckpointInfo
 from e2llm.train import train
 from e2llm.train.interpolate import interpolate
@@ -75,5 +77,28 @@ def test_a_share_beyond_the_line_is_refused(share: float, base: Path, tmp_path: 
 
 
 def test_another_architecture_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the base has no parameter weight of that size"):
+    with pytest.raises(ValueError, match=r"base = Linear: has no parameter weight"):
         interpolate(torch.nn.Linear(2, 3), torch.nn.Linear(2, 4), 0.5)
+
+
+def test_the_command_draws_the_same_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("train.learning_rate=1e-2",)
+    whole = train(small(base, tmp_path / "whole", *settings), quiet=True)
+    part = train(small(base, tmp_path / "part", *settings, "train.interpolation=0.4"), quiet=True)
+    info = CheckpointInfo.load(whole.folder / "model")
+    assert info is not None
+    dataclasses.replace(info, schedule=[{"window": 128, "scale": 2.0}]).save(whole.folder / "model")
+    out = tmp_path / "out"
+    argv = ["interpolate", str(whole.folder / "model"), "--base", str(base / "model"), "--out", str(out), "--share"]
+    assert main([*argv, "0.4"]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip().endswith(str(out)) and "e2llm calibrate" in said.err
+    made, expected = weights(out), weights(part.folder / "model")
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
+    info = CheckpointInfo.load(out)
+    assert info is not None and info.interpolation == 0.4 and info.schedule == [] and (out / "tokenizer.json").is_file()
+    for words, message in (([*argv, "1"], "share = 1"), ([*argv, "0.5"], "is there already")):
+        assert main(words) == 2 and message in capsys.readouterr().err
+    argv[1], argv[5] = str(base / "model"), str(tmp_path / "other")
+    assert main([*argv, "0.5"]) == 2
+    assert "no e2llm.json there" in capsys.readouterr().err

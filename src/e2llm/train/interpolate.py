@@ -22,7 +22,7 @@ def interpolate(model: nn.Module, base: nn.Module, share: float) -> None:
     start = dict(base.named_parameters())
     for name, trained in model.named_parameters():
         if name not in start or start[name].shape != trained.shape:
-            raise ValueError(f"train.interpolation = {share:g}: the base has no parameter {name} of that size")
+            raise ValueError(f"base = {type(base).__name__}: has no parameter {name} of the trained one's size")
         _between(trained, start[name], share)
 
 
