@@ -75,15 +75,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "train_losses.json")
     args = parser.parse_args()
     rows, config = [], {}
+    environment: dict[str, Any] = {}
     for name, settings in ARITHMETIC.items():
         found = train(name, settings, args)
+        # The runs', not this process's: it never loads torch and would name no GPU.
+        where = found["environment"]
+        if environment and environment.get("gpu") != where.get("gpu"):
+            raise SystemExit(f"{args.work}: ran on {environment.get('gpu')} and {where.get('gpu')}: remove one's folder")
+        environment = where
         config[name] = {"settings": list(settings), "train": found["config"]["train"]}
         for row in found["rows"]:
             if row["metric"] == "loss":
                 labels = {k: v for k, v in row.items() if k not in ("metric", "value", "unit", "n")}
                 rows.append(make_row("loss", row["value"], "nats", row["n"], **labels, arithmetic=name))
     shared = {"recipe": args.recipe, "steps": args.steps, "set": args.set, "arithmetic": config}
-    Record(kind="train_losses", config=shared, rows=rows, examples=[]).save(args.out)
+    Record(kind="train_losses", config=shared, rows=rows, environment=environment).save(args.out)
     print(args.out)
 
 

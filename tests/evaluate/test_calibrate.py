@@ -14,7 +14,7 @@ from architectures import WINDOW, tiny_model
 from texts import character_tokenizer, random_documents
 
 from e2llm.cli import main
-from e2llm.evaluate.calibrate import best_scale, calibrate, run
+from e2llm.evaluate.calibrate import best_scale, between, calibrate, run
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import load_documents
 from e2llm.evaluate.perplexity import whole_windows
@@ -77,6 +77,21 @@ def test_candidates_are_never_below_one(checkpoint: Path) -> None:
     assert set(rows) == {1.0, 2.0}
     assert honest.schedule[1] == Step(2 * WINDOW, min(rows, key=rows.__getitem__))
     assert all(math.isfinite(value) for value in rows.values())
+
+
+def test_windows_between_two_measured_ones_get_scales_between_theirs(checkpoint: Path) -> None:
+    # By hand: halfway in both logarithms is the root of the product, of 1 * 3.24 and of 3.24 * 12.96.
+    measured = (Step(100, 1.0), Step(400, 3.24), Step(1600, 12.96))
+    filled = (measured[0], Step(200, 1.8), measured[1], Step(800, 6.48), measured[2])
+    assert between(measured, 16.0) == filled
+    assert between(filled, 16.0) == filled, "nothing is added twice"
+    assert between(measured[:2], 2.0) == filled[:3], "the ladder's own windows"
+    assert between((Step(100, 1.0), Step(800, 1.0)), 8.0)[1:3] == (Step(200, 1.0), Step(400, 1.0))
+    engine = Engine.load(str(checkpoint), device="cpu")
+    found = calibrate(engine, {"noise": random_documents(1, 4 * WINDOW)}, EvaluateConfig(), windows=[4 * WINDOW])
+    assert [step.window for step in found.schedule] == [WINDOW, 2 * WINDOW, 4 * WINDOW]
+    assert found.schedule[1].scale <= found.schedule[2].scale
+    assert {row["window"] for row in found.record.rows} == {4 * WINDOW}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ still have the lowest loss. Hence both are asked.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def calibrate(
     by perplexity alone, which can choose a scale that loses what stands far away.
 
     `windows`: longer than the native one, which keeps scale 1 (the model as it was); () for the ladder's up to
-    max_scale * L that the documents reach. `config` carries labels and what is written into the Record. Raises
+    max_scale * L that the documents reach. The ladder's windows between those that were measured get scales between
+    theirs (`between`). `config` carries labels and what is written into the Record. Raises
     ValueError for windows that are not longer than L, ratios that are not positive, and documents that are too short.
     """
     windows = sorted(windows) or _ladder_windows(engine, corpora)
@@ -91,7 +93,24 @@ def calibrate(
         rows=rows,
         examples=[example for record in records for example in record.examples],
     )
-    return Calibration((Step(engine.native_window, 1.0), *best), record)
+    return Calibration(between((Step(engine.native_window, 1.0), *best), engine.max_scale), record)
+
+
+def between(schedule: Schedule, max_scale: float) -> Schedule:
+    """`schedule`, whose first step is the native window, with the ladder's windows that lie between its own.
+
+    A request that is a little longer than one step would else be read at the next one's scale, which may be made for a
+    window four times as long. The logarithm of an added step's scale lies on the line between its neighbours' over the
+    logarithm of the window.
+    """
+    native, steps = schedule[0].window, list(schedule[:1])
+    for low, high in itertools.pairwise(schedule):
+        for window in (int(native * rung) for rung in ladder(max_scale)):
+            if low.window < window < high.window:
+                way = math.log(window / low.window) / math.log(high.window / low.window)
+                steps.append(Step(window, float(f"{low.scale ** (1 - way) * high.scale**way:.3g}")))
+        steps.append(high)
+    return tuple(steps)
 
 
 def _ladder_windows(engine: Engine, corpora: Mapping[str, Sequence[Document]]) -> list[int]:
