@@ -81,7 +81,7 @@ def main() -> None:
         # The runs', not this process's: it never loads torch and would name no GPU.
         where = found["environment"]
         if environment and environment.get("gpu") != where.get("gpu"):
-            raise SystemExit(f"{args.work}: ran on {environment.get('gpu')} and {where.get('gpu')}: remove one's folder")
+            raise SystemExit(f"{args.work}: ran on {environment.get('gpu')} and on {where.get('gpu')}: remove one")
         environment = where
         config[name] = {"settings": list(settings), "train": found["config"]["train"]}
         for row in found["rows"]:
