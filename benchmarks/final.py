@@ -1,4 +1,5 @@
-"""The final comparison: plain, paper, recommended and the best rival, each trained, calibrated and measured per seed.
+"""The final comparison: plain, paper, recommended and the best rival, each trained, calibrated and measured per seed, with
+as many tokens as the recommended recipe takes.
 
     python benchmarks/final.py --model MODEL --text DIR --out DIR [--rival NAME] [--seeds 0 1 2] [--until SECONDS]
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from study_plan import Run, read_plan
 from study_text import FolderText
 
-from e2llm.config import load_recipe, to_plain, to_toml
+from e2llm.config import Recipe, load_recipe, to_plain, to_toml
 from e2llm.evaluate.command import window_tokens
 from e2llm.evaluate.config import EvaluateConfig, check_windows
 from e2llm.evaluate.documents import Document, load_documents
@@ -102,8 +103,22 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
         raise ValueError(f"rival = {args.rival!r}: it is a contestant already; name another baseline")
     rival = read_plan(baselines, sources, settings, [args.rival])
     runs = [*read_plan(HERE / "final.toml", sources, settings, []), *rival]
-    runs = [run for run in runs if not args.only or run.name in args.only]
+    tokens = tokens_of(next(run for run in runs if run.name == "recommended").recipe)
+    runs = [with_tokens(run, tokens) for run in runs if not args.only or run.name in args.only]
     return [Contestant(run, seed, args.work / f"{run.name}-{seed}") for seed in args.seeds for run in runs]
+
+
+def tokens_of(recipe: Recipe, steps: int | None = None) -> int:
+    """Tokens that a recipe trains on, in `steps` or in all its steps."""
+    train = recipe.train
+    windows = train.batch_size * train.gradient_accumulation
+    return (train.steps if steps is None else steps) * windows * recipe.data.window
+
+
+def with_tokens(run: Run, tokens: int) -> Run:
+    """`run` with as many steps as make `tokens`."""
+    train = dataclasses.replace(run.recipe.train, steps=max(1, round(tokens / tokens_of(run.recipe, 1))))
+    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, train=train))
 
 
 def call(arguments: Sequence[str], end: float, stop: signal.Signals) -> bool:

@@ -17,6 +17,7 @@ TOML file:
     key_windows = [2048, 8192]
     prompts = 50
     tasks = ["pass_key"]
+    recipe = "jumps"                       # of runs that name none ("recommended")
     set = ["train.steps=70"]               # of every run; --set comes after it, a run's own `set` last
     title = "…"                            # for the docs
     intro = "…"
@@ -38,7 +39,7 @@ TOML file:
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for the docs
 
-Plans: study.toml, one change a run from `recommended`; baselines.toml, every recipe under one budget of tokens;
+Plans: study.toml, one change a run from `jumps`; baselines.toml, every recipe under one budget of tokens;
 curves.toml, largest scales, steps, and the base untrained; tiny.toml, the baselines and changes on the embedded model.
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes

@@ -38,6 +38,8 @@ class Defaults:
     key_windows: tuple[int, ...] = (8192, 32768, 131072)
     prompts: int = 10
     tasks: tuple[str, ...] = ("pass_key",)
+    recipe: str = "recommended"
+    """Recipe of runs that name none: a shipped one, or a TOML file (also one beside the plan)."""
     set: tuple[str, ...] = ()
     """Settings of every run, as --set of e2llm train; a run's own `set` wins."""
 
@@ -96,7 +98,8 @@ def read_plan(
     unknown = sorted(set(only) - set(names))
     if unknown:
         raise ValueError(f"--only {unknown}: the plan has {names}")
-    return [_run(path, row, sources, settings) for row in rows if not only or row["name"] in only]
+    usual = read_defaults(path).recipe
+    return [_run(path, row, usual, sources, settings) for row in rows if not only or row["name"] in only]
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -108,7 +111,9 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
 
 
-def _run(path: Path, row: dict[str, Any], sources: Callable[[float | None], str], settings: list[str]) -> Run:
+def _run(
+    path: Path, row: dict[str, Any], usual: str, sources: Callable[[float | None], str], settings: list[str]
+) -> Run:
     extra = sorted(row.keys() - ROW_KEYS)
     if extra:
         raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
@@ -116,7 +121,7 @@ def _run(path: Path, row: dict[str, Any], sources: Callable[[float | None], str]
     scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
     key_scales = {window: found[:1] for window, found in scales.items()}
     key_scales |= {int(window): tuple(map(float, found)) for window, found in row.get("key_scales", {}).items()}
-    named = row.get("recipe", "recommended")
+    named = row.get("recipe", usual)
     beside = path.parent / named  # a file of the plan's own
     recipe = load_recipe(str(beside) if beside.is_file() else named, given)
     slopes = tuple(map(float, row.get("slopes", [])))

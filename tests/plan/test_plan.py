@@ -124,7 +124,7 @@ def measured() -> list[tuple[str, Recipe, Row, float]]:
             shape = SHAPES[row["shape"]]
             settings = [f"data.window={row['window']}", f"train.batch_size={row['batch_size']}"]
             settings += ["train.compile=layers", f"train.gradient_checkpointing={str(row['checkpointing']).lower()}"]
-            settings += [f"distributed.strategy={row['parallelism']}"]
+            settings += [f"distributed.strategy={row['parallelism']}", "placement.far_weight=0"]
             adapters = f"lora.rank={shape.lora_rank}", f"model.quantization={shape.quantization}"
             settings += ["model.dtype=bfloat16", *adapters] if shape.lora_rank else []
             name = f"{file.stem} {row['trainer']} {row['batch_size']} x {row['window']} {row['gpus']}"

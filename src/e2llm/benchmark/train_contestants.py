@@ -31,8 +31,8 @@ others here."""
 _NO_WEIGHTS = ("scales.values=[]", "scales.weights=[]", "scales.final_weights=[]")
 _ONE_PIECE = ("placement.kind=none", "placement.native_kind=same", "placement.far_weight=0")
 POSITIONS: dict[str, tuple[str, ...]] = {
-    "e2llm": (),
-    FAR_KEYS: ("placement.far_weight=1",),
+    "e2llm": ("placement.far_weight=0",),
+    FAR_KEYS: (),
     PLAIN_POSITIONS: (
         *("scales.distribution=fixed", "scales.max_scale=1", *_NO_WEIGHTS),
         *_ONE_PIECE,
@@ -42,7 +42,8 @@ POSITIONS: dict[str, tuple[str, ...]] = {
         *_ONE_PIECE,
     ),
 }
-"""Trainer of ours -> changes of the recommended recipe. full-length: YaRN at the fixed scale window / native window;
+"""Trainer of ours -> changes of the recommended recipe. e2llm: random scales and positions through the attention that
+the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window / native window;
 far keys: those that count for others, which makes heads wider."""
 TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT, *UNSLOTH_OPTIONS)
 PACKAGES = {
