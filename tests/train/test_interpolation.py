@@ -39,7 +39,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_saved_lies_on_the_line(way: str, base: Path, tmp_path: Path) -> None:
     more = (*WAYS[way], "train.save_every=3", "train.evaluate_every=3")
-    whole = train(small(base, tmp_path / "whole", *more), quiet=True)
+    whole = train(small(base, tmp_path / "whole", *more, "train.interpolation=1"), quiet=True)
     part = train(small(base, tmp_path / "part", *more, "train.interpolation=0.25"), quiet=True)
     start = weights(base / "model")
     for folder in ("model", "best"):
@@ -83,7 +83,7 @@ def test_another_architecture_is_refused() -> None:
 
 def test_the_command_draws_the_same_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("train.learning_rate=1e-2",)
-    whole = train(small(base, tmp_path / "whole", *settings), quiet=True)
+    whole = train(small(base, tmp_path / "whole", *settings, "train.interpolation=1"), quiet=True)
     part = train(small(base, tmp_path / "part", *settings, "train.interpolation=0.4"), quiet=True)
     info = CheckpointInfo.load(whole.folder / "model")
     assert info is not None

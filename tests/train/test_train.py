@@ -393,4 +393,5 @@ def test_documents_are_looked_for_where_rows_may_hold_several(
     )
     mask = f"data.document_mask={str(document_mask).lower()}"
     train(small(base, tmp_path / "run", "train.steps=2", mask), quiet=True)
-    assert bool(searched) == document_mask
+    # Whole windows only: what asks whether the model weighs far keys is six tokens.
+    assert any(ids.shape[-1] == WINDOW for ids in searched) == document_mask
