@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from e2llm.intervals import interval_of_perplexity
-from e2llm.records import Record
+from e2llm.records import Record, make_row
 from e2llm.report import perplexity_figure, perplexity_table, render_page, results_latex, results_markdown
 from e2llm.report.headline import headline
 from e2llm.report.series import all_rows, sections, series_of
-from e2llm.report.tables import Table, window_table
+from e2llm.report.tables import Table, scale_table, window_table
 
 FOLDER = Path(__file__).parent / "records"
 WINDOWS = (8192, 65_536, 131_072)
@@ -217,10 +217,12 @@ def test_the_headline_compares_one_text_only():
 
 def test_a_record_without_values_by_document_is_marked_and_the_others_meet():
     third = keep(planted(), names_of(plain()))
-    for row in third["rows"]:
-        row["checkpoint"] = "third"
+    best = all_rows([record(planted()), record(plain())])
+    for row, same in zip(third["rows"], best, strict=False):
+        row |= {"checkpoint": "third", "value": same["value"]}
     table = table_of(planted(), plain(), without_examples(third))
-    assert [cell.mark for cell in cells(table, "third")] == ["†"] * 3
+    assert [(cell.mark, cell.best) for cell in cells(table, "third")] == [("†", False)] * 3
+    assert cells(table, "recommended+planted")[2].best
     assert [cell.text for cell in cells(table, "third")] == [f"{row['value']:.2f}" for row in third["rows"]]
     assert [cell.text for cell in cells(table, "recommended+planted")] == [
         f"{by_hand(planted(), window, names_of(plain()))[0]:.2f}" for window in WINDOWS
@@ -279,6 +281,30 @@ def test_other_tables_do_not_count():
         assert [(row["value"], row["n"]) for row in rows[3:]] == [(row["value"], row["n"]) for row in other["rows"]]
     calibration = record(planted() | {"kind": "calibrate"})
     assert [row["documents"] for row in all_rows([record(plain()), calibration])] == [8] * 3 + [10] * 3
+
+
+def test_rows_of_other_metrics_stay():
+    first, second = plain(), planted()
+    for document in (first, second):
+        asked = {name: document["rows"][0][name] for name in ("base_model", "checkpoint", "method", "corpus", "window")}
+        document["rows"] += [
+            make_row("retrieval", 0.5, "share", document["rows"][0]["documents"], **asked, task="pass_key", scale=1.0),
+            make_row("loss", 2.0, "nats", document["rows"][0]["documents"], **asked, position=7, protocol="position"),
+        ]
+    rows = [row for row in all_rows([record(first), record(second)]) if row["metric"] != "perplexity"]
+    kept = [{k: v for k, v in row.items() if k not in ("source", "native_window")} for row in rows]
+    assert kept == first["rows"][3:] + second["rows"][3:]
+
+
+def test_a_table_of_scales_says_it_too():
+    """`plain` alone, at two scales a window: all its documents are shared, so that nothing of it is left out."""
+    grid = plain()
+    for scale in (16.0, 32.0):
+        grid["rows"] += [row | {"scale": scale} for row in plain()["rows"] if row["scale"] != scale]
+        grid["examples"] += [e | {"scale": scale} for e in plain()["examples"] if e["scale"] != scale]
+    (section,) = sections(all_rows([record(planted()), record(grid)]), "perplexity")
+    tables = [scale_table(section, one) for one in series_of(section)]
+    assert [table.notes for table in tables if table] == [("On the 8 documents that all checkpoints were measured on.",)]
 
 
 def test_two_calibrations_meet():

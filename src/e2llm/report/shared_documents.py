@@ -128,7 +128,7 @@ def comparison_notes(columns: Sequence[Sequence[Row]]) -> tuple[str, ...]:
         at = f"at {', '.join(map(format_window, where))}: " if len(where) < len(columns) else ""
         what = "the one document" if count == 1 else f"the {format_count(count)} documents"
         notes.append(sentence_case(f"{at}on {what} that {who} were measured on."))
-    if notes:
+    if left_out:
         notes[-1] += f" Left out: {_listed(list(left_out))}."
     for (mark, known), names in apart.items():
         notes.append(f"{mark} {', '.join(names)}: {_OTHERS if known else _UNKNOWN}; {_NOT_COMPARABLE}.")
@@ -141,7 +141,8 @@ def _find_hashes(config: Any, found: dict[str, dict[str, str]]) -> None:
         if name == "corpora" and isinstance(value, dict):
             for corpus, about in value.items():
                 listed = about.get("documents", ()) if isinstance(about, dict) else ()
-                found.setdefault(corpus, {}).update({d["name"]: d["sha256"] for d in listed if "sha256" in d})
+                entries = [d for d in listed if isinstance(d, dict) and {"name", "sha256"} <= d.keys()]
+                found.setdefault(corpus, {}).update({d["name"]: d["sha256"] for d in entries})
         else:
             _find_hashes(value, found)
 
@@ -155,7 +156,8 @@ def _takes(examples: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[
     of each, and an example does not say whose it is."""
     takes: dict[tuple[Any, ...], list[dict[str, Mapping[str, Any]]]] = defaultdict(list)
     for example in examples:
-        if example.get("metric") == "perplexity" and {"document", "nats", "tokens"} <= example.keys():
+        # A document without target tokens adds nothing, and nothing can be said of it alone.
+        if example.get("metric") == "perplexity" and example.get("tokens") and {"document", "nats"} <= example.keys():
             passes, name = takes[_part(example)], str(example["document"])
             if not passes or name in passes[-1]:
                 passes.append({})
@@ -189,8 +191,6 @@ def _compared(column: Sequence[Row], documents: Sequence[Documents | None]) -> l
         (row["n"], row.get("documents")) if own is None else frozenset(own)
         for row, own in zip(column, documents, strict=True)
     ]
-    if len(set(kinds)) == 1:
-        return list(column)
     together, shared = _reference(column, kinds)
     marks = {kind: _mark(index) for index, kind in enumerate(k for k in dict.fromkeys(kinds) if k not in together)}
     found = []
