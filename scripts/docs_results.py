@@ -17,7 +17,8 @@ from e2llm.evaluate.calibrate import best_scale
 from e2llm.records import Record
 from e2llm.report import perplexity_figure, results_markdown, write_coverage
 from e2llm.report.formats import format_count, format_quantity, format_value, format_window, slug
-from e2llm.report.series import Section, all_rows, sections, series_of
+from e2llm.report.series import Row, Section, all_rows, sections, series_of
+from e2llm.report.shared_documents import mark_of
 from e2llm.report.tables import window_table
 
 STUDY = "smollm2_"
@@ -26,7 +27,6 @@ COVERED = ("paper", "recommended")
 """Recipes whose coverage is drawn."""
 COVERAGE_WINDOW = 8192
 """Native window of the coverage pictures, tokens: SmolLM2's."""
-Values = dict[int, float]
 
 
 def load(folder: Path) -> list[Record]:
@@ -140,8 +140,8 @@ def claims(records: Sequence[Record]) -> str:
 
 
 def _claims(section: Section) -> Iterator[tuple[str, str, str]]:
-    values = {one.checkpoint: _values(one.points) for one in series_of(section) if not one.is_base}
-    ours, paper = values.get("recommended", {}), values.get("paper", {})
+    points = {one.checkpoint: one.points for one in series_of(section) if not one.is_base}
+    ours, paper = points.get("recommended", {}), points.get("paper", {})
     for window in (8192, 32_768, 131_072):
         if window in ours and window in paper:
             yield _claim(f"`recommended` below `paper` at {format_window(window)}", ours[window], paper[window])
@@ -149,13 +149,11 @@ def _claims(section: Section) -> Iterator[tuple[str, str, str]]:
         yield _claim("`recommended` at 128k below its own 8k", ours[131_072], ours[8192])
 
 
-def _claim(text: str, lower: float, higher: float) -> tuple[str, str, str]:
-    figures = f"{format_value('perplexity', lower)} against {format_value('perplexity', higher)}"
-    return text, figures, "yes" if lower < higher else "**no**"
-
-
-def _values(points: dict) -> Values:
-    return {window: float(row["value"]) for window, row in points.items()}
+def _claim(text: str, lower: Row, higher: Row) -> tuple[str, str, str]:
+    figures = f"{format_value('perplexity', lower['value'])} against {format_value('perplexity', higher['value'])}"
+    if mark_of(lower) != mark_of(higher) or lower["n"] != higher["n"]:
+        return text, figures, "not measured on the same text"
+    return text, figures, "yes" if lower["value"] < higher["value"] else "**no**"
 
 
 def training_table(records: Sequence[Record]) -> str:

@@ -81,6 +81,22 @@ def test_claims_follow_the_figures(docs: ModuleType) -> None:
     assert "at 128k | 6.90 against 7.00 | yes |" in bad
     assert "below its own 8k | 6.90 against 6.50 | **no** |" in bad
 
+    checkpoints, windows = record({8192: 5.0, 131_072: 4.0}), record({8192: 5.0, 131_072: 4.0})
+    for row in checkpoints.rows:
+        row["documents"] = 2 if row["checkpoint"] == "paper" else 3
+    for row in windows.rows:
+        row["n"] += row["window"] == 8192
+    for other, count in ((checkpoints, 2), (windows, 1)):
+        found = docs.docs_results.claims([other])
+        assert found.count("| not measured on the same text |") == count and found.count("| yes |") == 3 - count
+
+
+def test_tables_of_the_docs_are_of_the_documents_that_all_read(docs: ModuleType) -> None:
+    records = [Record.load(path) for path in sorted((ROOT / "tests" / "report" / "records").glob("*.json"))]
+    page = docs.docs_results.results_page(records)
+    assert "\n\nOn the 8 documents that all checkpoints were measured on. Left out: napkin\\_part5.txt," in page
+    assert "| target tokens | 1,048,320 | 1,048,320 | 1,048,320 |" in page
+
 
 def test_keys_asked_with_an_earlier_wording_are_named(docs: ModuleType, tmp_path: Path) -> None:
     row = make_row("retrieval", 0.5, "share", 10, task="pass_key", window=8192)

@@ -12,6 +12,7 @@ from e2llm.report.tables import scale_table, window_table
 
 
 def test_perplexity_table_by_hand():
+    """What counted another number of tokens is marked and not the best of its column."""
     rows = [
         make_row("perplexity", value, "ratio", n, checkpoint=name, method=method, window=window, scale=1.0)
         for name, method, window, value, n in (
@@ -25,9 +26,11 @@ def test_perplexity_table_by_hand():
     assert perplexity_table([Record("evaluate", {}, rows, [], {})]) == (
         "| checkpoint · method | 512 | 8k | 128k |\n"
         "| --- | ---: | ---: | ---: |\n"
-        "| base · none | **82.4** | 1,760 | – |\n"
-        "| extended · yarn | 82.8 | **9.99** | 4.38 |\n"
+        "| base · none | **82.4** | 1,760† | – |\n"
+        "| extended · yarn | 82.8 | 9.99 | 4.38 |\n"
         "| target tokens | 100 | 100–120 | 7,000 |\n"
+        "\n† base · none: on documents that the Record holds no values of, perhaps others; not to be compared with "
+        "values of another mark or none.\n"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from e2llm.report.formats import format_value, format_window, join_words
 from e2llm.report.series import Row, Section, choice_sections
+from e2llm.report.shared_documents import comparison_notes, mark_beside
 from e2llm.report.tables import UNITS, Cell, Table, count_foot, interval_text
 
 
@@ -24,6 +25,7 @@ def choice_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
 def _table(section: Section) -> Table:
     rows = [row for row in section.rows if row.get("depth") is None]
     windows = sorted({row["window"] for row in rows})
+    columns = {w: [row for row in rows if row["window"] == w] for w in windows}
     best = max if section.metric != "perplexity" else min
     body: list[tuple[str, list[Cell | None]]] = []
     for checkpoint, method in dict.fromkeys((row["checkpoint"], row["method"]) for row in rows):
@@ -36,13 +38,14 @@ def _table(section: Section) -> Table:
         ]
         for name, found in lines:
             at = {row["window"]: row for row in found}
-            cells = [_cell(section.metric, at.get(w), top[w]) for w in windows]
+            cells = [_cell(section.metric, at.get(w), top[w], columns[w]) for w in windows]
             body.append((f"{checkpoint} · {method}, {name}", cells))
-    foot = count_foot(UNITS.get(section.metric, "prompts"), [[r for r in rows if r["window"] == w] for w in windows])
-    return Table(f"Chosen and fixed scales, {section.title}", ["scale", *map(format_window, windows)], body, foot)
+    foot = count_foot(UNITS.get(section.metric, "prompts"), list(columns.values()))
+    head, notes = ["scale", *map(format_window, windows)], comparison_notes(list(columns.values()))
+    return Table(f"Chosen and fixed scales, {section.title}", head, body, foot, notes=notes)
 
 
-def _cell(metric: str, row: Row | None, best: float) -> Cell | None:
+def _cell(metric: str, row: Row | None, best: float, column: Sequence[Row]) -> Cell | None:
     if row is None:
         return None
 
@@ -50,4 +53,5 @@ def _cell(metric: str, row: Row | None, best: float) -> Cell | None:
         return format_value(metric, value) if metric != "string_match" else f"{value:.2f}"
 
     note = f"scale {row['scale']:g}, n = {row['n']:,}"
-    return Cell(form(row["value"]), best=row["value"] == best, note=note, interval=interval_text(row, form))
+    ends, mark = interval_text(row, form), mark_beside(row, column)
+    return Cell(form(row["value"]), best=row["value"] == best, note=note, interval=ends, mark=mark)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
-from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, slug
+from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
 from e2llm.report.palette import NUM_STEPS, Palette
-from e2llm.report.series import Section, Series, grid_rows, hero, series_of, serving_row
+from e2llm.report.series import Row, Section, Series, grid_rows, hero, series_of, serving_row
+from e2llm.report.shared_documents import apart_words, comparison_notes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 def perplexity_figure(section: Section, *, name: str = "perplexity") -> Drawing | None:
     """Value against window, one line a (checkpoint, method), each point at the scale that serves its window."""
-    series = [one for one in series_of(section) if len(one.points) > 1]
+    every = series_of(section)
+    series = [one for one in every if len(one.points) > 1]
     if not series:
         return None
+    columns = _columns([row for one in every for row in one.points.values()])
     lines: list[Line] = []
     main = hero(series)
     grey = hue = 0
@@ -41,12 +44,14 @@ def perplexity_figure(section: Section, *, name: str = "perplexity") -> Drawing 
             colour, dash, marker = ("hues", 0), "solid", "o"
         else:
             colour, dash, marker, hue = ("hues", 1 + hue % 5), "solid", MARKERS[(hue + 1) % 6], hue + 1
-        lines.append(_line(one.label, one.points, colour, dash, marker, strong=one is main))
+        label = join_words(one.label, apart_words(one.points.values(), columns))
+        lines.append(_line(label, one.points, colour, dash, marker, strong=one is main))
     return _line_chart(
         lines,
         section,
         name=name,
         title=f"{METRIC_NAMES.get(section.metric, section.metric)} against window, {section.title}",
+        notes=comparison_notes(list(columns.values())),
     )
 
 
@@ -63,7 +68,7 @@ def scale_figure(section: Section, series: Series, *, name: str = "scales") -> D
     if len(lines) < 2:
         return None
     title = f"{METRIC_NAMES.get(section.metric, section.metric)} against window at fixed scales, {series.label}"
-    return _line_chart(lines, section, name=name, title=title)
+    return _line_chart(lines, section, name=name, title=title, notes=comparison_notes(list(_columns(rows).values())))
 
 
 def retrieval_figure(section: Section, *, name: str = "retrieval") -> Drawing | None:
@@ -117,6 +122,11 @@ def training_figure(rows: Sequence[dict[str, Any]], *, name: str = "training") -
     return Drawing(slug(name), "Loss against training step", f"One line each, first and last point: {ends}.", draw)
 
 
+def _columns(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """Window -> its rows, by window."""
+    return {window: [r for r in rows if r["window"] == window] for window in sorted({row["window"] for row in rows})}
+
+
 def _ordinal(index: int, count: int) -> tuple[str, int]:
     """Colour of the index-th of `count` lines that a number orders."""
     return "steps", round(index * (NUM_STEPS - 1) / max(1, count - 1))
@@ -134,18 +144,21 @@ def _line(
     return Line(label, tuple(points), tuple(row["value"] for row in points.values()), colour, dash, marker, strong)
 
 
-def _line_chart(lines: Sequence[Line], section: Section, *, name: str, title: str) -> Drawing:
+def _line_chart(
+    lines: Sequence[Line], section: Section, *, name: str, title: str, notes: Sequence[str] = ()
+) -> Drawing:
     ends = "; ".join(
         f"{line.label}: {format_value(section.metric, line.y[0])} at {format_window(line.x[0])}, "
         f"{format_value(section.metric, line.y[-1])} at {format_window(line.x[-1])}"
         for line in lines
     )
+    description = " ".join([f"One line each, first and last point: {ends}.", *notes])
     metric = METRIC_NAMES.get(section.metric, section.metric)
 
     def draw(palette: Palette, width: int) -> Figure:
         return draw_lines(lines, palette, width, y_name=metric, x_name="Window, tokens")
 
-    return Drawing(slug(name), title, f"One line each, first and last point: {ends}.", draw)
+    return Drawing(slug(name), title, description, draw)
 
 
 def _heat_panels(

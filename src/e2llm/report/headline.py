@@ -19,6 +19,7 @@ from e2llm.report.formats import (
     sentence_case,
 )
 from e2llm.report.series import Row, Section, Series, hero, rival, sections, series_of
+from e2llm.report.shared_documents import mark_of
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,16 @@ def _pair(found: Sequence[Section]) -> _Pair | None:
     for section in found:
         series = series_of(section)
         before, after = rival(series), hero(series)
-        shared = set(before.points) & set(after.points) if before and after else set()
+        shared = _windows(before, after) if before and after else set()
         if before and after and shared and (best is None or max(shared) > best.window):
             best = _Pair(section, before, after, max(shared))
     return best
+
+
+def _windows(before: Series, after: Series) -> set[int]:
+    """Windows at which both were measured, on the same documents."""
+    both = set(before.points) & set(after.points)
+    return {window for window in both if mark_of(before.points[window]) == mark_of(after.points[window])}
 
 
 def _alone(found: Sequence[Section]) -> Headline | None:
@@ -103,7 +110,7 @@ def _tiles(pair: _Pair, retrieval: _Pair | None) -> list[tuple[str, str]]:
     if native:
         reach = f"{format_scale(longest / native)}×"
         tiles.append((reach, f"the native window: {format_window(native)}, measured to {format_window(longest)}"))
-        if native in pair.before.points and native in pair.after.points:
+        if native in _windows(pair.before, pair.after):
             tiles.append((pair.values(native), f"{_name(pair.section)} at {format_window(native)}, the native window"))
     if longest > pair.window:
         value = format_value(pair.section.metric, pair.after.points[longest]["value"])

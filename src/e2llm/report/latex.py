@@ -60,10 +60,11 @@ def latex_table(table: Table, *, caption: str, label: str) -> str:
     rule = [r"\midrule"]
     body = [_row([escape(name), *map(_cell, cells)]) for name, cells in table.body]
     foot = [] if table.foot is None else [r"\midrule", _row([escape(table.foot[0]), *map(escape, table.foot[1])])]
+    notes = "".join(f"\n\\par\\smallskip{{\\footnotesize {escape(note)}\\par}}" for note in table.notes)
     inner = "\n".join([r"\toprule", *lines, *rule, *body, *foot, r"\bottomrule"])
     return (
         f"\\begin{{table}}[htbp]\n\\centering\n\\caption{{{escape(caption)}}}\n\\label{{tab:{label}}}\n"
-        f"\\begin{{tabular}}{{{columns}}}\n{inner}\n\\end{{tabular}}\n\\end{{table}}"
+        f"\\begin{{tabular}}{{{columns}}}\n{inner}\n\\end{{tabular}}{notes}\n\\end{{table}}"
     )
 
 
@@ -99,4 +100,5 @@ def _cell(cell: Cell | None) -> str:
     if cell is None:
         return "–"
     text = rf"\textbf{{{escape(cell.text)}}}" if cell.best else escape(cell.text)
+    text += rf"\textsuperscript{{{escape(cell.mark)}}}" if cell.mark else ""
     return rf"{text} {{\scriptsize ({escape(cell.interval)})}}" if cell.interval else text

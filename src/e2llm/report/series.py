@@ -13,6 +13,7 @@ from typing import Any
 
 from e2llm.records import INTERVAL_FIELDS, Record, labels_of, merge, source_names
 from e2llm.report.formats import PROTOCOL_NAMES, TASK_NAMES, format_scale, join_words
+from e2llm.report.shared_documents import COMPARISON, documents_by_row, on_shared_documents
 
 Row = dict[str, Any]
 
@@ -23,7 +24,7 @@ HEROES = ("recommended", "extended")
 """Checkpoints a report is about, first choice first."""
 
 _METHOD_ORDER = ("", "none", "self_extend", "linear", "ntk", "dynamic_ntk", "yarn", "longrope")
-_AXES = {"checkpoint", "method", "window", "scale", "depth", "native_window", *APART}
+_AXES = {"checkpoint", "method", "window", "scale", "depth", "native_window", COMPARISON, *APART}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def all_rows(records: Sequence[Record]) -> list[Row]:
     """Rows of all Records, with `source`, and with `native_window` where only the Record's config gives it.
 
     Those of a calibration and of a study get a protocol of that name: they read documents that results must not be
-    compared with.
+    compared with. Perplexities that will stand in one table are of the same documents, or marked
+    (`shared_documents`).
     """
     names = source_names(records)
     natives = dict(zip(names, (_native_window(r.config) for r in records), strict=True))
@@ -107,7 +109,15 @@ def all_rows(records: Sequence[Record]) -> list[Row]:
         native = natives[row["source"]]
         if row.get("native_window") is None and native is not None:
             row["native_window"] = native
-    return rows
+    documents = [own for record in records for own in documents_by_row(record)]
+    return on_shared_documents(rows, documents, [_table_of(row) for row in rows])
+
+
+def _table_of(row: Row) -> tuple[Any, ...] | None:
+    """What perplexities of one table have in common; None for rows of other tables."""
+    if row["metric"] != "perplexity" or row.get("window") is None:
+        return None
+    return row.get("choice") is None, *(row.get(label) for label in APART)
 
 
 def sections(rows: Iterable[Row], metric: str) -> list[Section]:

@@ -49,7 +49,7 @@ th,td{padding:.5rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px 
 th:first-child{text-align:left;padding-left:0}
 th:last-child,td:last-child{padding-right:.35rem}
 thead th{color:var(--muted);font-weight:500;font-size:.875rem;border-bottom-color:var(--muted)}
-tbody th{font-weight:400;white-space:normal;min-width:9rem}
+tbody th{font-weight:400;white-space:normal;overflow-wrap:anywhere;min-width:9rem}
 tbody th:first-child,tfoot th,thead th:first-child{position:sticky;left:0;background:var(--paper)}
 tr.hero th,tr.hero td{background:var(--panel)}
 tr.hero th{font-weight:600;padding-left:.6rem;box-shadow:inset 3px 0 var(--hues-0)}

@@ -14,6 +14,7 @@ from typing import Any
 from e2llm.records import Record
 from e2llm.report.formats import format_count, format_scale, format_value, format_window
 from e2llm.report.series import APART, Row, Section, Series, all_rows, grid_rows, hero, sections, series_of, serving_row
+from e2llm.report.shared_documents import comparable, comparison_notes, mark_beside, mark_of
 
 DENSE = 7
 """Columns of a table, its row heads among them, above which it is set closer so that a page's width holds it."""
@@ -23,7 +24,7 @@ UNITS = {"perplexity": "target tokens", "loss": "target tokens", "retrieval": "p
 @dataclass(frozen=True)
 class Cell:
     """One value as text. `share`: 0 … 1, how strongly it is shaded. `note`: more about it, shown on pointing.
-    `interval`: the ends of its 95 % interval."""
+    `interval`: the ends of its 95 % interval. `mark`: a sign that a note beneath the table explains."""
 
     text: str
     best: bool = False
@@ -31,17 +32,20 @@ class Cell:
     share: float | None = None
     note: str = ""
     interval: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`head`: the corner and the column heads; `body`: (row head, cells); `foot`: the row that counts observations."""
+    """`head`: the corner and the column heads; `body`: (row head, cells); `foot`: the row that counts observations;
+    `notes`: sentences beneath it."""
 
     caption: str
     head: list[str]
     body: list[tuple[str, list[Cell | None]]]
     foot: tuple[str, list[str]] | None = None
     strong: frozenset[int] = field(default_factory=frozenset)
+    notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """GitHub's Markdown; the best value of a column in bold."""
@@ -50,7 +54,8 @@ class Table:
             lines.append([_plain(name), *(_bold(cell) for cell in cells)])
         if self.foot:
             lines.append([self.foot[0], *self.foot[1]])
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        return table + "".join(f"\n{_plain(note)}\n" for note in self.notes)
 
     def html(self, *, kind: str = "") -> str:
         """A <table> with caption and scoped heads. `kind` becomes its class; many columns are set closer."""
@@ -72,6 +77,7 @@ class Table:
             f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.caption)}">'
             f'<table class="{kind}"><caption class="sr">{html.escape(self.caption)}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>{foot}</table></div>"
+            + "".join(f'<p class="quiet">{html.escape(note)}</p>' for note in self.notes)
         )
 
 
@@ -89,10 +95,7 @@ def window_table(section: Section) -> Table:
     """One row a (checkpoint, method), one column a window, each cell at the scale that serves its window."""
     series = series_of(section)
     windows = sorted({window for one in series for window in one.points})
-    best = {
-        window: _best(section.metric, [one.points[window] for one in series if window in one.points])
-        for window in windows
-    }
+    columns = {window: [one.points[window] for one in series if window in one.points] for window in windows}
     body: list[tuple[str, list[Cell | None]]] = []
     for one in series:
         cells: list[Cell | None] = []
@@ -101,16 +104,22 @@ def window_table(section: Section) -> Table:
             cells.append(
                 None
                 if row is None
-                else Cell(_text(row), best=row["value"] == best[window], note=_note(row), interval=interval_text(row))
+                else Cell(
+                    _text(row),
+                    best=_is_best(row, columns[window]),
+                    note=_note(row),
+                    interval=interval_text(row),
+                    mark=mark_beside(row, columns[window]),
+                )
             )
         body.append((one.label, cells))
     main = hero(series)
-    columns = [[one.points[window] for one in series if window in one.points] for window in windows]
     return Table(
         caption=section.title,
         head=["checkpoint · method", *map(format_window, windows)],
         body=body,
-        foot=count_foot(UNITS.get(section.metric, "n"), columns),
+        foot=count_foot(UNITS.get(section.metric, "n"), list(columns.values())),
+        notes=comparison_notes(list(columns.values())),
         strong=frozenset(index for index, one in enumerate(series) if one is main),
     )
 
@@ -123,29 +132,30 @@ def scale_table(section: Section, series: Series) -> Table | None:
     windows, scales = sorted({row["window"] for row in rows}), sorted({row["scale"] for row in rows})
     at = {(row["scale"], row["window"]): row for row in rows}
     columns = {window: [row for row in rows if row["window"] == window] for window in windows}
-    best = {window: _best(section.metric, column) for window, column in columns.items()}
     body: list[tuple[str, list[Cell | None]]] = []
     for scale in scales:
-        cells = [_scale_cell(at.get((scale, window)), columns[window], best[window]) for window in windows]
+        cells = [_scale_cell(at.get((scale, window)), columns[window]) for window in windows]
         body.append((format_scale(scale), cells))
     return Table(
         caption=f"{series.label}: {section.title}",
         head=["scale", *map(format_window, windows)],
         body=body,
         foot=count_foot(UNITS.get(section.metric, "n"), [columns[window] for window in windows]),
+        notes=comparison_notes([columns[window] for window in windows]),
     )
 
 
-def _scale_cell(row: Row | None, column: Sequence[Row], best: float | None) -> Cell | None:
+def _scale_cell(row: Row | None, column: Sequence[Row]) -> Cell | None:
     if row is None:
         return None
-    lowest = min(other["value"] for other in column)
+    lowest = min(other["value"] for other in column if mark_of(other) == mark_of(row))
     cost = row["value"] / lowest - 1 if lowest > 0 else 0.0
     served = row.get("native_window") is not None and row is serving_row(column)
     note = f"{cost:+.1%} over the best scale at {format_window(row['window'])}, {_note(row)}"
     # Twice the best is as dark as it gets: beyond that nobody would serve it.
     share = min(1.0, math.log2(1 + cost)) if row["metric"] != "retrieval" else 1 - row["value"]
-    return Cell(_text(row), best=row["value"] == best, served=served, share=share, note=note)
+    mark = mark_beside(row, column)
+    return Cell(_text(row), best=_is_best(row, column), served=served, share=share, note=note, mark=mark)
 
 
 def _only(records: Sequence[Record], metric: str, labels: dict[str, Any], build: Callable[[Section], Table]) -> str:
@@ -162,12 +172,13 @@ def _only(records: Sequence[Record], metric: str, labels: dict[str, Any], build:
     return build(found[0]).markdown()
 
 
-def _best(metric: str, rows: Sequence[Row]) -> float | None:
-    """The best value among several; None where there is nothing to choose between."""
-    values = {row["value"] for row in rows}
-    if len(values) < 2:
-        return None
-    return max(values) if metric == "retrieval" else min(values)
+def _is_best(row: Row, column: Sequence[Row]) -> bool:
+    """Whether a row has the best value of those it may be compared with; False where there is nothing to choose
+    between."""
+    values = {other["value"] for other in comparable(column)}
+    if len(values) < 2 or mark_beside(row, column):
+        return False
+    return bool(row["value"] == (max(values) if row["metric"] == "retrieval" else min(values)))
 
 
 def _text(row: Row) -> str:
@@ -208,7 +219,7 @@ def _plain(text: str) -> str:
 def _bold(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    text = f"**{cell.text}**" if cell.best else cell.text
+    text = (f"**{cell.text}**" if cell.best else cell.text) + cell.mark
     return f"{text} ({cell.interval})" if cell.interval else text
 
 
@@ -219,6 +230,7 @@ def _html_cell(cell: Cell | None) -> str:
     style = "" if cell.share is None else f' style="--share:{cell.share:.3f}"'
     text = html.escape(cell.text)
     text = f"<strong>{text}</strong>" if cell.best else text
+    text += f"<sup>{html.escape(cell.mark)}</sup>" if cell.mark else ""
     text += f' <span class="interval">{html.escape(cell.interval)}</span>' if cell.interval else ""
     title = f' title="{html.escape(cell.note)}"' if cell.note else ""
     return f'<td class="{kinds}"{style}{title}>{text}</td>'
