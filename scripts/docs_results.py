@@ -6,7 +6,8 @@ about them (which claim holds) is computed, so that new Records change the sente
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from docs_reading import reading_blocks
@@ -25,6 +26,8 @@ STUDY = "smollm2_"
 QUICKSTART = "quickstart"
 COVERED = ("paper", "recommended")
 """Recipes whose coverage is drawn."""
+OURS = ("recommended", "recommended+planted")
+"""Checkpoints that claims are about."""
 COVERAGE_WINDOW = 8192
 """Native window of the coverage pictures, tokens: SmolLM2's."""
 
@@ -83,10 +86,9 @@ def study_block(records: Sequence[Record]) -> str:
         raise ValueError(f"benchmarks/results: no Record {STUDY}*.json with perplexity of whole windows")
     main = found[0]
     devices = sorted({str(r.environment.get("gpu") or r.environment.get("cpu")) for r in study})
-    budgets = sorted({_budget(record) for record in study if record.kind == "train"})
     corpus = main.labels["corpus"]
     parts = [
-        f"{main.base_model}, one {' or '.join(devices)}, {' or '.join(budgets)} for each recipe. Perplexity of whole "
+        f"{main.base_model}, one {' or '.join(devices)}, {_budgets(study)}. Perplexity of whole "
         f"windows, {corpus} (lower is better; each trained checkpoint at the scale that reads the window best on other "
         "documents, the base at window / native window):",
         window_table(main).markdown().rstrip(),
@@ -98,10 +100,19 @@ def study_block(records: Sequence[Record]) -> str:
     return "\n\n".join([*parts, "What the study set out to show, and whether it did:", claims(study)])
 
 
-def _budget(record: Record) -> str:
-    train = record.config["train"]
-    windows = train["batch_size"] * train["gradient_accumulation"]
-    return f"{format_count(train['steps'])} steps of {windows} windows of {record.config['data']['window']} tokens"
+def _budgets(records: Sequence[Record]) -> str:
+    """What each trained checkpoint was given, those of one budget together."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if record.kind != "train":
+            continue
+        train = record.config["train"]
+        windows = train["batch_size"] * train["gradient_accumulation"]
+        steps = f"{format_count(train['steps'])} steps of {windows} windows of {record.config['data']['window']} tokens"
+        names[steps].append(f"`{record.rows[0]['checkpoint']}`")
+    if len(names) == 1:
+        return f"{next(iter(names))} for each recipe"
+    return "; ".join(f"{', '.join(dict.fromkeys(found))}: {steps}" for steps, found in names.items())
 
 
 def quickstart_block(records: Sequence[Record]) -> str:
@@ -140,20 +151,32 @@ def claims(records: Sequence[Record]) -> str:
 
 
 def _claims(section: Section) -> Iterator[tuple[str, str, str]]:
-    points = {one.checkpoint: one.points for one in series_of(section) if not one.is_base}
-    ours, paper = points.get("recommended", {}), points.get("paper", {})
-    for window in (8192, 32_768, 131_072):
-        if window in ours and window in paper:
-            yield _claim(f"`recommended` below `paper` at {format_window(window)}", ours[window], paper[window])
-    if {8192, 131_072} <= ours.keys():
-        yield _claim("`recommended` at 128k below its own 8k", ours[131_072], ours[8192])
+    """One claim a line, for each of ours that is there; of several seeds all have to say the same."""
+    points: dict[str, list[Mapping[int, Row]]] = defaultdict(list)
+    for one in series_of(section):
+        if not one.is_base:
+            points[one.checkpoint].append(one.points)
+    paper = points.get("paper", [{}])[0]
+    for name in OURS:
+        ours = points.get(name, [])
+        for window in (8192, 32_768, 131_072):
+            pairs = [(one[window], paper[window]) for one in ours if window in one and window in paper]
+            yield from _claim(f"`{name}` below `paper` at {format_window(window)}", pairs)
+        pairs = [(one[131_072], one[8192]) for one in ours if {8192, 131_072} <= one.keys()]
+        yield from _claim(f"`{name}` at 128k below its own 8k", pairs)
 
 
-def _claim(text: str, lower: Row, higher: Row) -> tuple[str, str, str]:
-    figures = f"{format_value('perplexity', lower['value'])} against {format_value('perplexity', higher['value'])}"
-    if mark_of(lower) != mark_of(higher) or lower["n"] != higher["n"]:
-        return text, figures, "not measured on the same text"
-    return text, figures, "yes" if lower["value"] < higher["value"] else "**no**"
+def _claim(text: str, pairs: Sequence[tuple[Row, Row]]) -> Iterator[tuple[str, str, str]]:
+    if not pairs:
+        return
+    figures = ", ".join(
+        f"{format_value('perplexity', lower['value'])} against {format_value('perplexity', higher['value'])}"
+        for lower, higher in pairs
+    )
+    if any(mark_of(lower) != mark_of(higher) or lower["n"] != higher["n"] for lower, higher in pairs):
+        yield text, figures, "not measured on the same text"
+    else:
+        yield text, figures, "yes" if all(lower["value"] < higher["value"] for lower, higher in pairs) else "**no**"
 
 
 def training_table(records: Sequence[Record]) -> str:

@@ -43,7 +43,7 @@ def test_a_changed_figure_a_changed_record_and_a_lost_picture_are_noticed(docs: 
     cli = tmp_path / "docs" / "cli.md"
     cli.write_text(cli.read_text(encoding="utf-8").replace("--resume", "--restart"), encoding="utf-8")
     next((tmp_path / "docs" / "images").glob("*.svg")).unlink()
-    record = next((tmp_path / "benchmarks" / "results").glob("smollm2_recommended.json"))
+    record = next((tmp_path / "benchmarks" / "results").glob("smollm2_paper.json"))
     document = json.loads(record.read_text(encoding="utf-8"))
     document["rows"][0]["value"] *= 2
     record.write_text(json.dumps(document), encoding="utf-8")

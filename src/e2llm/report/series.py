@@ -142,21 +142,23 @@ def _grouped(rows: Iterable[Row], metric: str) -> list[Section]:
 def series_of(section: Section) -> list[Series]:
     """One series a (checkpoint, method), the base first; each point is at the scale that serves its window.
 
-    Where that leaves two rows for one point, the labels they differ in become part of the series' name, so that
+    Where that leaves two rows for one point, the labels they differ in become part of those series' names, so that
     nothing is averaged or dropped: seeds, or files when the same was measured twice.
     """
-    rows = over_depths(section.rows)
-    names: tuple[str, ...] = ("checkpoint", "method")
-    while True:
-        groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-        for row in rows:
-            groups[tuple(row.get(name) for name in names)].append(row)
-        apart = {name for group in groups.values() for name in _colliding(group)} - set(names)
-        if not apart:
-            break
-        names += tuple(sorted(apart))
-    found = [_series(dict(zip(names, key, strict=True)), group) for key, group in groups.items()]
+    found = _apart(over_depths(section.rows), ("checkpoint", "method"))
     return sorted(found, key=_order)  # stable: other checkpoints keep the order of the files
+
+
+def _apart(rows: Sequence[Row], names: tuple[str, ...]) -> list[Series]:
+    """Series by the labels `names`; a group that holds two rows of one point by what these differ in too, it alone."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row.get(name) for name in names)].append(row)
+    found = []
+    for key, group in groups.items():
+        more = tuple(sorted(_colliding(group) - set(names)))
+        found += _apart(group, names + more) if more else [_series(dict(zip(names, key, strict=True)), group)]
+    return found
 
 
 def over_depths(rows: Sequence[Row]) -> list[Row]:
