@@ -1,5 +1,5 @@
-"""The final comparison: plain, paper, recommended and the best rival, each trained, calibrated and measured per seed, with
-as many tokens as the recommended recipe takes.
+"""The final comparison: plain, paper, recommended and the best rival, each trained, calibrated and measured per seed.
+All train on as many tokens as the recommended recipe takes.
 
     python benchmarks/final.py --model MODEL --text DIR --out DIR [--rival NAME] [--seeds 0 1 2] [--until SECONDS]
 

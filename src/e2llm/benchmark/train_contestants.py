@@ -43,8 +43,8 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Trainer of ours -> changes of the recommended recipe. e2llm: random scales and positions through the attention that
-the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window / native window;
-far keys: those that count for others, which makes heads wider."""
+the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window /
+native window; far keys: those that count for others, as the recipe has them, which makes heads wider."""
 TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT, *UNSLOTH_OPTIONS)
 PACKAGES = {
     **{"hf-liger": "liger-kernel", "hf-liger-compile": "liger-kernel", LITGPT: "litgpt"},
