@@ -93,6 +93,8 @@ class PlacingTrainer(Trainer):
         metrics: dict[str, float] = {}
         for scale in self.evaluate_scales:
             self.extension.set_scale(scale)
+            if self.get_tp_size() > 1:
+                self.gather_function = self._gather_once  # the loop puts the Trainer's own back
             output = self.evaluation_loop(
                 self.get_eval_dataloader(eval_dataset),
                 description=f"held-out loss at scale {scale:g}",
@@ -105,6 +107,13 @@ class PlacingTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _gather_once(self, losses: torch.Tensor) -> torch.Tensor:
+        """Losses (n,) of every group of processes that compute a batch together, once each; without those of windows
+        that only fill the last batch."""
+        state = self.accelerator.gradient_state
+        found: torch.Tensor = self.accelerator.gather(losses).view(-1, self.get_tp_size(), len(losses))[:, 0].flatten()  # type: ignore[union-attr]
+        return found[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else found
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         split = self._split_adamw()
