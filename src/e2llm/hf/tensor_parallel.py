@@ -41,6 +41,9 @@ def _of_heads() -> ParallelStyle:
 
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel, "replicated_with_grad_allreduce": _of_heads}
 """Name in transformers' plans -> PyTorch's style of the same meaning."""
+_STAYS_WHOLE = ("embedding_rowwise",)
+"""Styles of modules that take and give whole tensors and stay whole here: the loss in pieces reads the output layer,
+which embeddings are tied to in many models."""
 
 
 def check_shares(config: Any, processes: int) -> dict[str, str]:
@@ -50,7 +53,8 @@ def check_shares(config: Any, processes: int) -> dict[str, str]:
     text = config.get_text_config()
     kind = text.model_type
     use = f"use {FIELD} = 1, with distributed.strategy = fsdp2 to shard weights otherwise"
-    plan: dict[str, str] = dict(getattr(text, "base_model_tp_plan", None) or {})
+    told: dict[str, str] = getattr(text, "base_model_tp_plan", None) or {}
+    plan = {path: style for path, style in told.items() if style not in _STAYS_WHOLE}
     if not plan:
         raise ValueError(f"{FIELD} = {processes}: transformers has no plan to cut model type {kind!r}; {use}")
     other = sorted({style for style in plan.values() if style not in _STYLES})
@@ -78,8 +82,8 @@ def check_shares(config: Any, processes: int) -> dict[str, str]:
 def share_out(model: nn.Module, mesh: DeviceMesh) -> dict[nn.Parameter, nn.Parameter]:
     """Cut `model` for the processes of `mesh`, in place; old parameter -> the DTensor in its place, where that changed.
 
-    A meeting of all processes. Where some hold placeholders, the first one sends its weights, one at a time and through
-    host memory; else each takes its share of its own. Weights and buffers are on the mesh's device afterwards. A few
+    A meeting of all processes. Where some hold placeholders, the first one sends its weights, one at a time; else each
+    takes its share of its own. Weights and buffers are on the mesh's device afterwards. A few
     tokens then go through the model and must have the hidden states that they had before. Raises ValueError where they
     have not, or where the plan is not one for this model.
     """
@@ -87,7 +91,7 @@ def share_out(model: nn.Module, mesh: DeviceMesh) -> dict[nn.Parameter, nn.Param
     sent = _any(any(map(is_placeholder, model.parameters())))
     expected = _probe(model) if dist.get_rank() == 0 else None
     base, changed, seen = find_rotary_owner(model), {}, set[int]()
-    device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
+    device = torch.device("cuda", torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
     for name, module in base.named_modules():
         style = plan.get(re.sub(r"\b\d+\b", "*", name))
         before = _arrive(module, sent, device, seen)
@@ -112,9 +116,10 @@ def _arrive(module: nn.Module, sent: bool, device: torch.device, seen: set[int])
     for parameter in own.values():
         seen.add(id(parameter))
         if sent:
-            whole = parameter.detach() if dist.get_rank() == 0 else torch.empty_like(parameter, device="cpu")
-            whole = whole.cpu().contiguous()
-            dist.broadcast(whole, src=0)
+            shape, dtype = parameter.shape, parameter.dtype
+            first = dist.get_rank() == 0
+            whole = parameter.detach().to(device) if first else torch.empty(shape, dtype=dtype, device=device)
+            dist.broadcast(whole.contiguous() if first else whole, src=0)
             parameter.data = whole
         parameter.data = parameter.to(device)
     return own

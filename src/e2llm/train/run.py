@@ -40,10 +40,10 @@ from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
 from e2llm.train.offloading import check_room, offload, remove_offloaded
+from e2llm.train.optimizers import optimizer_of
 from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
-from e2llm.train.split_adamw import SplitAdamW
-from e2llm.train.tensor_parallel import AdamWByMesh, check_model
+from e2llm.train.tensor_parallel import check_model
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
 
 
@@ -311,18 +311,11 @@ def _build_trainer(
         eval_dataset=held_out,
         data_collator=PlacingCollator(sampler),
         callbacks=[StopOnNaN(), metrics, bar, stop],
-        optimizer_cls_and_kwargs=_optimizer(recipe),
+        optimizer_cls_and_kwargs=optimizer_of(recipe),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     distributed.spread_weights(recipe, trainer.accelerator, once)
     return trainer, (metrics, bar, stop)
-
-
-def _optimizer(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-    given: dict[str, Any] = {"lr": recipe.train.learning_rate, "betas": tuple(recipe.train.betas)}
-    if recipe.distributed.tensor_parallel > 1:
-        return AdamWByMesh, given | {"fused": True}
-    return (SplitAdamW, given) if recipe.train.optimizer == "adamw_split" else None
 
 
 def _arguments(

@@ -65,26 +65,3 @@ def cut_first(accelerator: Any) -> None:
         return own(*given, **options)
 
     accelerator.prepare = prepare
-
-
-class AdamWByMesh(torch.optim.AdamW):
-    """AdamW whose fused step takes the parameters of one device mesh at a time: PyTorch's takes no others together.
-
-    Its groups are those that it was given, so that its state can be read by a run without tensor parallelism.
-    """
-
-    def step(self, closure: Any = None) -> Any:
-        """As AdamW's."""
-        groups = self.param_groups
-        self.param_groups = [part for group in groups for part in _by_mesh(group)]
-        try:
-            return super().step(closure)
-        finally:
-            self.param_groups = groups
-
-
-def _by_mesh(group: dict[str, Any]) -> list[dict[str, Any]]:
-    parts: dict[Any, list[torch.Tensor]] = {}
-    for parameter in group["params"]:
-        parts.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-    return [group | {"params": part} for part in parts.values()]
