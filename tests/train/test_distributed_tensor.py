@@ -134,8 +134,12 @@ def of_type(folder: Path, kind: str) -> Path:
     """A base of another model type: biases and norms random, as zeros and ones would hide how they are cut."""
     base = make_base(folder)
     torch.manual_seed(0)
-    extra = {"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CONFIG, **extra))
+    extra: dict[str, dict[str, Any]] = {
+        "llama": {"attention_bias": True, "mlp_bias": True},
+        "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
+        "mistral": {"sliding_window": None},
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **CONFIG, **extra.get(kind, {})))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
@@ -149,9 +153,13 @@ FAMILIES = ("llama", "qwen3", "gemma3_text", "granite", "cohere", "mistral")
 
 @processes
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch.compile itself
 def test_families_and_arithmetic(tmp_path: Path) -> None:
     steps = ("train.steps=2", "train.save_every=0", "train.evaluate_every=0")
-    extra = {"llama": ("train.compile=layers",), "mistral": ("train.precision=bfloat16",)}
+    extra = {
+        "llama": ("train.compile=layers", "train.gradient_checkpointing=false"),
+        "mistral": ("train.precision=bfloat16",),
+    }
     files = []
     for kind in FAMILIES:
         (tmp_path / kind).mkdir()
@@ -206,7 +214,7 @@ def test_a_model_that_computes_something_else_when_cut_is_refused(tmp_path: Path
         ("llama", {"num_key_value_heads": 1}, 2, r"= 2: does not divide the model's num_key_value_heads = 1"),
         ("llama", {"num_attention_heads": 2}, 4, "= 4: does not divide the model's num_attention_heads = 2; use a div"),
         ("llama", {"intermediate_size": 65}, 2, "intermediate_size = 65"),
-        ("phi3", {"pad_token_id": 0}, 2, r"'phi3' cuts in ways .*colwise_gather_output.*; use distributed.*parallel = 1"),
+        ("phi3", {"pad_token_id": 0}, 2, r"'phi3' cuts in ways .*colwise_gather_output.*; use .*parallel = 1"),
         ("mixtral", {}, 2, "'mixtral' cuts in ways that are not offered here"),
         ("gpt2", {"n_head": 4}, 2, "no plan to cut model type 'gpt2'"),
     ],

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import compare_versions
 from torch import nn
 
 from e2llm.config import Recipe
@@ -30,6 +31,8 @@ _PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others: one of them may be tokenizing the corpus."""
 
 
+_CLIPS_OVER_MESHES = "1.15"
+"""Version of accelerate that learned to."""
 _FOREIGN = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 """Variable by which accelerate's own configuration asks for an engine."""
 
@@ -140,6 +143,11 @@ def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[
         raise ValueError(
             f"distributed.tensor_parallel = {share}: does not divide the {here} processes of a machine, whose GPUs "
             f"exchange every layer; use one of {', '.join(str(n) for n in range(1, here + 1) if here % n == 0)}"
+        )
+    if share > 1 and compare_versions("accelerate", "<", _CLIPS_OVER_MESHES):
+        raise ValueError(
+            f"distributed.tensor_parallel = {share}: this version of accelerate cannot clip gradients of weights that "
+            f"are cut and of others together: pip install 'accelerate>={_CLIPS_OVER_MESHES}'"
         )
     for name, engine in _FOREIGN.items():
         if environment.get(name, "false").lower() == "true":

@@ -73,7 +73,7 @@ class PlacingTrainer(Trainer):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
 
     def get_tp_size(self) -> int:
-        """Processes that compute a batch together. transformers' own knows those of its loader alone in some versions."""
+        """Processes that compute a batch together. transformers 5.17 itself counts those of its own loader alone."""
         spread = getattr(self.accelerator, "parallelism_config", None)
         return 1 if spread is None else int(spread.tp_size)
 
