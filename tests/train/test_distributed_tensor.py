@@ -4,6 +4,8 @@ any number, and what cannot be cut is refused before weights are read."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,41 @@ def test_a_model_that_computes_something_else_when_cut_is_refused(tmp_path: Path
     (base / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(AssertionError, match="cut by its plan it computes something else"):
         torchrun(2, write(base, tmp_path, "skewed", "model.trust_remote_code=true", *TENSOR))
+
+
+STEP = """
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.optim import AdamW
+from e2llm.train.optimizers import AdamWByMesh
+
+dist.init_process_group("gloo")
+mesh, rank = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp_shard", "tp")), dist.get_rank()
+torch.manual_seed(0)
+values, gradients = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+places = [(mesh, [Replicate(), Shard(0)]), (mesh, [Replicate(), Replicate()]), (mesh["dp_shard"], [Shard(0)])]
+ours, theirs = [], []
+for value, gradient, place in zip(values, gradients, places):
+    ours.append(torch.nn.Parameter(DTensor.from_local(value[rank].clone(), *place, run_check=False)))
+    ours[-1].grad = DTensor.from_local(gradient[rank].clone(), *place, run_check=False)
+    theirs.append(torch.nn.Parameter(value.clone()))
+    theirs[-1].grad = gradient.clone()
+AdamWByMesh(ours, lr=0.1, fused=True).step()
+AdamW(theirs, lr=0.1).step()
+for number, (found, expected) in enumerate(zip(ours, theirs)):
+    of = rank if number == 0 else 0  # copies that had drifted apart are the first process's
+    torch.testing.assert_close(found.to_local(), expected[of])
+dist.destroy_process_group()
+"""
+
+
+def test_copies_of_whole_weights_are_equal_after_a_step(tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text(STEP)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(tmp_path / "step.py")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from e2llm.config import Recipe
 from e2llm.train.split_adamw import SplitAdamW
+from e2llm.train.tensor_parallel import TENSOR
 
 
 def optimizer_of(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
@@ -19,9 +21,12 @@ def optimizer_of(recipe: Recipe) -> tuple[type[torch.optim.Optimizer], dict[str,
 
 
 class AdamWByMesh(torch.optim.AdamW):
-    """AdamW whose fused step takes the parameters of one device mesh at a time: PyTorch's takes no others together.
+    """AdamW of a model whose weights are cut for tensor parallelism and then sharded, all of them DTensors.
 
-    Its groups are those that it was given, so that its state can be read by a run without tensor parallelism.
+    Its fused step takes the parameters of one device mesh at a time: PyTorch's takes no others together. Afterwards the
+    weights that every process of a group holds are those of its first one: gradients of the copies are summed over
+    other processes each, maybe in another order, and would let them drift. Its groups are those that it was given, so
+    that its state can be read by a run without tensor parallelism.
     """
 
     def step(self, closure: Any = None) -> Any:
@@ -29,13 +34,24 @@ class AdamWByMesh(torch.optim.AdamW):
         groups = self.param_groups
         self.param_groups = [part for group in groups for part in _by_mesh(group)]
         try:
-            return super().step(closure)
+            loss = super().step(closure)
         finally:
             self.param_groups = groups
+        _agree([parameter for group in groups for parameter in group["params"]])
+        return loss
 
 
 def _by_mesh(group: dict[str, Any]) -> list[dict[str, Any]]:
-    parts: dict[Any, list[torch.Tensor]] = {}
+    parts: dict[Any, list[Any]] = {}
     for parameter in group["params"]:
-        parts.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        parts.setdefault(parameter.device_mesh, []).append(parameter)
     return [group | {"params": part} for part in parts.values()]
+
+
+@torch.no_grad()
+def _agree(parameters: list[Any]) -> None:
+    among = next(p.device_mesh[TENSOR].get_group() for p in parameters if TENSOR in p.device_mesh.mesh_dim_names)
+    for parameter in parameters:
+        placed = dict(zip(parameter.device_mesh.mesh_dim_names, parameter.placements, strict=True))
+        if not (TENSOR in placed and placed[TENSOR].is_shard()):
+            dist.broadcast(parameter.to_local(), group=among, group_src=0)

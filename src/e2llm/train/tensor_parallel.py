@@ -20,6 +20,9 @@ from e2llm.config import Recipe
 from e2llm.hf.load import load_config
 from e2llm.hf.tensor_parallel import check_shares, share_out
 
+TENSOR = "tp"
+"""Accelerate's name of the mesh dimension along which layers are cut."""
+
 
 class Groups(ParallelismConfig):
     """Accelerate's dimensions (FSDP2, tensor parallel) where it leaves out what is not as it expects: a single group is
@@ -38,7 +41,7 @@ class Groups(ParallelismConfig):
     @property
     def active_mesh_dims(self) -> list[str]:
         """Both."""
-        return ["dp_shard", "tp"]
+        return ["dp_shard", TENSOR]
 
 
 def check_model(recipe: Recipe) -> None:
@@ -57,7 +60,7 @@ def cut_first(accelerator: Any) -> None:
     def prepare(*given: Any, **options: Any) -> Any:
         for model in given:
             if isinstance(model, nn.Module):
-                changed = share_out(model, accelerator.torch_device_mesh["tp"])
+                changed = share_out(model, accelerator.torch_device_mesh[TENSOR])
                 for optimizer in given:
                     if isinstance(optimizer, torch.optim.Optimizer):
                         for group in optimizer.param_groups:
