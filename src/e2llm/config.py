@@ -77,6 +77,13 @@ class Recipe:
             "shards what would not fit: use strategy ddp, or train.distill = 0",
         )
 
+        require(
+            self.distributed.tensor_parallel == 1 or self.lora.rank == 0,
+            "distributed.tensor_parallel",
+            self.distributed.tensor_parallel,
+            f"trains all weights, and lora.rank = {self.lora.rank} asks for adapters: use tensor_parallel = 1",
+        )
+
     def _check_quantized(self) -> None:
         name, value = "model.quantization", self.model.quantization
         require(self.lora.rank > 0, name, value, "4-bit weights cannot be trained: set lora.rank, such as 16")

@@ -28,6 +28,10 @@ class DistributedConfig:
     reshard: bool = True
     """fsdp2: drop a layer's gathered weights after its forward and gather them again for its backward. false: keep
     them, faster where memory allows."""
+    tensor_parallel: int = 1
+    """fsdp2: neighbouring processes that compute each layer together, each with its share of the heads and of the MLP's
+    channels; fsdp2 then shards over the groups. They see the same windows. Trains all weights; divides the model's
+    heads, key-value heads and MLP."""
     cpu_offload: bool = False
     """fsdp2 and deepspeed: keep weights and optimizer in host memory. Slow; for models that do not fit otherwise."""
     zero_stage: Literal[2, 3] = 2
@@ -37,8 +41,11 @@ class DistributedConfig:
         for name in ("global_batch", "shard"):
             if getattr(self, name) < 0:
                 raise ValueError(f"distributed.{name} = {getattr(self, name)}: use 0 or more")
+        if self.tensor_parallel < 1:
+            raise ValueError(f"distributed.tensor_parallel = {self.tensor_parallel}: use 1 (each layer whole) or more")
         for name, default, users in (
             ("shard", 0, ("fsdp2",)),
+            ("tensor_parallel", 1, ("fsdp2",)),
             ("reshard", True, ("fsdp2",)),
             ("cpu_offload", False, ("fsdp2", "deepspeed")),
             ("zero_stage", 2, ("deepspeed",)),
@@ -51,3 +58,9 @@ class DistributedConfig:
                 )
         if self.shard == 1:
             raise ValueError("distributed.shard = 1: a copy of the weights in each process is strategy 'ddp'")
+        if self.tensor_parallel > 1 and (self.shard or self.cpu_offload):
+            with_it = f"shard = {self.shard}" if self.shard else "cpu_offload = true"
+            raise ValueError(
+                f"distributed.tensor_parallel = {self.tensor_parallel}: not offered with distributed.{with_it}; leave "
+                "one of them out"
+            )

@@ -214,6 +214,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "16,384      32" in told, "the largest window and its scale"
     assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2"]) == 2
     assert "gpus = 2 with distributed.strategy = 'none'" in capsys.readouterr().err
+    shared = ["--set", "distributed.strategy=fsdp2", "--set", "distributed.tensor_parallel=2"]
+    assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2", *shared]) == 2
+    assert "distributed.tensor_parallel = 2: nothing of it was measured" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--gpu", "abacus"]) == 2
     assert "use one of h100" in capsys.readouterr().err
     assert main(["plan", str(tmp_path), "--gpu", "h100"]) == 2

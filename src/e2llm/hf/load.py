@@ -257,19 +257,29 @@ def _read_weights(name: str, arguments: dict[str, Any]) -> Any:
 
 def _build_empty(name: str, arguments: dict[str, Any]) -> Any:
     """The model that the config says, by the same arguments as `_read_weights`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    # Where the type is to be the file's: the config's; what each weight's is, the first process says.
+    given = {key: value for key, value in arguments.items() if (key, value) != ("dtype", "auto")}
+    config = load_config(name, trust_remote_code=arguments["trust_remote_code"])
+    return AutoModelForCausalLM.from_config(config, **given)
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """transformers' config of a folder (of an adapter, its base's), hub name or GGUF file; no weights are read. Raises
+    ValueError."""
+    from transformers import AutoConfig
 
     path = _check_name(name)
+    if path.is_dir() and is_adapter(path):
+        return load_config(_base_of_adapter(path), trust_remote_code=trust_remote_code)
     source = str(path) if path.exists() else name
     extra: dict[str, Any] = {}
     if path.suffix == ".gguf":
         source, extra = _gguf_arguments(path)
         extra.pop("quantization_config")
-    # Where the type is to be the file's: the config's; what each weight's is, the first process says.
-    given = {key: value for key, value in arguments.items() if (key, value) != ("dtype", "auto")}
     with _reading(name, path):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=arguments["trust_remote_code"], **extra)
-    return AutoModelForCausalLM.from_config(config, **given)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
 
 
 def _merged(model: nn.Module, adapter: Path) -> Any:

@@ -64,6 +64,11 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
     if gpus < 1 or (gpus > 1) != (strategy != "none"):
         text = "none is for one, the others for more"
         raise ValueError(f"gpus = {gpus} with distributed.strategy = {strategy!r}: {text}")
+    if (share := recipe.distributed.tensor_parallel) > 1:
+        raise ValueError(
+            f"distributed.tensor_parallel = {share}: nothing of it was measured on GPUs, so no plan is made; leave it "
+            "out to plan distributed.strategy = fsdp2"
+        )
     if recipe.distributed.shard and gpus % recipe.distributed.shard:
         raise ValueError(f"gpus = {gpus}: distributed.shard = {recipe.distributed.shard} does not divide it")
 

@@ -19,16 +19,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import compare_versions
 from torch import nn
 
 from e2llm.config import Recipe
 from e2llm.hf.read_once import buffers_apart
+from e2llm.train.tensor_parallel import Groups, cut_first
 
 LAUNCH = "torchrun --nproc-per-node GPUS -m e2llm train recipe.toml"
 _PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others: one of them may be tokenizing the corpus."""
 
 
+_CLIPS_OVER_MESHES = "1.15"
+"""Version of accelerate that learned to."""
 _FOREIGN = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 """Variable by which accelerate's own configuration asks for an engine."""
 
@@ -79,19 +83,26 @@ class Processes:
 def accumulation(recipe: Recipe, world: int) -> int:
     """Batches that each process adds up before a step. Raises ValueError where the global batch does not divide."""
     whole, batch = recipe.distributed.global_batch, recipe.train.batch_size
+    groups, share = _groups(recipe, world), recipe.distributed.tensor_parallel
     if not whole:
         return recipe.train.gradient_accumulation
-    if whole % (batch * world):
+    if whole % (batch * groups):
+        kind = "processes" if share == 1 else f"groups of {share} processes (distributed.tensor_parallel)"
         raise ValueError(
-            f"distributed.global_batch = {whole}: not a multiple of train.batch_size x processes = {batch} x {world}; "
-            f"set train.batch_size to a divisor of {whole / world:g}, or another global batch"
+            f"distributed.global_batch = {whole}: not a multiple of train.batch_size x {kind} = {batch} x {groups}; "
+            f"set train.batch_size to a divisor of {whole / groups:g}, or another global batch"
         )
-    return whole // (batch * world)
+    return whole // (batch * groups)
+
+
+def _groups(recipe: Recipe, world: int) -> int:
+    """Groups of processes that see other samples than each other."""
+    return world // recipe.distributed.tensor_parallel
 
 
 def windows_per_step(recipe: Recipe, world: int) -> int:
     """Windows in an optimizer step over all processes."""
-    return recipe.train.batch_size * accumulation(recipe, world) * world
+    return recipe.train.batch_size * accumulation(recipe, world) * _groups(recipe, world)
 
 
 def start(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Processes:
@@ -127,6 +138,17 @@ def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[
             f"distributed.shard = {config.shard}: does not divide the {world} processes; use one of "
             f"{', '.join(str(n) for n in range(2, world + 1) if world % n == 0) or 'strategy ddp'}"
         )
+    share, here = config.tensor_parallel, processes.local_world
+    if here % share:
+        raise ValueError(
+            f"distributed.tensor_parallel = {share}: does not divide the {here} processes of a machine, whose GPUs "
+            f"exchange every layer; use one of {', '.join(str(n) for n in range(1, here + 1) if here % n == 0)}"
+        )
+    if share > 1 and compare_versions("accelerate", "<", _CLIPS_OVER_MESHES):
+        raise ValueError(
+            f"distributed.tensor_parallel = {share}: this version of accelerate cannot clip gradients of weights that "
+            f"are cut and of others together: pip install 'accelerate>={_CLIPS_OVER_MESHES}'"
+        )
     for name, engine in _FOREIGN.items():
         if environment.get(name, "false").lower() == "true":
             raise ValueError(
@@ -160,7 +182,8 @@ def arguments(recipe: Recipe, processes: Processes, once: bool = False) -> dict[
                 "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
                 "reshard_after_forward": config.reshard,
                 "cpu_offload": config.cpu_offload,
-                "cpu_ram_efficient_loading": once,  # shards come from the first process
+                # shards come from the first process; those of tensor parallelism are there before
+                "cpu_ram_efficient_loading": once and config.tensor_parallel == 1,
                 "state_dict_type": "SHARDED_STATE_DICT",
             },
         }
@@ -169,6 +192,9 @@ def arguments(recipe: Recipe, processes: Processes, once: bool = False) -> dict[
 
             replicas = world // config.shard
             added["parallelism_config"] = ParallelismConfig(dp_replicate_size=replicas, dp_shard_size=config.shard)
+        if config.tensor_parallel > 1:
+            sizes = {"dp_shard_size": _groups(recipe, world), "tp_size": config.tensor_parallel}
+            added["parallelism_config"] = Groups(**sizes)
     if config.strategy == "deepspeed":
         added["deepspeed"] = deepspeed_config(recipe)
     return added
@@ -254,7 +280,16 @@ def reads_once(recipe: Recipe, processes: Processes) -> bool:
     return recipe.distributed.strategy == "fsdp2" and processes.world > 1
 
 
-def send_parameters_alone(accelerator: Any) -> None:
+def spread_weights(recipe: Recipe, accelerator: Any, once: bool) -> None:
+    """Let `accelerator` give each process what it is to hold, when it prepares the model. once: the first process alone
+    holds weights."""
+    if recipe.distributed.tensor_parallel > 1:
+        cut_first(accelerator)
+    elif once:
+        _send_parameters_alone(accelerator)
+
+
+def _send_parameters_alone(accelerator: Any) -> None:
     """Let `accelerator` send the parameters of the first process alone; each process has its buffers already."""
     own = accelerator.prepare
 

@@ -26,7 +26,6 @@ from rich.console import Console
 from torch import nn
 
 from e2llm.config import Recipe, load_recipe, to_plain, to_toml
-from e2llm.config_sections import TrainConfig
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
 from e2llm.hf import attending_far, enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
@@ -41,9 +40,10 @@ from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
 from e2llm.train.offloading import check_room, offload, remove_offloaded
+from e2llm.train.optimizers import optimizer_of
 from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
-from e2llm.train.split_adamw import SplitAdamW
+from e2llm.train.tensor_parallel import check_model
 from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
 
 
@@ -70,6 +70,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     folder = recipe.run_folder
     processes = distributed.start(recipe)
     check_room(recipe, folder)
+    check_model(recipe)
     checkpoint = _prepare_folder(recipe, folder, resume, processes)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
@@ -310,16 +311,11 @@ def _build_trainer(
         eval_dataset=held_out,
         data_collator=PlacingCollator(sampler),
         callbacks=[StopOnNaN(), metrics, bar, stop],
-        optimizer_cls_and_kwargs=_split_optimizer(config) if config.optimizer == "adamw_split" else None,
+        optimizer_cls_and_kwargs=optimizer_of(recipe),
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    if once:
-        distributed.send_parameters_alone(trainer.accelerator)
+    distributed.spread_weights(recipe, trainer.accelerator, once)
     return trainer, (metrics, bar, stop)
-
-
-def _split_optimizer(config: TrainConfig) -> tuple[type[SplitAdamW], dict[str, Any]]:
-    return SplitAdamW, {"lr": config.learning_rate, "betas": tuple(config.betas)}
 
 
 def _arguments(

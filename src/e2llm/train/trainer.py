@@ -43,13 +43,6 @@ class PlacingCollator:
         return batch
 
 
-def collate_held_out(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack held-out windows; their positions are the model's own at the scale that is set."""
-    batch: dict[str, Any] = collate(rows)
-    batch.pop("sample_index", None)
-    return batch
-
-
 class PlacingTrainer(Trainer):
     """Trainer whose batches carry placements (see `PlacingCollator`)."""
 
@@ -61,6 +54,7 @@ class PlacingTrainer(Trainer):
         self.extension = extension
         self.description = description
         self.evaluate_scales = evaluate_scales
+        self._round = self._counted = 0
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else every gradient is copied there and back
 
@@ -78,9 +72,14 @@ class PlacingTrainer(Trainer):
         # The data set already is in the order of training: sample i is drawn from (seed, i), on any rank.
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
 
+    def get_tp_size(self) -> int:
+        """Processes that compute a batch together. transformers 5.17 itself counts those of its own loader alone."""
+        spread = getattr(self.accelerator, "parallelism_config", None)
+        return 1 if spread is None else int(spread.tp_size)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Loader of held-out windows."""
-        training_collator, self.data_collator = self.data_collator, collate_held_out
+        """Loader of held-out windows; their positions are the model's own at the scale that is set."""
+        training_collator, self.data_collator = self.data_collator, collate
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -93,6 +92,8 @@ class PlacingTrainer(Trainer):
         metrics: dict[str, float] = {}
         for scale in self.evaluate_scales:
             self.extension.set_scale(scale)
+            self._round = 0
+            self.gather_function = self._gather_windows  # the loop puts the Trainer's own back
             output = self.evaluation_loop(
                 self.get_eval_dataloader(eval_dataset),
                 description=f"held-out loss at scale {scale:g}",
@@ -105,6 +106,30 @@ class PlacingTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Loss of a held-out batch. Accelerate fills the last batches of several processes with windows from the
+        beginning; these do not count."""
+        found = inputs.pop("sample_index")
+        share = self.get_tp_size()
+        groups, mine = self.accelerator.num_processes // share, self.accelerator.process_index // share
+        start = (self._round * groups + mine) * self.args.eval_batch_size
+        self._round += 1
+        due = torch.arange(start, start + len(found), device=found.device)
+        self._counted = int((found == due).sum())
+        # A process without windows of its own computes one all the same: the others wait for it where they shard.
+        kept = {name: value[: max(1, self._counted)] for name, value in inputs.items()}
+        return super().prediction_step(model, kept, prediction_loss_only, ignore_keys)
+
+    def _gather_windows(self, losses: torch.Tensor) -> torch.Tensor:
+        """Loss of each window of all processes' batches, once where several compute a batch together; the windows of a
+        batch have its mean. losses: this process's, the same number repeated."""
+        own = torch.stack((losses[0].float(), torch.tensor(float(self._counted), device=losses.device)))
+        gathered: Any = self.accelerator.gather(own[None])
+        found = gathered[:: self.get_tp_size()]
+        return found[:, 0].repeat_interleave(found[:, 1].long())
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         split = self._split_adamw()
