@@ -10,6 +10,7 @@ plan does not name (embeddings, most norms, the output layer) stays a plain tens
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -133,11 +134,9 @@ def _probe(model: nn.Module) -> torch.Tensor:
     ids = torch.arange(1, _PROBE_TOKENS + 1, device=inner.device)[None] % inner.config.get_text_config().vocab_size
     inner.eval()
     try:
-        with uncompiled():
-            if extension is None:
-                return inner.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float().cpu()
-            with extension.using(None):
-                return inner.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float().cpu()
+        with uncompiled(), nullcontext() if extension is None else extension.using(None):
+            hidden: torch.Tensor = inner.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return hidden[0].float().cpu()
     finally:
         inner.train(training)
 
