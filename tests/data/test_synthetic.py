@@ -2,12 +2,13 @@
 
 import hashlib
 import re
+import uuid
 from collections import Counter
 
 import pytest
 
 from e2llm.data.synthetic import GENERATORS, Draw, plant
-from e2llm.data.synthetic_codes import alike, form, plant_codes
+from e2llm.data.synthetic_codes import alike, form, is_allowed, plant_codes
 from e2llm.evaluate.tasks import UUID_KV
 
 NUM_PASSAGES = 1500
@@ -112,6 +113,18 @@ def test_codes_have_many_forms():
     assert len({(f.groups, f.separator) for f in forms}) > 1000
     assert {f.separator for f in forms} >= {"-", ":", ".", "_", " ", ""}
     assert max(len(f.groups) for f in forms) > 8 and min(len(f.groups) for f in forms) == 1
+
+
+def test_no_code_is_one_of_the_evaluations_values():
+    for i in range(50):
+        made = uuid.UUID(bytes=Draw(4, i).rng.bytes(16), version=4)
+        values = (str(made), str(made).upper(), str(made).replace("-", ":"), str(made).replace("-", "_"))
+        assert not any(is_allowed(f"{before}{value}") for value in values for before in ("", "ab", "ab-"))
+        assert not is_allowed(made.hex) and is_allowed(str(made)[:-1])
+    assert not any(map(is_allowed, ("12345-abcdef-77", "abcdef.12345", "ab 12345 cd"))) and is_allowed("123456-a12345")
+    for i in range(4000):
+        for code in alike(Draw(5, i), 6):
+            assert not re.search(r"(?<!\w)\d{5}(?!\w)", code) and not UUID_GROUPS.search(code)
 
 
 def test_names_of_a_set_differ_and_look_alike():

@@ -2,7 +2,8 @@
 
 Flows in: windows of a text source. Flows out: the same windows, a share of them with names and values between their
 lines and questions about them later. Under jumps the two stand at any distance. Facts and wording are those of
-`synthetic.plant` and `synthetic_codes.plant_codes`: none of an evaluation's. A window is a function of (text, seed, number), as without planting.
+`synthetic.plant` and `synthetic_codes.plant_codes`: none of an evaluation's. A window is a function of (text, seed,
+number), as without planting.
 """
 
 from __future__ import annotations

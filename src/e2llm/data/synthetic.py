@@ -5,7 +5,8 @@ Flows in: (seed, index), for `plant` also a host text. Flows out: one text passa
 
 `key_values` states names and values, goes on about other things, and comes back to some of them. `copies` repeats a
 random sequence after a gap. `plant` does what `key_values` does inside a given text. The evaluation's own wording
-(pass keys in prose, UUIDs in JSON) never occurs here: see tests/data/test_synthetic.py.
+(pass keys in prose, UUIDs) never occurs here: see tests/data/test_synthetic.py. Facts of long codes are
+`synthetic_codes`'.
 """
 
 from __future__ import annotations
@@ -152,8 +153,8 @@ def _split(template: str) -> list[str]:
 
 
 def _facts(draw: Draw, rows: range) -> tuple[list[str], list[str]]:
-    """(blocks that state, lines that come back to some of it, in the order of the statements or any other). `rows`: which
-    of `PAIRS` may be drawn."""
+    """(blocks that state, lines that come back to some of it, in the order of the statements or any other). `rows`:
+    which of `PAIRS` may be drawn."""
     style, count = draw.number(0, 3), draw.number(1, 8)
     asks: Sequence[str]
     if style <= 1:

@@ -1,8 +1,8 @@
 """Facts of long random codes: names that look alike, values that must be copied letter by letter.
 
 Flows in: (seed, index), a host text. Flows out: the host with such facts between its lines and questions about them
-later, as `synthetic.plant` makes them of words and short numbers. What is to be learned is what an evaluation with UUIDs
-asks, and none of it is shown: no UUID, no quoted name with a quoted value, none of the wording
+later, as `synthetic.plant` makes them of words and short numbers. What is to be learned is what an evaluation with
+UUIDs asks, and none of it is shown: no UUID, no quoted name with a quoted value, none of the wording
 (tests/data/test_synthetic.py).
 
 A module and a function of its own, beside `plant`: what `plant` and `key_values` draw for a seed is what the embedded
@@ -46,6 +46,12 @@ ASKS = (
 )  # fmt: skip
 
 
+def is_allowed(code: str) -> bool:
+    """Whether `code` is none of an evaluation's values: no UUID in any alphabet or with any separator, no five digits
+    standing alone."""
+    return not _UUID.search(code) and not _FIVE_DIGITS.search(code)
+
+
 @dataclass(frozen=True)
 class Form:
     """What the codes of one set look like."""
@@ -56,10 +62,10 @@ class Form:
     separator: str
 
     def code(self, draw: Draw) -> str:
-        """One of this form, never one that reads as a UUID or that has five digits standing alone."""
+        """One of this form."""
         while True:
             found = self.separator.join(draw.characters(self.alphabet, size) for size in self.groups)
-            if not _UUID.search(found) and not _FIVE_DIGITS.search(found):
+            if is_allowed(found):
                 return found
 
 
@@ -79,7 +85,7 @@ def form(draw: Draw) -> Form:
         groups = [6 if size == 5 and alphabet == _DIGITS else size for size in groups]
         found = Form(alphabet, tuple(groups), separator)
         example = separator.join("a" * size for size in groups)
-        if SHORTEST <= len(example) <= LONGEST and not _UUID.search(example):
+        if SHORTEST <= len(example) <= LONGEST and is_allowed(example):
             return found
 
 
@@ -95,7 +101,7 @@ def alike(draw: Draw, count: int) -> list[str]:
             one = first[:shared] + one[shared:]
         elif kind == 1:
             one = one[: len(first) - shared] + first[len(first) - shared :]
-        if not _UUID.search(one) and not _FIVE_DIGITS.search(one):
+        if is_allowed(one):
             found.setdefault(one)
     return list(found)
 
