@@ -117,7 +117,8 @@ def _facts(draw: Draw, most: int) -> tuple[list[str], list[str]]:
     count, kind = draw.number(2, most), draw.number(0, 9)
     if kind == 0:  # a code is to be copied, the name is easy
         make: Callable[[Draw], str] = phrase if draw.chance(0.5) else code_key
-        keys, stored = names(draw, count, make), _values(draw, count)
+        keys = names(draw, count, make)
+        stored = _values(draw, len(keys))
     elif kind == 1:  # a code is to be found, the answer is easy
         keys = alike(draw, count)
         stored = [value(draw, in_sentence=True) for _ in keys]
@@ -126,7 +127,7 @@ def _facts(draw: Draw, most: int) -> tuple[list[str], list[str]]:
         keys, stored = keys[:count], keys[count:]
     else:
         keys, stored = alike(draw, count), _values(draw, count)
-    facts = list(zip(keys, stored, strict=False))
+    facts = list(zip(keys, stored, strict=True))
     template = draw.pick(STATEMENTS)
     blocks = _written(draw, template, facts)
     if draw.chance(0.3):
