@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from e2llm.config import load_recipe
 from e2llm.config_sections import SourceConfig
 from e2llm.data.parts import TextPart, Window
-from e2llm.data.planted import PlantedPart, plant_window
+from e2llm.data.planted import CODES, MAX_ROUNDS, PlantedPart, plant_window
 from e2llm.data.sources import Piece
 from e2llm.data.tokens import build_store
 from e2llm.data.windows import WindowDataset, collate
@@ -102,6 +102,30 @@ def test_the_evaluations_wording_never_occurs(part, tokenizer):
     for seed in range(100):
         text = tokenizer.decode(plant_window(window_of(part, seed), tokenizer, seed).tokens.tolist())
         assert not re.search(r"pass[\s_-]*key|remember it", text, re.IGNORECASE)
+
+
+def test_a_share_of_the_facts_are_codes_and_none_is_a_quoted_pair(part, tokenizer):
+    """Codes of 12 characters and more, which other facts do not have, in half of the windows of a single set."""
+    code = re.compile(r"(?<![\w-])(?=\S*\d)(?=\S*[A-Za-z])[0-9A-Za-z]+(?:[-:._/][0-9A-Za-z]+)+(?![\w-])")
+    single = held = 0
+    for seed in range(120):
+        text = tokenizer.decode(plant_window(window_of(part, seed), tokenizer, seed).tokens.tolist())
+        assert not re.search(r'"[^"\n]*"\s*:\s*"', text)
+        if seed % MAX_ROUNDS == 0:  # the seeds of one set
+            single += 1
+            held += any(len(found[0]) >= 20 for found in code.finditer(text))
+    assert 0.15 * single < held < CODES * single + 8
+
+
+def test_windows_that_hold_few_tokens_get_fewer_sets(part, tokenizer):
+    """A window of 512 tokens with room for one set only is not left without any."""
+    changed = 0
+    for seed in range(3, 83, MAX_ROUNDS):  # seeds of the most sets
+        window = Window(window_of(part, seed).tokens[:512], None, np.array([0]))
+        planted = plant_window(window, tokenizer, seed)
+        assert planted.tokens.shape == (512,)
+        changed += planted is not window
+    assert changed > 10
 
 
 def test_settings(tmp_path, write, tokenizer):

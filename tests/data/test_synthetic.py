@@ -1,23 +1,35 @@
 """The passages are reproducible, hold what they ask for, and never hold the evaluation's wording."""
 
+import hashlib
 import re
+import uuid
+from collections import Counter
 
 import pytest
 
-from e2llm.data.synthetic import GENERATORS, plant
+from e2llm.data.synthetic import GENERATORS, Draw, plant
+from e2llm.data.synthetic_codes import alike, form, is_allowed, plant_codes
+from e2llm.evaluate.tasks import UUID_KV
 
 NUM_PASSAGES = 1500
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+UUID_GROUPS = re.compile(r"[a-z0-9]{8}([^a-z0-9])[a-z0-9]{4}\1[a-z0-9]{4}\1[a-z0-9]{4}\1[a-z0-9]{12}", re.IGNORECASE)
+# The pairs of uuid_kv, and of the JSON objects that kv_pairs asks, whatever stands in them.
+QUOTED_PAIR = re.compile(r'"[^"\n]*"\s*:\s*"')
 HOST = "\n".join(f"line {i} of an ordinary text" for i in range(30))
 
 
 def passages(name: str, seed: int = 7) -> list[str]:
     if name == "plant":
         return [plant(seed, i, HOST) for i in range(NUM_PASSAGES)]
+    if name == "plant without quoted pairs":
+        return [plant(seed, i, HOST, quoted_pairs=False) for i in range(NUM_PASSAGES)]
+    if name == "plant_codes":
+        return [plant_codes(seed, i, HOST) for i in range(NUM_PASSAGES)]
     return [GENERATORS[name](seed, i) for i in range(NUM_PASSAGES)]
 
 
-@pytest.mark.parametrize("name", [*GENERATORS, "plant"])
+@pytest.mark.parametrize("name", [*GENERATORS, "plant", "plant without quoted pairs", "plant_codes"])
 def test_evaluation_wording_never_occurs(name):
     for text in passages(name):
         assert not re.search(r"pass[\s_-]*key", text, re.IGNORECASE), text
@@ -27,6 +39,26 @@ def test_evaluation_wording_never_occurs(name):
         # "X is N" and "N is the X" with exactly five digits
         assert not re.search(r"\bis:? \"?\d{5}(?!\w)", text), text
         assert not re.search(r"(?<!\w)\d{5} is\b", text), text
+        # uuid_kv and kv_pairs
+        assert not UUID_GROUPS.search(text), text
+        assert not re.search(r"corresponding|specified|extract the|\bkey: ?\"", text, re.IGNORECASE), text
+
+
+def test_the_pattern_of_quoted_pairs_is_the_evaluations():
+    assert QUOTED_PAIR.search(UUID_KV.statement)
+
+
+@pytest.mark.parametrize("name", ["plant without quoted pairs", "plant_codes"])
+def test_what_is_planted_in_a_users_text_holds_no_quoted_pairs(name):
+    assert not any(QUOTED_PAIR.search(text) for text in passages(name))
+
+
+def test_what_the_embedded_model_was_trained_on_stays():
+    """Digest of the passages as they were before long codes came: the quickstart's figures were measured with them."""
+    digest = hashlib.sha256()
+    for i in range(400):
+        digest.update((plant(0, i, HOST) + GENERATORS["key_values"](0, i) + GENERATORS["copies"](0, i)).encode())
+    assert digest.hexdigest() == "ac218064f0365b27e1875e15b972a78928f06f82f93e8dc9409d82de9875e113"
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -72,3 +104,61 @@ def test_planted_text_keeps_its_host():
     for i in range(50):
         lines = iter(plant(1, i, HOST).split("\n"))
         assert all(line in lines for line in HOST.split("\n"))  # in order
+
+
+def test_codes_have_many_forms():
+    forms = [form(Draw(1, i)) for i in range(3000)]
+    lengths = Counter(len(f.code(Draw(2, i))) for i, f in enumerate(forms))
+    assert set(lengths) == set(range(12, 41))
+    assert len({(f.groups, f.separator) for f in forms}) > 1000
+    assert {f.separator for f in forms} >= {"-", ":", ".", "_", " ", ""}
+    assert max(len(f.groups) for f in forms) > 8 and min(len(f.groups) for f in forms) == 1
+
+
+def test_no_code_is_one_of_the_evaluations_values():
+    for i in range(50):
+        made = uuid.UUID(bytes=Draw(4, i).rng.bytes(16), version=4)
+        values = (str(made), str(made).upper(), str(made).replace("-", ":"), str(made).replace("-", "_"))
+        assert not any(is_allowed(f"{before}{value}") for value in values for before in ("", "ab", "ab-"))
+        assert not is_allowed(made.hex) and is_allowed(str(made)[:-1])
+    assert not any(map(is_allowed, ("12345-abcdef-77", "abcdef.12345", "ab 12345 cd"))) and is_allowed("123456-a12345")
+    for i in range(4000):
+        for code in alike(Draw(5, i), 6):
+            assert not re.search(r"(?<!\w)\d{5}(?!\w)", code) and not UUID_GROUPS.search(code)
+
+
+def test_names_of_a_set_differ_and_look_alike():
+    same_start = same_end = 0
+    for i in range(600):
+        found = alike(Draw(3, i), 6)
+        assert len(set(found)) == 6 and len({len(one) for one in found}) == 1
+        same_start += len({one[:3] for one in found}) == 1
+        same_end += len({one[-3:] for one in found}) == 1
+    assert 60 < same_start < 200 and 60 < same_end < 200
+
+
+def test_codes_asked_for_were_stated():
+    """Every code of the last line stands before it, in its own line or in a question."""
+    asked = 0
+    for text in passages("plant_codes"):
+        body, last = text.strip().rsplit("\n", 1)
+        codes = re.findall(r"[\w.:/-]*\d[\w.:/-]{11,}", last)
+        asked += bool(codes)
+        assert all(code.rstrip(".:,;") in body for code in codes), text
+    assert asked > NUM_PASSAGES / 2
+
+
+def test_planted_codes_keep_their_host_and_depend_on_seed_and_index_alone():
+    for i in range(50):
+        lines = iter(plant_codes(1, i, HOST).split("\n"))
+        assert all(line in lines for line in HOST.split("\n"))  # in order
+    assert plant_codes(3, 5, HOST) == plant_codes(3, 5, HOST)
+    assert len({plant_codes(3, i, HOST) for i in range(50)} | {plant_codes(4, i, HOST) for i in range(50)}) == 100
+
+
+def test_a_short_host_holds_few_facts_and_a_long_one_up_to_six():
+    def most(host: str) -> int:
+        plain = host.count("\n")
+        return max(plant_codes(2, i, host).count("\n") - plain for i in range(200))
+
+    assert most("a line of text\n" * 20) < most("a line of text\n" * 400)

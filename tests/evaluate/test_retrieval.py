@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from architectures import tiny_model
 from texts import character_tokenizer, random_documents
+from transformers import AutoTokenizer
 
-from e2llm.data.synthetic import GENERATORS
+from e2llm.data.synthetic import GENERATORS, plant
+from e2llm.data.synthetic_codes import plant_codes
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.retrieval import make_prompts, prompt_template, retrieval, share_by_depth
 from e2llm.evaluate.tasks import PASS_KEY, TASKS, UUID_KV
 from e2llm.infer import Completion, Engine
+from e2llm.quickstart import TINY
 
 TOKENIZER = character_tokenizer()
 
@@ -198,6 +201,20 @@ def test_a_uuid_answer_is_the_whole_value(answer: str, right: bool) -> None:
     assert UUID_KV.is_correct(answer, "0a-1") is right
 
 
+def test_a_right_answer_of_single_characters_is_not_cut_short() -> None:
+    """A tokenizer that joins letters ("ce"), as most do, and a model that writes them one by one."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    documents = random_documents(2, 900)
+    shorter = 0
+    for task in TASKS.values():
+        for prompt in make_prompts(tokenizer, documents, window=600, num_prompts=40, seed=0, task=task):
+            answer = task.answer.format(value=prompt.expected)
+            spelled = [token for letter in answer for token in tokenizer(letter, add_special_tokens=False).input_ids]
+            shorter += len(tokenizer(answer, add_special_tokens=False).input_ids) + 2 < len(spelled)
+            assert task.is_correct(tokenizer.decode(spelled[: prompt.answer_tokens]), prompt.expected)
+    assert shorter > 0, "the tokenizer joins no letters: nothing was tried"
+
+
 def test_tasks_are_asked_apart() -> None:
     assert [task.name for task in TASKS.values()] == list(TASKS)
     assert {p.expected for p in prompts(900)} != {p.expected for p in prompts(900, task=UUID_KV)}
@@ -205,7 +222,9 @@ def test_tasks_are_asked_apart() -> None:
 
 
 def test_the_wording_is_in_no_synthetic_training_text() -> None:
-    made = "\n".join(make(0, i) for make in GENERATORS.values() for i in range(200)).lower()
+    host = "\n".join(f"line {i} of an ordinary text" for i in range(30))
+    makers = [*GENERATORS.values(), lambda seed, i: plant(seed, i, host), lambda seed, i: plant_codes(seed, i, host)]
+    made = "\n".join(make(0, i) for make in makers for i in range(200)).lower()
     for task in TASKS.values():
         for part in (task.introduction, task.question, task.answer_start):
             words = re.sub(r"\{\w+\}", "", part).strip().lower()

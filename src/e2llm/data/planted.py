@@ -1,8 +1,9 @@
 """Windows of ordinary text in which facts are stated and asked for again: long-range supervision from short data.
 
 Flows in: windows of a text source. Flows out: the same windows, a share of them with names and values between their
-lines and questions about them later. Under jumps the two stand at any distance. The wording is `synthetic.plant`'s:
-none of an evaluation's. A window is a function of (text, seed, number), as without planting.
+lines and questions about them later. Under jumps the two stand at any distance. Facts and wording are those of
+`synthetic.plant` and `synthetic_codes.plant_codes`: none of an evaluation's. A window is a function of (text, seed,
+number), as without planting.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ SHORTEST = 256
 """Tokens of text below which nothing is planted."""
 MAX_ROUNDS = 4
 """Sets of facts in one window, 1…4, each of up to 14 names."""
+CODES = 0.5
+"""Share of the sets of facts that are made of long random codes (docs/decisions.md has what it brings)."""
 _PLANT = 0x706C616E74  # keeps these random numbers apart from others drawn from the same seed
+_CODES = 0x636F646573
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,20 @@ def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int) 
 
 def _planted_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray | None:
     """As many tokens as came in: text with facts, filled up with what is left of it. None if that cannot be done."""
-    from e2llm.data.synthetic import plant
+    # Long codes may take more than a short window has: then fewer sets of facts.
+    found = (_with_rounds(tokens, tokenizer, seed, rounds) for rounds in range(1 + seed % MAX_ROUNDS, 0, -1))
+    return next((planted for planted in found if planted is not None), None)
 
-    rounds, room = 1 + seed % MAX_ROUNDS, len(tokens) * 15 // 16
+
+def _with_rounds(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int, rounds: int
+) -> np.ndarray | None:
+    room = len(tokens) * 15 // 16
     for _ in range(4):
         room = _line_end(tokens, room, tokenizer)
         text = str(tokenizer.decode(tokens[:room].tolist())).removesuffix("\n")
         for index in range(rounds):
-            text = plant(seed, index, text)
+            text = _with_facts(text, seed, index)
         found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(found) <= len(tokens):
             rest = tokens[room : room + len(tokens) - len(found)]
@@ -100,6 +110,16 @@ def _planted_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed
         if room < SHORTEST // 2:
             return None
     return None
+
+
+def _with_facts(text: str, seed: int, index: int) -> str:
+    """`text` with one set of facts, of words and numbers or of codes."""
+    from e2llm.data.synthetic import plant
+    from e2llm.data.synthetic_codes import plant_codes
+
+    if (keyed_hash(_CODES, seed, index) >> 11) / 2**53 < CODES:
+        return plant_codes(seed, index, text)
+    return plant(seed, index, text, quoted_pairs=False)
 
 
 def _line_end(tokens: np.ndarray, room: int, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -5,7 +5,8 @@ Flows in: (seed, index), for `plant` also a host text. Flows out: one text passa
 
 `key_values` states names and values, goes on about other things, and comes back to some of them. `copies` repeats a
 random sequence after a gap. `plant` does what `key_values` does inside a given text. The evaluation's own wording
-(pass keys in prose, UUIDs in JSON) never occurs here: see tests/data/test_synthetic.py.
+(pass keys in prose, UUIDs) never occurs here: see tests/data/test_synthetic.py. Facts of long codes are
+`synthetic_codes`'.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Draw:
 
 # --- names and values ------------------------------------------------------------------------------------------------
 
-def _phrase(draw: Draw) -> str:
+def phrase(draw: Draw) -> str:
     if draw.chance(0.6):
         words = [draw.pick(draw.words if draw.chance(0.6) else WORDS) for _ in range(draw.number(1, 3))]
         if not {"pass", "key"} <= set(words):  # the evaluation's name stays unseen
@@ -79,7 +80,7 @@ def _phrase(draw: Draw) -> str:
     return f"{draw.pick(ADJECTIVES)} {draw.pick(NOUNS)} {draw.pick(NOUNS)}"
 
 
-def _code_key(draw: Draw) -> str:
+def code_key(draw: Draw) -> str:
     kind = draw.number(0, 4)
     if kind <= 1:
         return draw.identifier()
@@ -90,9 +91,9 @@ def _code_key(draw: Draw) -> str:
     return f"{draw.characters('ABCDEFGHKLMNPRSTVWXZ', 2)}-{draw.digits(draw.number(2, 4))}"
 
 
-def _names(draw: Draw, count: int, make: Callable[[Draw], str]) -> list[str]:
+def names(draw: Draw, count: int, make: Callable[[Draw], str]) -> list[str]:
     """`count` different names; now and then they share words, so that the whole name must be matched."""
-    if make is _phrase and draw.chance(0.4):
+    if make is phrase and draw.chance(0.4):
         heads = [draw.pick(ADJECTIVES) for _ in range(3)]
         tails = [draw.pick(NOUNS) for _ in range(count)]
         names = dict.fromkeys(f"{draw.pick(heads)} {draw.pick(tails)}" for _ in range(4 * count))
@@ -101,7 +102,7 @@ def _names(draw: Draw, count: int, make: Callable[[Draw], str]) -> list[str]:
     return list(names)[:count]
 
 
-def _value(draw: Draw, *, in_sentence: bool) -> str:
+def value(draw: Draw, *, in_sentence: bool) -> str:
     kind = draw.number(0, 9)
     if kind <= 5:
         # Five digits are the evaluation's: never where a sentence says that something is a number.
@@ -136,7 +137,7 @@ PAIRS = (('{"K": "V"', ', "K": "V"', "}"), ("{'K': V", ",\n 'K': V", "}"), ("| K
 PAIR_ASKS = ('"K": "V"', "'K': V", "| K | V |", "K: V", "K = V", "K=V", "(K V)")
 
 
-def _fill(template: str, name: str, value: str) -> str:
+def fill(template: str, name: str, value: str) -> str:
     # As it is, also at the start of a sentence: a value that is asked for later must stand there letter by letter.
     return "".join(name if part == "K" else value if part == "V" else part for part in _split(template))
 
@@ -151,30 +152,31 @@ def _split(template: str) -> list[str]:
     return [*parts, template[start:]]
 
 
-def _facts(draw: Draw) -> tuple[list[str], list[str]]:
-    """(blocks that state, lines that come back to some of it, in the order of the statements or any other)."""
+def _facts(draw: Draw, rows: range) -> tuple[list[str], list[str]]:
+    """(blocks that state, lines that come back to some of it, in the order of the statements or any other). `rows`:
+    which of `PAIRS` may be drawn."""
     style, count = draw.number(0, 3), draw.number(1, 8)
     asks: Sequence[str]
     if style <= 1:
-        names = _names(draw, count, _phrase if draw.chance(0.8) else _code_key)
-        values = [_value(draw, in_sentence=True) for _ in names]
-        blocks = [_fill(draw.pick(SENTENCES), n, v) for n, v in zip(names, values, strict=True)]
+        keys = names(draw, count, phrase if draw.chance(0.8) else code_key)
+        values = [value(draw, in_sentence=True) for _ in keys]
+        blocks = [fill(draw.pick(SENTENCES), k, v) for k, v in zip(keys, values, strict=True)]
         asks = SENTENCE_ASKS
     elif style == 2:
-        names = _names(draw, count, _code_key)
-        values = [_value(draw, in_sentence=True) for _ in names]  # "# K is V" stands among the templates
+        keys = names(draw, count, code_key)
+        values = [value(draw, in_sentence=True) for _ in keys]  # "# K is V" stands among the templates
         template, asks = draw.pick(ASSIGNMENTS), ASSIGNMENT_ASKS
-        blocks = [_fill(template, n, v) for n, v in zip(names, values, strict=True)]
+        blocks = [fill(template, k, v) for k, v in zip(keys, values, strict=True)]
     else:
-        names = _names(draw, draw.number(2, 14), _code_key)
-        values = [_value(draw, in_sentence=False) for _ in names]
-        row = draw.number(0, len(PAIRS) - 1)
+        keys = names(draw, draw.number(2, 14), code_key)
+        values = [value(draw, in_sentence=False) for _ in keys]
+        row = draw.pick(rows)
         first, later, end = PAIRS[row]
-        blocks = ["".join(_fill(later if i else first, n, v)
-                          for i, (n, v) in enumerate(zip(names, values, strict=True))) + end]
+        blocks = ["".join(fill(later if i else first, k, v)
+                          for i, (k, v) in enumerate(zip(keys, values, strict=True))) + end]
         asks = (PAIR_ASKS[row],)
-    chosen = draw.rng.permutation(len(names))[: draw.number(1, min(5, len(names)))].tolist()
-    return blocks, [_fill(draw.pick(asks), names[i], values[i]) for i in chosen]
+    chosen = draw.rng.permutation(len(keys))[: draw.number(1, min(5, len(keys)))].tolist()
+    return blocks, [fill(draw.pick(asks), keys[i], values[i]) for i in chosen]
 
 
 # --- passages ---------------------------------------------------------------------------------------------------------
@@ -199,9 +201,8 @@ def _filler_lines(draw: Draw, characters: int) -> list[str]:
     return lines
 
 
-def _weave(draw: Draw, host: list[str]) -> str:
+def weave(draw: Draw, host: list[str], blocks: list[str], asks: list[str]) -> str:
     """Put statements between the host's lines and questions after them: some midway, the rest at the end."""
-    blocks, asks = _facts(draw)
     cut = draw.number(len(host) // 2, len(host))
     slots = sorted(draw.rng.integers(0, max(cut // 2, 1), size=len(blocks)).tolist())
     if draw.chance(0.5):  # one place for all: the questions then lie at like distances
@@ -216,17 +217,28 @@ def _weave(draw: Draw, host: list[str]) -> str:
     return "\n".join([*lines, *asks[:midway], *host[cut:], *asks[midway:]]) + "\n"
 
 
-def plant(seed: int, index: int, host: str) -> str:
-    """`host` with name–value facts between its lines and questions about them later and at its end."""
-    draw = Draw(seed, index, 2)
+def drawing(host: str, *key: int) -> Draw:
+    """A `Draw` whose names are made of the host's own words."""
+    draw = Draw(*key)
     draw.words = list(dict.fromkeys(re.findall(r"(?<![A-Za-z])[a-z]{3,10}(?![A-Za-z])", host))) or WORDS
-    return _weave(draw, host.split("\n"))
+    return draw
+
+
+def plant(seed: int, index: int, host: str, *, quoted_pairs: bool = True) -> str:
+    """`host` with name–value facts between its lines and questions about them later and at its end.
+
+    `quoted_pairs`: also as JSON. Facts planted in a user's text come without it (`data.planted`), as an evaluation asks
+    for pairs in that form; the embedded model and the quickstart were measured with it.
+    """
+    draw = drawing(host, seed, index, 2)
+    return weave(draw, host.split("\n"), *_facts(draw, range(0 if quoted_pairs else 1, len(PAIRS))))
 
 
 def key_values(seed: int, index: int) -> str:
     """Facts, filler, questions: about 150 to 1500 characters."""
     draw = Draw(seed, index, 0)
-    return _weave(draw, _filler_lines(draw, draw.number(120, 950)))
+    host = _filler_lines(draw, draw.number(120, 950))
+    return weave(draw, host, *_facts(draw, range(len(PAIRS))))
 
 
 def _items(draw: Draw, count: int) -> list[str]:

@@ -159,8 +159,10 @@ def _prompt(
     statements = [_ids(tokenizer, task.statement.format(name=n, value=v)) for n, v in facts]
     values = [_value_places(tokenizer, task, fact, len(ids)) for fact, ids in zip(facts, statements, strict=True)]
     before, after = [*opening, *_ids(tokenizer, frame[0])], _ids(tokenizer, frame[1].replace(_NAME, name))
-    # Two tokens of slack: models may split the value otherwise than the tokenizer does.
-    answer_tokens = len(_ids(tokenizer, task.answer.format(value=value))) + 2
+    # Models may split the value otherwise than the tokenizer does, at worst into single characters: an answer that is
+    # right must not be cut short.
+    answer = task.answer.format(value=value)
+    answer_tokens = max(len(_ids(tokenizer, answer)) + 2, len(answer))
     filler = window - len(before) - sum(map(len, statements)) - len(after) - answer_tokens
     document = _long_enough(documents, filler, index, window, task)
     start = int(random.integers(0, len(document.tokens) - filler + 1))

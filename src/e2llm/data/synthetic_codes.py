@@ -1,0 +1,156 @@
+"""Facts of long random codes: names that look alike, values that must be copied letter by letter.
+
+Flows in: (seed, index), a host text. Flows out: the host with such facts between its lines and questions about them
+later, as `synthetic.plant` makes them of words and short numbers. What is to be learned is what an evaluation with
+UUIDs asks, and none of it is shown: no UUID, no quoted name with a quoted value, none of the wording
+(tests/data/test_synthetic.py).
+
+A module and a function of its own, beside `plant`: what `plant` and `key_values` draw for a seed is what the embedded
+model and the quickstart's measured results were trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from e2llm.data.synthetic import Draw, code_key, drawing, fill, names, phrase, value, weave
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_DIGITS = "0123456789"
+_HEX = _DIGITS + "abcdef"
+ALPHABETS = (
+    _HEX, _HEX, _HEX, _HEX.upper(), _DIGITS + _LETTERS, (_DIGITS + _LETTERS).upper(),
+    _DIGITS + _LETTERS + _LETTERS.upper(), _LETTERS + "234567", _LETTERS, _DIGITS,
+)  # fmt: skip
+SEPARATORS = ("-", "-", "-", ":", ".", "_", " ", "/", "", "", "")
+QUOTES = (("", ""), ("", ""), ("", ""), ("'", "'"), ("`", "`"), ("<", ">"), ("[", "]"), ("(", ")"))
+SHORTEST, LONGEST = 12, 40
+"""Characters of a code, its separators among them."""
+_UUID = re.compile(r"\w{8}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{12}|^[0-9a-fA-F]{32}$")
+_FIVE_DIGITS = re.compile(r"(?<!\w)\d{5}(?!\w)")  # a pass key
+
+STATEMENTS = (
+    "K = V", "K -> V", "K => V", "K: V", "K | V", "K; V", "K\tV", "K (V)", "set K V", "assign(K, V)", "K\n    V",
+    "K maps to V.", "K stands for V.", "K goes with V.", "The entry for K is V.", "The code of K is V.",
+    "V was given to K.", "V is filed under K.", "Under K they wrote V.", "Take V for K.", "K was exchanged for V.",
+    "id K, token V", "item K\ncontent V",
+)  # fmt: skip
+ASKS = (
+    "K = V", "K -> V", "K: V", "K | V", "K\n    V", "K?\nV", "get(K) == V", "find K\nfound: V", "query: K\nresult: V",
+    "Input: K\nOutput: V", "request K\nresponse V", "Q: K?\nA: V", "What does K map to? V", "What goes with K? V",
+    "Look up K.\nV", "Look up K: V", "Which code belongs to K? It is V.", "As said, K goes with V.",
+    "The entry for K, again: V", "Asked for K, they gave V.", "Name: K\nIts match: V", "Recall what K has: V",
+    "Of all these, K stands for V.", "Wanted: K\nFound above: V", "The one for K was V.",
+)  # fmt: skip
+
+
+def is_allowed(code: str) -> bool:
+    """Whether `code` is none of an evaluation's values: no UUID in any alphabet or with any separator, no five digits
+    standing alone."""
+    return not _UUID.search(code) and not _FIVE_DIGITS.search(code)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the codes of one set look like."""
+
+    alphabet: str
+    groups: tuple[int, ...]
+    """Characters of each group."""
+    separator: str
+
+    def code(self, draw: Draw) -> str:
+        """One of this form."""
+        while True:
+            found = self.separator.join(draw.characters(self.alphabet, size) for size in self.groups)
+            if is_allowed(found):
+                return found
+
+
+def form(draw: Draw) -> Form:
+    """A form of SHORTEST to LONGEST characters."""
+    while True:
+        alphabet, separator = draw.pick(ALPHABETS), draw.pick(SEPARATORS)
+        length = draw.number(SHORTEST, LONGEST)
+        groups = [length]
+        if separator:
+            even = draw.number(2, 8)  # half of them have groups of one size, as serial numbers do
+            is_even = draw.chance(0.5)
+            groups = []
+            while sum(groups) + len(groups) < length:
+                groups.append(even if is_even else draw.number(2, 12))
+        # Five digits would stand alone in every code of such a form.
+        groups = [6 if size == 5 and alphabet == _DIGITS else size for size in groups]
+        found = Form(alphabet, tuple(groups), separator)
+        example = separator.join("a" * size for size in groups)
+        if SHORTEST <= len(example) <= LONGEST and is_allowed(example):
+            return found
+
+
+def alike(draw: Draw, count: int) -> list[str]:
+    """`count` different codes of one form; often they begin or end alike, so that the whole name must be matched."""
+    shape, kind = form(draw), draw.number(0, 5)
+    first = shape.code(draw)
+    shared = draw.number(2, len(first) - 6)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        one = shape.code(draw)
+        if kind == 0:
+            one = first[:shared] + one[shared:]
+        elif kind == 1:
+            one = one[: len(first) - shared] + first[len(first) - shared :]
+        if is_allowed(one):
+            found.setdefault(one)
+    return list(found)
+
+
+def _values(draw: Draw, count: int) -> list[str]:
+    shape = form(draw)
+    pairs = draw.chance(0.1)  # now and then an answer is longer still
+    return [" ".join(shape.code(draw) for _ in range(2 if pairs else 1)) for _ in range(count)]
+
+
+def _facts(draw: Draw, most: int) -> tuple[list[str], list[str]]:
+    """(blocks that state, lines that come back to some of it), of 2 to `most` facts."""
+    count, kind = draw.number(2, most), draw.number(0, 9)
+    if kind == 0:  # a code is to be copied, the name is easy
+        make: Callable[[Draw], str] = phrase if draw.chance(0.5) else code_key
+        keys = names(draw, count, make)
+        stored = _values(draw, len(keys))
+    elif kind == 1:  # a code is to be found, the answer is easy
+        keys = alike(draw, count)
+        stored = [value(draw, in_sentence=True) for _ in keys]
+    elif kind <= 4:  # both of one form
+        keys = alike(draw, 2 * count)
+        keys, stored = keys[:count], keys[count:]
+    else:
+        keys, stored = alike(draw, count), _values(draw, count)
+    facts = list(zip(keys, stored, strict=True))
+    template = draw.pick(STATEMENTS)
+    blocks = _written(draw, template, facts)
+    if draw.chance(0.3):
+        blocks = ["\n" + block + "\n" for block in blocks]
+    if draw.chance(0.3):
+        blocks = ["\n".join(blocks)]
+    order = draw.rng.permutation(len(facts)).tolist()
+    if draw.chance(0.1):
+        return blocks, ["\n".join(_written(draw, template, [facts[i] for i in order]))]  # all of it once more
+    asked = [facts[i] for i in order[: draw.number(1, min(3, len(facts)))]]
+    return blocks, [_written(draw, draw.pick(ASKS), [fact])[0] for fact in asked]
+
+
+def _written(draw: Draw, template: str, facts: list[tuple[str, str]]) -> list[str]:
+    """`facts` in one wording, names and values in quotes of one kind each."""
+    (a, b), (c, d) = draw.pick(QUOTES), draw.pick(QUOTES)
+    if draw.chance(0.15):  # quotes around one of the two: around both they would be the evaluation's
+        (a, b), (c, d) = (('"', '"'), ("", "")) if draw.chance(0.5) else (("", ""), ('"', '"'))
+    return [fill(template, a + name + b, c + stored + d) for name, stored in facts]
+
+
+def plant_codes(seed: int, index: int, host: str) -> str:
+    """`host` with facts of long codes between its lines and questions about them later and at its end."""
+    draw = drawing(host, seed, index, 3)
+    # A fact takes some 150 characters with its question: a short host holds few.
+    return weave(draw, host.split("\n"), *_facts(draw, min(6, max(2, len(host) // 450))))
