@@ -88,7 +88,8 @@ def main() -> None:
             if row["metric"] == "loss":
                 labels = {k: v for k, v in row.items() if k not in ("metric", "value", "unit", "n")}
                 rows.append(make_row("loss", row["value"], "nats", row["n"], **labels, arithmetic=name))
-    shared = {"recipe": args.recipe, "steps": args.steps, "set": args.set, "arithmetic": config}
+    given = [setting for setting in args.set if not setting.startswith("data.cache_dir=")]  # a place, not a choice
+    shared = {"recipe": args.recipe, "steps": args.steps, "set": given, "arithmetic": config}
     Record(kind="train_losses", config=shared, rows=rows, environment=environment).save(args.out)
     print(args.out)
 

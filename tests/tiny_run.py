@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from e2llm.config import Recipe, load_recipe
+from e2llm.config import Recipe, load_recipe, to_toml
 
 WINDOW = 48
 
@@ -68,6 +69,19 @@ def small(base: Path, output: Path, *overrides: str) -> Recipe:
             *overrides,
         ],
     )
+
+
+def write(base: Path, folder: Path, name: str, *overrides: str) -> str:
+    """The file of a `small` recipe, for processes; its run is `folder`/`name`."""
+    file = folder / f"{name}.toml"
+    file.write_text(to_toml(small(base, folder / name, *overrides)))
+    return str(file)
+
+
+def logged(run: Path, key: str) -> dict[int, float]:
+    """Step -> value, from the run's metrics."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[key] for row in rows if key in row}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

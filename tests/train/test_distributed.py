@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from processes import placement_key, run, seen, seen_file, torchrun
-from tiny_run import WINDOW, make_base, small, weights
+from tiny_run import WINDOW, logged, make_base, small, weights, write
 from transformers import AutoModelForCausalLM
 
-from e2llm.config import Recipe, to_toml
+from e2llm.config import Recipe
 from e2llm.positions.placement import PositionSampler
 from e2llm.train import train
 from e2llm.train.distributed import leave
@@ -45,8 +45,9 @@ def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process as pytest is; two processes; a run of two, stopped at step 3, that one process ended."""
     folder = tmp_path_factory.mktemp("runs")
     train(small(base, folder / "full", *BATCH, *TIGHT), quiet=True)
-    names = {name: write(base, folder, name, *TIGHT, f"distributed.strategy={name}") for name in ("ddp", "fsdp2")}
-    stopped = write(base, folder, "two-to-one", *TIGHT, "distributed.strategy=fsdp2")
+    kinds = ("ddp", "fsdp2")
+    names = {kind: write(base, folder, kind, *BATCH, *TIGHT, f"distributed.strategy={kind}") for kind in kinds}
+    stopped = write(base, folder, "two-to-one", *BATCH, *TIGHT, "distributed.strategy=fsdp2")
     torchrun(2, *names.values(), f"{stopped}:3")
     assert sorted(seen(Path(stopped), 2)) == [1, 2, 3]
     alone(stopped)
@@ -59,9 +60,9 @@ def slow_runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slow")
     for name, more in (("full", TIGHT), ("lora", LORA)):
         train(small(base, folder / name, *BATCH, *more), quiet=True)
-    adapters = write(base, folder, "fsdp2-lora", *LORA, "distributed.strategy=fsdp2")
-    two_to_one = write(base, folder, "ddp-two-to-one", *TIGHT, "distributed.strategy=ddp")
-    one_to_two = write(base, folder, "one-to-two", *TIGHT, "distributed.strategy=fsdp2")
+    adapters = write(base, folder, "fsdp2-lora", *BATCH, *LORA, "distributed.strategy=fsdp2")
+    two_to_one = write(base, folder, "ddp-two-to-one", *BATCH, *TIGHT, "distributed.strategy=ddp")
+    one_to_two = write(base, folder, "one-to-two", *BATCH, *TIGHT, "distributed.strategy=fsdp2")
     torchrun(2, adapters, f"{two_to_one}:3")
     torchrun(1, two_to_one, f"{one_to_two}:3")
     torchrun(2, one_to_two)
@@ -80,17 +81,6 @@ def alone(recipe: str) -> None:
         free.close()
         run(Path(recipe), None)
         leave()
-
-
-def write(base: Path, folder: Path, name: str, *more: str) -> str:
-    file = folder / f"{name}.toml"
-    file.write_text(to_toml(small(base, folder / name, *BATCH, *more)))
-    return str(file)
-
-
-def logged(run: Path, key: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row[key] for row in rows if key in row}
 
 
 ALL = ["ddp", "fsdp2", "two-to-one"]
@@ -146,7 +136,7 @@ def test_adapters_and_other_changes_of_processes(base: Path, slow_runs: Path, na
 def test_deepspeed_gives_the_same_run_and_resumes(base: Path, tmp_path: Path, stage: int) -> None:
     train(small(base, tmp_path / "full", *BATCH, *TIGHT), quiet=True)
     zero = ("distributed.strategy=deepspeed", f"distributed.zero_stage={stage}")
-    file = write(base, tmp_path, "zero", *TIGHT, *zero)
+    file = write(base, tmp_path, "zero", *BATCH, *TIGHT, *zero)
     torchrun(2, f"{file}:3")
     torchrun(2, file)
     check_same_run(tmp_path, "zero")

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from processes import placement_key, seen_file, torchrun
-from tiny_run import WINDOW, make_base, small, weights
+from tiny_run import WINDOW, logged, make_base, small, weights, write
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import e2llm.train.run as run_module
-from e2llm.config import load_recipe, to_toml
+from e2llm.config import load_recipe
 from e2llm.hf.tensor_parallel import check_shares
 from e2llm.positions.placement import PositionSampler
 from e2llm.train import train
@@ -46,20 +46,9 @@ def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process; two; two that were stopped at step 3 and went on."""
     folder = tmp_path_factory.mktemp("runs")
     train(small(base, folder / "one", *BATCH), quiet=True)
-    two, stopped = (write(base, folder, name, *TENSOR) for name in ("two", "stopped"))
+    two, stopped = (write(base, folder, name, *BATCH, *TENSOR) for name in ("two", "stopped"))
     torchrun(2, two, f"{stopped}:3", stopped)
     return folder
-
-
-def write(base: Path, folder: Path, name: str, *more: str) -> str:
-    file = folder / f"{name}.toml"
-    file.write_text(to_toml(small(base, folder / name, *BATCH, *more)))
-    return str(file)
-
-
-def logged(run: Path, key: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row[key] for row in rows if key in row}
 
 
 def check_same_run(found: Path, expected: Path) -> None:
@@ -115,12 +104,12 @@ def test_the_folder_at_the_end_loads_without_us(runs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(0 < torch.cuda.device_count() < 4, reason="four processes need four GPUs, or none")
 def test_groups_beside_each_other_and_checkpoints_of_and_for_plain_fsdp2(base: Path, runs: Path) -> None:
-    four, from_groups = (write(base, runs, name, *TENSOR) for name in ("four", "from-groups"))
-    to_groups = write(base, runs, "to-groups", TENSOR[0])
+    four, from_groups = (write(base, runs, name, *BATCH, *TENSOR) for name in ("four", "from-groups"))
+    to_groups = write(base, runs, "to-groups", *BATCH, TENSOR[0])
     torchrun(4, four, f"{from_groups}:3")
     torchrun(2, f"{to_groups}:3")
-    write(base, runs, "from-groups", TENSOR[0])
-    write(base, runs, "to-groups", *TENSOR)
+    write(base, runs, "from-groups", *BATCH, TENSOR[0])
+    write(base, runs, "to-groups", *BATCH, *TENSOR)
     torchrun(2, from_groups, to_groups)
     for name in ("four", "from-groups", "to-groups"):
         check_same_run(runs / name, runs / "one")
@@ -167,7 +156,7 @@ def test_families_and_arithmetic(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         base, more = of_type(tmp_path / kind, kind), (*steps, *extra.get(kind, ()))
         train(small(base, tmp_path / kind / "one", *BATCH, *more), quiet=True)
-        files.append(write(base, tmp_path / kind, "two", *more, *TENSOR))
+        files.append(write(base, tmp_path / kind, "two", *BATCH, *more, *TENSOR))
     torchrun(2, *files)
     for kind in FAMILIES:
         low = kind == "mistral"
@@ -207,7 +196,7 @@ def test_a_model_that_computes_something_else_when_cut_is_refused(tmp_path: Path
     config |= {"model_type": "skewed_llama", "architectures": ["SkewedLlama"], "auto_map": names}
     (base / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(AssertionError, match="cut by its plan it computes something else"):
-        torchrun(2, write(base, tmp_path, "skewed", "model.trust_remote_code=true", *TENSOR))
+        torchrun(2, write(base, tmp_path, "skewed", *BATCH, "model.trust_remote_code=true", *TENSOR))
 
 
 STEP = """
