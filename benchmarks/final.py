@@ -8,21 +8,24 @@ checkpoint is calibrated on) and eval/<corpus> (those that are reported). Contes
 of baselines.toml: --rival, or the one whose study_<name>.json reads the longest window best. Writes
 study_final_<name>_<seed>.json, rows labelled with the seed of training.
 
-Seeds come one after the other, so that what a short hour leaves out is left out of all. Nothing begins after --until
-seconds; a training or calibration that runs then is stopped and keeps what it has. The same command goes on from there.
+Seeds come one after the other, so that what a short hour leaves out is left out of all. At --until seconds all ends: a
+training or calibration is stopped and keeps what it has, a Record is written of what is measured and names what is not
+(`unfinished`). The same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,35 +195,67 @@ def scale_for(engine: Engine, one: Contestant, window: int) -> float:
 
 
 def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | None:
-    """Perplexity and keys at every window, or None where the time ended first; finished parts are kept."""
-    engine = Engine.load(str(one.folder / "model"))
-    most = {"num_tokens": max(args.windows), "max_documents": args.max_documents}
-    corpora: dict[str, list[Document]] = {
-        folder.name: load_documents(folder, engine.tokenizer, **most)
-        for folder in sorted((args.text / "eval").iterdir())
-    }
-    records = []
-    for protocols in (("whole",), tuple(args.tasks)):
-        for window in args.windows:
-            if time.monotonic() >= end:
-                return None
-            config = EvaluateConfig(
-                windows=tuple(args.windows),
-                scales=(scale_for(engine, one, window),) if engine.extension.method != "none" else (),
-                protocols=protocols,
-                prompts=args.prompts,
-                checkpoint=one.run.name,
-                base_model=args.base_model,
-            )
-            texts = corpora if protocols == ("whole",) else dict(list(corpora.items())[-1:])
-            partial = one.folder / "evaluation.partial.jsonl"
-            records.append(evaluate(engine, texts, config, windows=(window,), partial=partial, progress=True))
-    return final_record(one, engine, records)
+    """Perplexity and keys at every window; where the time ends first what there is by then, None if that is nothing.
+
+    The Record's `unfinished` names what is missing; finished parts are kept for the next call."""
+    records, unfinished = [], [f"{p} at {w}" for p in ("whole", *args.tasks) for w in args.windows]
+    try:
+        with time_ends(end):
+            engine = Engine.load(str(one.folder / "model"))
+            most = {"num_tokens": max(args.windows), "max_documents": args.max_documents}
+            corpora: dict[str, list[Document]] = {
+                folder.name: load_documents(folder, engine.tokenizer, **most)
+                for folder in sorted((args.text / "eval").iterdir())
+            }
+            for protocol in ("whole", *args.tasks):
+                texts = corpora if protocol == "whole" else dict(list(corpora.items())[-1:])
+                for window in args.windows:
+                    config = EvaluateConfig(
+                        windows=tuple(args.windows),
+                        scales=(scale_for(engine, one, window),) if engine.extension.method != "none" else (),
+                        protocols=(protocol,),
+                        prompts=args.prompts,
+                        checkpoint=one.run.name,
+                        base_model=args.base_model,
+                    )
+                    partial = one.folder / "evaluation.partial.jsonl"
+                    records.append(evaluate(engine, texts, config, windows=(window,), partial=partial, progress=True))
+                    unfinished.pop(0)
+    except TimeEnded:
+        if not records:
+            return None
+    return final_record(one, engine, records, args.shared_gpu, unfinished)
 
 
-def final_record(one: Contestant, engine: Engine, records: Sequence[Record]) -> Record:
+class TimeEnded(Exception):
+    """--until is over."""
+
+
+@contextlib.contextmanager
+def time_ends(end: float) -> Iterator[None]:
+    """Raise TimeEnded inside the block at `end`: a window of 128k takes minutes, and a lent machine does not wait."""
+
+    def ended(*_: object) -> None:
+        raise TimeEnded
+
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeEnded
+    before = signal.signal(signal.SIGALRM, ended)
+    signal.setitimer(signal.ITIMER_REAL, 0.0 if math.isinf(left) else left)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def final_record(
+    one: Contestant, engine: Engine, records: Sequence[Record], shared_gpu: bool, unfinished: Sequence[str]
+) -> Record:
     """All rows with the label of the training's seed; the prompts' own stands in the config."""
-    speed = [row for row in Record.load(one.folder / "train.json").rows if row["metric"] in SPEED]
+    kept = () if shared_gpu else SPEED
+    speed = [row for row in Record.load(one.folder / "train.json").rows if row["metric"] in kept]
     rows = [{**row, "seed": one.seed, "checkpoint": one.run.name} for row in speed]
     rows += [{**row, "seed": one.seed} for record in records for row in record.rows]
     recipe = to_plain(load_recipe(str(one.folder / "recipe.toml")))
@@ -228,13 +263,15 @@ def final_record(one: Contestant, engine: Engine, records: Sequence[Record]) -> 
         "recipe": {**recipe, "name": one.run.name},
         "seed": one.seed,
         "prompts_seed": records[-1].config["seed"],
-        "prompt": records[-1].config["prompt"],
+        "prompt": {r.config["protocols"][0]: r.config["prompt"] for r in records if r.config["prompt"]},
         "native_window": engine.native_window,
         "schedule": [dataclasses.asdict(step) for step in engine.extension.schedule],
         "corpora": records[0].config["corpora"],
+        "shared_gpu": shared_gpu,
+        "unfinished": list(unfinished),
     }
-    asked = [example for record in records for example in record.examples if example["metric"] == "retrieval"]
-    return Record(kind="study_final", config=portable(config), rows=rows, examples=asked)
+    examples = [example for record in records for example in record.examples]
+    return Record(kind="study_final", config=portable(config), rows=rows, examples=examples)
 
 
 def parse() -> argparse.Namespace:
@@ -260,6 +297,7 @@ def parse() -> argparse.Namespace:
     add("--prompts", type=int, default=100)
     add("--max-documents", type=int, default=10)
     add("--set", action="append", default=[], help="as of e2llm train, for every contestant")
+    add("--shared-gpu", action="store_true", help="something else computes on it too: no speed goes into the Records")
     return parser.parse_args()
 
 
@@ -276,7 +314,7 @@ def main() -> int:
     left = []
     for one in found:
         out = args.out / f"study_final_{one.name}.json"
-        if out.is_file():
+        if out.is_file() and not Record.load(out).config.get("unfinished"):
             continue
         done = time.monotonic() < end and trained(one, end) and calibrated(one, args, end)
         record = measured(one, args, end) if done else None
@@ -284,8 +322,11 @@ def main() -> int:
             left.append(one.name)
             continue
         record.save(out)
-        (one.folder / "evaluation.partial.jsonl").unlink(missing_ok=True)
         print(out, flush=True)
+        if record.config["unfinished"]:
+            left.append(one.name)
+            continue
+        (one.folder / "evaluation.partial.jsonl").unlink(missing_ok=True)
     print("not finished:", ", ".join(left) or "nothing", flush=True)
     return 1 if left else 0
 

@@ -242,7 +242,7 @@ def study(run: Run, shared: Study, out: Path) -> Record:
     else:
         shared.untrained(run.method)
     records = shared.measure(run)
-    kept = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
+    kept = () if shared.args.shared_gpu else ("train_seconds", "tokens_per_second", "peak_memory_bytes")
     speed = [row for row in trained if row["metric"] in kept]
     record = Record(
         kind="study",
@@ -254,6 +254,7 @@ def study(run: Run, shared: Study, out: Path) -> Record:
                 "documents": {label: [d.name for d in found] for label, found in shared.corpora.items()},
                 "native_window": records[0].config["native_window"],
                 "dtype": str(shared.measured.dtype).removeprefix("torch."),
+                "shared_gpu": shared.args.shared_gpu,
                 "prompt": records[-1].config["prompt"],
             }
         ),
@@ -302,6 +303,7 @@ def parse() -> argparse.Namespace:
     add("--work", type=Path, help="training runs, tokens and the comparison (runs/study, or runs/study-<name>)")
     add("--only", nargs="+", default=[], metavar="NAME", help="these runs")
     add("--until", type=float, default=float("inf"), help="seconds after which no run is begun")
+    add("--shared-gpu", action="store_true", help="something else computes on it too: no speed goes into the Records")
     args = parser.parse_args()
     return with_defaults(args, read_defaults(args.plan))
 

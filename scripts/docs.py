@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import docs_clusters
+import docs_final
 import docs_reference
 import docs_results
 import docs_study
@@ -39,6 +40,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     records = docs_results.load(root / "benchmarks" / "results")
     readme = (root / "README.md").read_text(encoding="utf-8")
     for name, text in (
+        ("final", "\n\n".join(docs_final.readme_block(records))),
         ("study", docs_results.study_block(records)),
         ("quickstart", docs_results.quickstart_block(records)),
     ):

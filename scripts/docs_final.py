@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from e2llm.records import Record
-from e2llm.report.formats import TASK_NAMES, format_value, format_window
+from e2llm.report.formats import TASK_NAMES, format_count, format_value, format_window, sentence_case
 
 ORDER = ("plain", "paper", "recommended", "recommended-planted")
 """Checkpoints in the order of the table; the rival comes last."""
@@ -40,9 +40,27 @@ def final_block(records: Sequence[Record]) -> list[str]:
                     raise ValueError(f"study_final: {name} with seed {seed} holds {key} at {row['window']} twice")
                 of_seed[seed] = row["value"]
     blocks = ["## Final comparison", NOTE]
-    for key in sorted(values):
-        blocks += [f"{key[1].capitalize()}, {key[0]}:", _table(values[key], metrics[key])]
+    for key in sorted(values, key=lambda key: (metrics[key] != "perplexity", key[1], key[0])):
+        blocks += [f"{sentence_case(key[1])}, {key[0]}:", _table(values[key], metrics[key])]
     return [*blocks, _seeds(finals)]
+
+
+def readme_block(records: Sequence[Record]) -> list[str]:
+    """The same tables in short: what the README says of checkpoints that had the same budget."""
+    blocks = final_block(records)
+    if not blocks:
+        return []
+    finals = [record for record in records if record.kind == "study_final"]
+    train, data = finals[0].config["recipe"]["train"], finals[0].config["recipe"]["data"]
+    devices = sorted({str(record.environment.get("gpu") or record.environment.get("cpu")) for record in finals})
+    windows = train["batch_size"] * train["gradient_accumulation"]
+    steps = f"{format_count(train['steps'])} steps of {windows} windows of {data['window']} tokens for each"
+    head = (
+        f"Equal budgets: {finals[0].rows[-1]['base_model']}, one {' or '.join(devices)}, {steps}, read at the scale "
+        "that reads the window best on other documents."
+    )
+    # What rests on one seed is said below the tables.
+    return [head, *(block.replace(" (one seed)", "") for block in blocks[2:])]
 
 
 def _key(row: Mapping[str, Any]) -> Key | None:

@@ -24,13 +24,16 @@ KEY_PROMPTS = 100
 BUDGET_STEPS = 1200
 """Steps below which a run of the study is too short to be held against the goals."""
 REFERENCE = "plain"
+SHOWN = ("recommended", "recommended-planted", "recommended+planted")
 
 NOTE = (
     "Perplexities are of whole windows, relative to those at 8k on the same documents and target tokens, each window "
     "read at the checkpoint's own scale for it (window / 8k in a study's run). A goal counts as met only where it "
     "holds on every corpus that was measured; keys need 100 prompts a length. Runs of the study are measured on the "
     "development documents; early ones did not score the very same tokens at each window and make no ratio. A value "
-    "without the number of its seeds rests on one."
+    "without the number of its seeds rests on one. `recommended-planted` is the final comparison's, "
+    "`recommended+planted` are earlier runs whose planted facts held no long codes and which were calibrated at 32k "
+    "and 128k only."
 )
 
 
@@ -101,7 +104,7 @@ def _monotone(one: Measured, others: Mapping[str, Measured]) -> list[Finding]:
     if found is None:
         return []
     ratios = [found[0][window] for window in windows]
-    text = " / ".join(f"{ratio:.2f}" for ratio in ratios) + _seeds(found[1])
+    text = " / ".join(f"{ratio:.3f}" for ratio in ratios) + _seeds(found[1])
     return [Finding(text, ratios[0] > ratios[1] > ratios[2])]
 
 
@@ -194,7 +197,7 @@ GOALS = (
 def goals_block(records: Sequence[Record]) -> list[str]:
     """Heading, note and one table: a row a goal, a column a checkpoint."""
     results, study = _subjects(records)
-    shown = [(name, results[name], results) for name in ("recommended", "recommended+planted") if name in results]
+    shown = [(name, results[name], results) for name in SHOWN if name in results]
     shown += [(f"study: {name}", one, study) for name, one in study.items() if name != REFERENCE and _trained(one)]
     head = ["figure", "goal", *(f"`{name}`" for name, _, _ in shown)]
     lines = [head, ["---"] * len(head)]

@@ -52,12 +52,12 @@ def test_without_records_there_is_no_verdict(goals: ModuleType) -> None:
 
 def test_perplexity_is_relative_to_the_same_tokens(goals: ModuleType) -> None:
     good = table(goals, record(losses(FALLING, "mathematics"), losses(FALLING, "novels")))
-    assert good["perplexity, mathematics, 32k / 64k / 128k"] == ["0.95 / 0.90 / 0.85: met"]
+    assert good["perplexity, mathematics, 32k / 64k / 128k"] == ["0.950 / 0.900 / 0.850: met"]
     assert good["perplexity, novels, 128k"] == ["0.85: met"]
     assert good["perplexity, 256k"] == ["mathematics 0.97, novels 0.97: met"]
     bad = FALLING | {131_072: 4.1, 262_144: 4.2}
     found = table(goals, record(losses(bad, "mathematics"), losses(bad, "novels")))
-    assert found["perplexity, mathematics, 32k / 64k / 128k"] == ["0.95 / 0.90 / 1.02: **not met**"]
+    assert found["perplexity, mathematics, 32k / 64k / 128k"] == ["0.950 / 0.900 / 1.025: **not met**"]
     assert found["perplexity, novels, 128k"] == ["1.02: **not met**"]
     # one corpus alone can miss the goal, but not reach it
     assert table(goals, record(losses(FALLING, "novels")))["perplexity, 256k"] == ["novels 0.97: not measured whole"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,10 +78,30 @@ def test_two_seeds_from_training_to_the_page(
         assert tried == ({2.0, 16.0} if name == "pi" else {2.0})  # one fixed scale is tried itself
         assert {row["scale"] for row in rows if row["window"] == 1024} <= tried
     assert losses["recommended", 0] != losses["recommended", 1]
-    # one Record is lost: it is measured again, from the model that is there
-    (tmp_path / "out" / "study_final_pi_1.json").unlink()
-    code, said = call()
-    assert code == 0 and "$ e2llm" not in said and (tmp_path / "out" / "study_final_pi_1.json").is_file()
+    # one Record is lost: it is measured again, from the model that is there; the time ends on the way
+    lost, evaluate, asked = tmp_path / "out" / "study_final_pi_1.json", final.evaluate, []
+
+    def slow(*args: Any, **options: Any) -> Record:
+        asked.append(options["windows"])
+        if len(asked) == 4:
+            time.sleep(60)
+        return evaluate(*args, **options)
+
+    lost.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(final, "evaluate", slow)
+        code, said = call("--until", "20")
+    assert code == 1 and "$ e2llm" not in said and "not finished: pi_1" in said
+    part = Record.load(lost)
+    speed = [row for row in part.rows if row["metric"] in final.SPEED]
+    rest = part.rows[len(speed) :]
+    assert part.config["unfinished"] == ["pass_key at 1024"] and speed
+    assert {row["metric"] for row in rest} == {"perplexity", "retrieval"}
+    code, said = call("--shared-gpu")
+    assert code == 0 and "$ e2llm" not in said and said.count("study_final_") == 1
+    whole = Record.load(lost)
+    assert whole.config["unfinished"] == [] and whole.config["shared_gpu"]
+    assert whole.rows[: len(rest)] == rest and len(whole.rows) > len(rest)  # what was measured stands, without speed
 
     page = loaded("docs_final", "scripts", monkeypatch).final_block(list(records.values()))
     assert "## Final comparison" in page and page[-1] == "Seeds: `recommended` 0, 1, `pi` 0, 1."
