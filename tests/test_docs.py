@@ -153,7 +153,7 @@ def test_serving_tables_hold_what_records_say(docs: ModuleType, tmp_path: Path) 
 
 
 def train_record(tmp_path: Path, rows: list[dict], *, name: str = "train_x", **config: object) -> Record:
-    facts = {"shape": "llama-1b", "figure1": False, "failed": {}, "out_of_memory": [], "not_run": []}
+    facts = {"shape": "llama-1b", "rounds": 1, "figure1": False, "failed": {}, "out_of_memory": [], "not_run": []}
     path = tmp_path / f"{name}.json"
     return Record("benchmark_train", {**facts, **config}, rows, environment={"gpu": "G"}, path=path)
 
@@ -185,6 +185,8 @@ def test_training_tables_and_targets_follow_the_figures(docs: ModuleType, tmp_pa
     assert "| random scales and offsets cost at most 0.5 % | 0.996 | yes |" in page
     assert "`hf-liger` failed: no such package" in page and "`hf 8 x 4096` ran out of memory." in page
     assert "| loss | 200.0 | 100.0% |" in page
+    seen = "| llama-1b | random scales and offsets cost at most 0.5 % | 0.996 (G, one round) |"
+    assert seen in page and "| llama-1b | at most 0.6 of hf's peak memory | **0.700 (G)** |" in page
     assert "No Record yet" in docs.docs_training.training_page([])
 
 
