@@ -215,6 +215,7 @@ def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | 
                         scales=(scale_for(engine, one, window),) if engine.extension.method != "none" else (),
                         protocols=(protocol,),
                         prompts=args.prompts,
+                        batch_size=args.batch_size,
                         checkpoint=one.run.name,
                         base_model=args.base_model,
                     )
@@ -295,6 +296,8 @@ def parse() -> argparse.Namespace:
     add("--calibrate-prompts", type=int, default=10, help="pass keys a window and scale (10)")
     add("--tasks", nargs="+", default=["pass_key", "uuid_kv"], choices=["pass_key", "uuid_kv"])
     add("--prompts", type=int, default=100)
+    # One prompt at a time, an answer of 40 tokens takes two seconds of launching kernels, whatever the GPU.
+    add("--batch-size", type=int, default=8, help="prompts answered at once, by the serving engine (8)")
     add("--max-documents", type=int, default=10)
     add("--set", action="append", default=[], help="as of e2llm train, for every contestant")
     add("--shared-gpu", action="store_true", help="something else computes on it too: no speed goes into the Records")
