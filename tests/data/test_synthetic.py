@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from e2llm.data.synthetic import GENERATORS, Draw, plant
-from e2llm.data.synthetic_codes import alike, form, is_allowed, plant_codes
+from e2llm.data.synthetic_codes import FEWEST, MOST, alike, asks, form, is_allowed, pairs, plant_codes, statements
 from e2llm.evaluate.tasks import UUID_KV
 
 NUM_PASSAGES = 1500
@@ -148,6 +148,43 @@ def test_codes_asked_for_were_stated():
     assert asked > NUM_PASSAGES / 2
 
 
+def test_every_fact_of_a_set_of_codes_can_be_answered():
+    """It is stated once, no name or value stands for two, and it is asked for once or twice with its own value."""
+    total = twice = two_lines = 0
+    for i in range(NUM_PASSAGES):
+        draw = Draw(6, i)
+        facts = pairs(draw, MOST)
+        assert FEWEST <= len(facts) <= MOST
+        assert len({name for name, _ in facts}) == len(facts)
+        stated, asked = "\n".join(statements(draw, facts)), asks(draw, facts)
+        held = [[fact for fact in facts if holds(line, fact)] for line in asked]
+        for name, value in facts:
+            assert name in stated and value in stated
+        # Short names and values may stand within others; codes never do.
+        assert all(held), "a question without a fact"
+        counts = Counter(found[0] for found in held if len(found) == 1)
+        codes = [fact for fact in facts if min(map(len, fact)) >= 12]
+        assert all(1 <= counts[fact] <= 2 for fact in codes), (facts, asked)
+        total += len(facts)
+        twice += len(asked) - len(facts)
+        two_lines += sum("\n" in line for line in asked)
+    assert 0.15 * total < twice < 0.3 * total
+    assert 0.6 * (total + twice) < two_lines < 0.8 * (total + twice)
+
+
+def holds(line: str, fact: tuple[str, str]) -> bool:
+    return fact[0] in line.replace(fact[1], "", 1) and fact[1] in line
+
+
+def test_mostly_the_form_does_not_tell_names_from_values():
+    """One form: same length, same separators at the same places, in names and values alike."""
+    sets = [pairs(Draw(8, i), 6) for i in range(NUM_PASSAGES)]
+    shapes = [{re.sub(r"[0-9A-Za-z]", "x", code) for fact in facts for code in fact} for facts in sets]
+    assert 0.75 < sum(len(found) == 1 for found in shapes) / len(sets) < 0.87
+    assert all(len({code for fact in facts for code in fact}) == 2 * len(facts)
+               for facts, found in zip(sets, shapes, strict=True) if len(found) == 1)
+
+
 def test_planted_codes_keep_their_host_and_depend_on_seed_and_index_alone():
     for i in range(50):
         lines = iter(plant_codes(1, i, HOST).split("\n"))
@@ -156,7 +193,7 @@ def test_planted_codes_keep_their_host_and_depend_on_seed_and_index_alone():
     assert len({plant_codes(3, i, HOST) for i in range(50)} | {plant_codes(4, i, HOST) for i in range(50)}) == 100
 
 
-def test_a_short_host_holds_few_facts_and_a_long_one_up_to_six():
+def test_a_short_host_holds_few_facts_and_a_long_one_more():
     def most(host: str) -> int:
         plain = host.count("\n")
         return max(plant_codes(2, i, host).count("\n") - plain for i in range(200))

@@ -28,6 +28,8 @@ SEPARATORS = ("-", "-", "-", ":", ".", "_", " ", "/", "", "", "")
 QUOTES = (("", ""), ("", ""), ("", ""), ("'", "'"), ("`", "`"), ("<", ">"), ("[", "]"), ("(", ")"))
 SHORTEST, LONGEST = 12, 40
 """Characters of a code, its separators among them."""
+FEWEST, MOST = 3, 8
+"""Facts of a set, where the host is long enough."""
 _UUID = re.compile(r"\w{8}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{12}|^[0-9a-fA-F]{32}$")
 _FIVE_DIGITS = re.compile(r"(?<!\w)\d{5}(?!\w)")  # a pass key
 
@@ -44,6 +46,10 @@ ASKS = (
     "The entry for K, again: V", "Asked for K, they gave V.", "Name: K\nIts match: V", "Recall what K has: V",
     "Of all these, K stands for V.", "Wanted: K\nFound above: V", "The one for K was V.",
 )  # fmt: skip
+
+TWO_LINES = tuple(ask for ask in ASKS if "\n" in ask and ask not in STATEMENTS)
+"""Drawn for half of the questions and a share of the rest. No statement looks like these: going on as the same line
+went on before does not answer them."""
 
 
 def is_allowed(code: str) -> bool:
@@ -108,13 +114,13 @@ def alike(draw: Draw, count: int) -> list[str]:
 
 def _values(draw: Draw, count: int) -> list[str]:
     shape = form(draw)
-    pairs = draw.chance(0.1)  # now and then an answer is longer still
-    return [" ".join(shape.code(draw) for _ in range(2 if pairs else 1)) for _ in range(count)]
+    doubled = draw.chance(0.1)  # now and then an answer is longer still
+    return [" ".join(shape.code(draw) for _ in range(2 if doubled else 1)) for _ in range(count)]
 
 
-def _facts(draw: Draw, most: int) -> tuple[list[str], list[str]]:
-    """(blocks that state, lines that come back to some of it), of 2 to `most` facts."""
-    count, kind = draw.number(2, most), draw.number(0, 9)
+def pairs(draw: Draw, most: int) -> list[tuple[str, str]]:
+    """Names and values of one set, FEWEST to `most` of them (`most` where that is less)."""
+    count, kind = draw.number(min(FEWEST, most), most), draw.number(0, 19)
     if kind == 0:  # a code is to be copied, the name is easy
         make: Callable[[Draw], str] = phrase if draw.chance(0.5) else code_key
         keys = names(draw, count, make)
@@ -122,23 +128,33 @@ def _facts(draw: Draw, most: int) -> tuple[list[str], list[str]]:
     elif kind == 1:  # a code is to be found, the answer is easy
         keys = alike(draw, count)
         stored = [value(draw, in_sentence=True) for _ in keys]
-    elif kind <= 4:  # both of one form
+    elif kind <= 3:
+        keys, stored = alike(draw, count), _values(draw, count)
+    else:  # both of one form: where forms differ, "a code that does not look like the name" is answer enough
         keys = alike(draw, 2 * count)
         keys, stored = keys[:count], keys[count:]
-    else:
-        keys, stored = alike(draw, count), _values(draw, count)
-    facts = list(zip(keys, stored, strict=True))
-    template = draw.pick(STATEMENTS)
-    blocks = _written(draw, template, facts)
+    return list(zip(keys, stored, strict=True))
+
+
+def statements(draw: Draw, facts: list[tuple[str, str]]) -> list[str]:
+    """Blocks of lines that state `facts`, all in one wording."""
+    blocks = _written(draw, draw.pick(STATEMENTS), facts)
     if draw.chance(0.3):
         blocks = ["\n" + block + "\n" for block in blocks]
     if draw.chance(0.3):
         blocks = ["\n".join(blocks)]
+    return blocks
+
+
+def asks(draw: Draw, facts: list[tuple[str, str]]) -> list[str]:
+    """A question about every one of `facts`, about some a second one, each in a wording of its own.
+
+    Each is one more choice among the names and values of the set, which is what is to be learned.
+    """
     order = draw.rng.permutation(len(facts)).tolist()
-    if draw.chance(0.1):
-        return blocks, ["\n".join(_written(draw, template, [facts[i] for i in order]))]  # all of it once more
-    asked = [facts[i] for i in order[: draw.number(1, min(3, len(facts)))]]
-    return blocks, [_written(draw, draw.pick(ASKS), [fact])[0] for fact in asked]
+    order += draw.rng.permutation(len(facts)).tolist()[: draw.number(0, len(facts) // 2)]
+    wordings = [draw.pick(TWO_LINES if draw.chance(0.5) else ASKS) for _ in order]
+    return [_written(draw, wording, [facts[i]])[0] for i, wording in zip(order, wordings, strict=True)]
 
 
 def _written(draw: Draw, template: str, facts: list[tuple[str, str]]) -> list[str]:
@@ -152,5 +168,6 @@ def _written(draw: Draw, template: str, facts: list[tuple[str, str]]) -> list[st
 def plant_codes(seed: int, index: int, host: str) -> str:
     """`host` with facts of long codes between its lines and questions about them later and at its end."""
     draw = drawing(host, seed, index, 3)
-    # A fact takes some 150 characters with its question: a short host holds few.
-    return weave(draw, host.split("\n"), *_facts(draw, min(6, max(2, len(host) // 450))))
+    # A fact takes some 180 characters with its questions, of more tokens than as much text: a short host holds few.
+    facts = pairs(draw, min(MOST, max(2, len(host) // 800)))
+    return weave(draw, host.split("\n"), statements(draw, facts), asks(draw, facts))
