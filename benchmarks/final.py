@@ -198,7 +198,8 @@ def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | 
     """Perplexity and keys at every window; where the time ends first what there is by then, None if that is nothing.
 
     The Record's `unfinished` names what is missing; finished parts are kept for the next call."""
-    records, unfinished = [], [f"{p} at {w}" for p in ("whole", *args.tasks) for w in args.windows]
+    records: list[Record] = []
+    names = [f"{p} at {w}" for p in ("whole", *args.tasks) for w in args.windows]
     try:
         with time_ends(end):
             engine = Engine.load(str(one.folder / "model"))
@@ -221,11 +222,10 @@ def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | 
                     )
                     partial = one.folder / "evaluation.partial.jsonl"
                     records.append(evaluate(engine, texts, config, windows=(window,), partial=partial, progress=True))
-                    unfinished.pop(0)
     except TimeEnded:
         if not records:
             return None
-    return final_record(one, engine, records, args.shared_gpu, unfinished)
+    return final_record(one, engine, records, args.shared_gpu, names[len(records) :])
 
 
 class TimeEnded(Exception):
