@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from e2llm.engine import BatchEngine, Request
+from e2llm.evaluate.perplexity import TOKENS_PER_FORWARD
 from e2llm.infer import Engine, RequestPlan
 
 PAGE = 16
@@ -61,6 +62,8 @@ def _together(engine: Engine, asked: Sequence[Asked], batch: int) -> Iterator[Re
         engine.tokenizer,
         max_scale=max(engine.max_scale, *(one.plan.scale for one in asked)),
         max_running=batch,
+        # No one waits for a first token here: steps of few tokens would spend their time on launching kernels.
+        chunk_tokens=TOKENS_PER_FORWARD.get(engine.model.device.type),
         kv_tokens=sum(needed[:batch]),
         page_tokens=PAGE,
         prefix_cache=False,
