@@ -183,7 +183,7 @@ class SkewedLlama(LlamaForCausalLM):
         super().__init__(config)
         for layer in self.model.layers:
             layer.mlp.down_proj.register_forward_pre_hook(
-                lambda module, given: (given[0] * torch.linspace(0.5, 1.5, given[0].shape[-1], device=given[0].device),))
+                lambda module, given: (given[0] * torch.linspace(0.5, 1.5, given[0].shape[-1]).to(given[0].device),))
 '''
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark import train_command
@@ -14,13 +15,14 @@ _MODEL = "checkpoint folder, hub name or .gguf file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command: one of four kinds, each with its own."""
+    """Arguments of the command: one of five kinds, each with its own."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, add, about in (
         ("serve", _add_serve, "mixed scales against one scale, and beside transformers' continuous batching"),
         ("rerotate", _add_rerotate, "cached keys turned to another scale, against reading again"),
         ("train", train_command.add_arguments, "our trainer beside transformers' and others, or full-length training"),
         ("evaluate", _add_evaluate, "sliding-window perplexity, against the card's peak and the floor of its shapes"),
+        ("answers", _add_answers, "answers to long prompts, against reading as many tokens"),
     ):
         add(kinds.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}."))
 
@@ -64,11 +66,29 @@ def _add_rerotate(parser: argparse.ArgumentParser) -> None:
     add("--out", default="rerotate.json", help="Record to write (rerotate.json)")
 
 
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+def _add_model_or_shape(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", default="", help=_MODEL)
     which.add_argument("--shape", default="", help="or random weights of this shape: smollm2-135m, llama-1b, …")
     _add_loading(parser)
+
+
+def _add_answers(parser: argparse.ArgumentParser) -> None:
+    _add_model_or_shape(parser)
+    add = parser.add_argument
+    add("--windows", nargs="+", default=("8k", "32k"), metavar="TOKENS", help="of a prompt with its answer (8k 32k)")
+    add("--prompts", type=int, default=16, help="prompts of a round (16)")
+    add("--new-tokens", type=int, default=40, help="tokens each answer has (40)")
+    add("--batch-size", type=int, nargs="+", default=(8,), metavar="N", help="prompts answered at once (8)")
+    chunks = "prompt tokens that a step reads at most (4k 32k)"
+    add("--chunk-tokens", nargs="+", default=("4k", "32k"), metavar="TOKENS", help=chunks)
+    add("--rounds", type=int, default=3, help="rounds after the warm-up (3)")
+    add("--profile", metavar="FILE", help="profile one more round of the last window and way; text to write")
+    add("--out", default="answer_speed.json", help="Record to write (answer_speed.json)")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_model_or_shape(parser)
     add = parser.add_argument
     add("--windows", nargs="+", default=("32k",), metavar="TOKENS", help="of the sliding window (32k)")
     add("--stride", type=int, default=256, help="tokens that a window scores (256)")
@@ -90,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         train_command.show(record)
         print(out)
         return 1 if record.config["failed"] else 0
-    record = {"serve": _serve, "rerotate": _rerotate, "evaluate": _evaluate}[arguments.kind](arguments, save)
+    kinds = {"serve": _serve, "rerotate": _rerotate, "evaluate": _evaluate, "answers": _answers}
+    record = kinds[arguments.kind](arguments, save)
     for row in record.rows:
         labels = {name: row[name] for name in row if name not in ("value", "unit", "n")}
         values = [_value(example, row["metric"]) for example in record.examples if _is_of(example, labels)]
@@ -156,6 +177,20 @@ def _evaluate(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any
         compile=tuple(arguments.compile),
     )
     return benchmark_evaluate(config, progress=_progress, save=save)
+
+
+def _answers(arguments: argparse.Namespace, save: Callable[[Any], None]) -> Any:
+    from e2llm.benchmark.answers import AnswerSpeedConfig, benchmark_answers
+
+    names = ("model", "shape", "prompts", "new_tokens", "rounds", "dtype", "device", "base_model")
+    config = AnswerSpeedConfig(
+        **{name: getattr(arguments, name) for name in names},
+        windows=tuple(map(_tokens, arguments.windows)),
+        batches=tuple(arguments.batch_size),
+        chunk_tokens=tuple(map(_tokens, arguments.chunk_tokens)),
+    )
+    profile = Path(arguments.profile) if arguments.profile else None
+    return benchmark_answers(config, progress=_progress, save=save, profile=profile)
 
 
 def _tokens(text: str) -> int:

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def benchmark_evaluate(
 
     Raises ValueError for a model whose floor is not known (sliding-window layers).
     """
-    engine = _engine(config)
+    engine = open_engine(config)
     rounds: dict[tuple[int, str], list[dict[str, float]]] = {}
     record = _record(config, engine, rounds)
     for window in config.windows:
@@ -116,7 +116,23 @@ def benchmark_evaluate(
     return record
 
 
-def _engine(config: EvaluateSpeedConfig) -> Engine:
+class ModelChoice(Protocol):
+    """What says which model is measured."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def shape(self) -> str: ...
+    @property
+    def dtype(self) -> str | None: ...
+    @property
+    def device(self) -> str | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def open_engine(config: ModelChoice) -> Engine:
+    """The checkpoint, or the shape with random weights: without a tokenizer."""
     if config.model:
         return Engine.load(config.model, dtype=config.dtype, device=config.device)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -34,14 +34,18 @@ class Reply:
     finish_reason: str
 
 
-def replies(engine: Engine, asked: Sequence[Asked], *, batch: int = 1) -> Iterator[Reply]:
-    """Answers to `asked` in their order, `batch` of them at a time.
+def replies(
+    engine: Engine, asked: Sequence[Asked], *, batch: int = 1, chunk_tokens: int | None = None
+) -> Iterator[Reply]:
+    """Answers to `asked` in their order, `batch` of them at a time; a step reads up to `chunk_tokens` of prompts.
 
     The model has its own attention again when the iterator ends or is closed. Raises ValueError, with a batch above 1,
     for a model that the serving engine refuses (`engine.BatchEngine`).
     """
     if batch > 1 and asked:
-        yield from _together(engine, asked, batch)
+        # No one waits for a first token here: steps of few tokens would spend their time on launching kernels.
+        chunk = TOKENS_PER_FORWARD.get(engine.model.device.type) if chunk_tokens is None else chunk_tokens
+        yield from _together(engine, asked, batch, chunk)
         return
     for one in asked:
         completion = engine.complete(one.token_ids, one.plan)
@@ -54,7 +58,7 @@ def check_batches(engine: Engine) -> None:
         pass
 
 
-def _together(engine: Engine, asked: Sequence[Asked], batch: int) -> Iterator[Reply]:
+def _together(engine: Engine, asked: Sequence[Asked], batch: int, chunk_tokens: int | None) -> Iterator[Reply]:
     # Memory for the longest that can run together, whatever their order.
     needed = sorted((-(-_tokens(one) // PAGE) * PAGE + PAGE for one in asked), reverse=True)
     with BatchEngine(
@@ -62,8 +66,7 @@ def _together(engine: Engine, asked: Sequence[Asked], batch: int) -> Iterator[Re
         engine.tokenizer,
         max_scale=max(engine.max_scale, *(one.plan.scale for one in asked)),
         max_running=batch,
-        # No one waits for a first token here: steps of few tokens would spend their time on launching kernels.
-        chunk_tokens=TOKENS_PER_FORWARD.get(engine.model.device.type),
+        chunk_tokens=chunk_tokens,
         kv_tokens=sum(needed[:batch]),
         page_tokens=PAGE,
         prefix_cache=False,
@@ -85,7 +88,8 @@ def _together(engine: Engine, asked: Sequence[Asked], batch: int) -> Iterator[Re
             if reason == "error":
                 raise RuntimeError(f"prompt of {len(one.token_ids)} tokens, {batch} at once: {outputs[-1].error}")
             tokens = [token for output in outputs for token in output.token_ids]
-            yield Reply(engine.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), str(reason))
+            text = "" if engine.tokenizer is None else engine.tokenizer.decode(tokens, skip_special_tokens=True)
+            yield Reply(text, len(tokens), str(reason))
 
 
 def _tokens(one: Asked) -> int:
