@@ -84,6 +84,11 @@ def test_recorded_steps_give_the_texts_of_the_plain_path() -> None:
         assert runner is not None and len(runner.recorded) >= 4
         engine.clear_prefix_cache()
         assert engine.stats().kv_tokens_used == 0
+    with BatchEngine(plain, None, max_scale=8.0, max_running=9, one_graph=True) as engine:
+        streams = [engine.submit(request) for request in requests]
+        assert [collect(stream).tokens for stream in streams] == [alone.tokens for alone in expected]
+        runner = engine._forward._runner
+        assert runner is not None and runner.recorded == [9]
 
 
 def test_a_request_longer_than_the_tables_records_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,15 @@ def test_kernels_change_nothing(model_type: str) -> None:
 
 
 @needs_interpreter
+def test_one_size_for_every_batch_changes_nothing() -> None:
+    requests = mixed_requests()[::4]
+    with tiny_engine("llama", "linear", attention="kernels", one_graph=True, max_running=5) as engine:
+        check(engine, "llama", "linear", requests)
+        runner = engine._forward._runner
+        assert runner is not None and list(runner._batches) == [5]
+
+
+@needs_interpreter
 def test_kernels_at_a_sliding_window_and_past_the_expected_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_module, "TABLE_PAGES", 1)
     model = tiny_model("mistral", sliding_window=24, eos_token_id=None)

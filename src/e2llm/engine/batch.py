@@ -51,7 +51,8 @@ class BatchEngine:
     requests for those that begin alike.
 
     `attention`: `kernels` in Triton, `plain` gathering, or `auto`: kernels on CUDA, else plain; `stats` says which.
-    `graphs`: record decoding steps as CUDA graphs, a batch size when it first comes (some tenths of a second each).
+    `graphs`: record decoding steps as CUDA graphs, a batch size when it first comes (some tenths of a second each), or
+    with `one_graph` the largest alone, whose places stay empty where fewer decode: for an engine that lives for seconds.
     `run_ahead`: queue a step before the last one's tokens are read (None: on CUDA). `rerotate`: a text cached at
     another scale (a conversation that outgrew its own) goes on from those keys, turned, instead of being read again:
     fast, and approximate (`hf/rerotate.py`); what comes of it is never shared with an exact request. Raises ValueError
@@ -76,6 +77,7 @@ class BatchEngine:
         prefix_cache: bool = True,
         attention: Attention = "auto",
         graphs: bool = True,
+        one_graph: bool = False,
         run_ahead: bool | None = None,
         rerotate: bool = False,
     ) -> None:
@@ -115,7 +117,10 @@ class BatchEngine:
             )
             self._store = KeyValuePages(packed.shapes, num_pages, page_tokens, packed.device)
             self._forward = Forward(
-                packed, self._store, self.max_running, num_pages, largest, record=graphs, rerotate=rerotate
+                *(packed, self._store, self.max_running, num_pages, largest),
+                record=graphs,
+                one_size=one_graph,
+                rerotate=rerotate,
             )
         except BaseException:
             packed.restore()

@@ -81,10 +81,11 @@ class Forward:
         window_tokens: int,
         *,
         record: bool,
+        one_size: bool = False,
         rerotate: bool = False,
     ) -> None:
         """`num_pages`: of the store. `window_tokens`: of the longest request that is expected. `record`: CUDA graphs,
-        where there is CUDA. Raises ValueError for `rerotate` of a model whose keys cannot be turned."""
+        where there is CUDA; `one_size`: of the largest batch alone. Raises ValueError for `rerotate` of a model whose keys cannot be turned."""
         self.packed, self.store = packed, store
         device = packed.device
         self._last = torch.zeros(max_running, dtype=torch.int64, device=device)
@@ -96,7 +97,7 @@ class Forward:
             width = min(num_pages, max(-(-window_tokens // store.page_tokens), TABLE_PAGES))
             self._tables = BlockTables(max_running, width, device)
             record = record and device.type == "cuda"
-            self._runner = DecodeRunner(packed, store, self._tables, self._last, record=record)
+            self._runner = DecodeRunner(packed, store, self._tables, self._last, record=record, one_size=one_size)
         self._rerotation = Rerotation(packed, store) if rerotate else None
         _log.info("decoding of %s on %s: %s", packed.kind, device, self.describe())
 

@@ -70,6 +70,7 @@ def _together(engine: Engine, asked: Sequence[Asked], batch: int, chunk_tokens: 
         kv_tokens=sum(needed[:batch]),
         page_tokens=PAGE,
         prefix_cache=False,
+        one_graph=True,
     ) as serving:
         streams = [
             serving.submit(

@@ -76,7 +76,8 @@ class DecodeRunner:
     """Steps in which every request has one token to compute.
 
     `last`: (rows,) int64 on the device, the token that each row of the block tables goes on from. `record`: from CUDA
-    graphs; without, the same buffers and kernels, launched one by one.
+    graphs; without, the same buffers and kernels, launched one by one. `one_size`: every step takes the largest batch's
+    graph, places left empty, in place of one from a ladder of sizes.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class DecodeRunner:
         last: torch.Tensor,
         *,
         record: bool,
+        one_size: bool = False,
     ) -> None:
         self.packed, self.store, self.tables, self.last = packed, store, tables, last
         self.why_not_recorded: str | None = None if record else "not asked for"
-        self._sizes = batch_sizes(len(last))
+        self._sizes = [len(last)] if one_size else batch_sizes(len(last))
         self._batches: dict[int, _Batch] = {}
         self._pool: Any = None
         self._stride = tables.table.stride(0)
