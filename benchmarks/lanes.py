@@ -1,0 +1,132 @@
+"""Commands of a file, one on each GPU at a time, until all are done or the time is up.
+
+    python benchmarks/lanes.py jobs.txt --gpus 4 --until 540 --logs logs
+
+A line of the file is `NAME [after NAME …]: COMMAND`; it begins when a GPU is free and those that it comes after are
+done, in the file's order. {left} in a command is the time it has, in seconds. Each runs in a shell with
+CUDA_VISIBLE_DEVICES set and writes NAME.log. At the end of the time what still runs is interrupted, and killed some
+seconds later. What comes after a command that failed is not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE = 20.0
+"""Seconds between the interrupt and the kill."""
+_LINE = re.compile(r"(?P<name>[\w.-]+)(?: after (?P<after>[\w. -]+))?: (?P<command>.+)")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command."""
+
+    name: str
+    after: tuple[str, ...]
+    command: str
+
+
+def read_jobs(text: str) -> list[Job]:
+    """Jobs in their order; blank lines and lines that begin with # are skipped. Raises ValueError, naming the line."""
+    found: dict[str, Job] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise ValueError(f"line {number} = {line!r}: write NAME: COMMAND, or NAME after NAME: COMMAND")
+        after = tuple((match["after"] or "").split())
+        unknown = [name for name in after if name not in found]
+        if unknown or match["name"] in found:
+            what = f"{unknown} stand below it or nowhere" if unknown else "its name is taken"
+            raise ValueError(f"line {number}, job {match['name']!r}: {what}")
+        found[match["name"]] = Job(match["name"], after, match["command"])
+    return list(found.values())
+
+
+def run(jobs: Sequence[Job], gpus: Sequence[int], until: float, logs: Path) -> dict[str, int | None]:
+    """Name -> exit status; None for what was not begun."""
+    end = time.monotonic() + until
+    logs.mkdir(parents=True, exist_ok=True)
+    found: dict[str, int | None] = {job.name: None for job in jobs}
+    waiting, running, free = list(jobs), dict[str, tuple[subprocess.Popen[bytes], int, float]](), list(gpus)
+    try:
+        while (waiting or running) and time.monotonic() < end:
+            ready = [job for job in waiting if all(found[name] == 0 for name in job.after)]
+            if ready and free:
+                job, gpu = ready[0], free.pop(0)
+                waiting.remove(job)
+                running[job.name] = (_started(job, gpu, end - time.monotonic(), logs), gpu, time.monotonic())
+                continue
+            if not running:
+                break  # what is left comes after something that failed
+            time.sleep(0.1)
+            for name, (process, gpu, begin) in list(running.items()):
+                if process.poll() is not None:
+                    found[name] = process.returncode
+                    print(f"[{time.monotonic() - begin:.0f} s] {name}: {process.returncode}", flush=True)
+                    del running[name]
+                    free.append(gpu)
+    finally:
+        found |= _stopped({name: process for name, (process, _, _) in running.items()})
+    return found
+
+
+def _started(job: Job, gpu: int, left: float, logs: Path) -> subprocess.Popen[bytes]:
+    command = job.command.replace("{left}", str(int(left)))
+    with (logs / f"{job.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            ["bash", "-c", command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)},
+            start_new_session=True,  # so that a signal reaches what the shell has started
+        )
+
+
+def _stopped(running: dict[str, subprocess.Popen[bytes]]) -> dict[str, int]:
+    for process in running.values():
+        os.killpg(process.pid, signal.SIGINT)
+    end = time.monotonic() + GRACE
+    for name, process in running.items():
+        try:
+            process.wait(max(0.1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        print(f"stopped {name}: {process.returncode}", flush=True)
+    return {name: process.returncode or 1 for name, process in running.items()}
+
+
+def main() -> int:
+    """1 where something failed, was stopped or did not begin."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", type=Path)
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs 0, 1, … (1)")
+    parser.add_argument("--until", type=float, default=float("inf"), metavar="SECONDS", help="all ends then")
+    parser.add_argument("--logs", type=Path, default=Path("logs"))
+    args = parser.parse_args()
+    try:
+        jobs = read_jobs(args.jobs.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"lanes.py: {args.jobs}: {error}") from error
+    found = run(jobs, range(args.gpus), args.until, args.logs)
+    unfinished = {name: code for name, code in found.items() if code != 0}
+    print(
+        "not finished:",
+        ", ".join(f"{n} ({'not begun' if c is None else c})" for n, c in unfinished.items()) or "nothing",
+    )
+    return 1 if unfinished else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
