@@ -136,14 +136,14 @@ def test_the_command(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pyte
     assert "corpora = {}" in capsys.readouterr().err
 
 
-def rows_of(*found: tuple[float, float, float | None]) -> list[dict[str, Any]]:
+def rows_of(*found: tuple[float, float, float | None], asked: int = 10) -> list[dict[str, Any]]:
     """Rows of one window: (scale, perplexity, share of keys or None where none were asked)."""
     rows: list[dict[str, Any]] = []
     for scale, perplexity, keys in found:
         where = {"window": 128, "scale": scale}
         rows.append({"metric": "perplexity", "value": perplexity, "n": 100, **where})
         if keys is not None:
-            rows.append({"metric": "retrieval", "value": keys, "n": 10, **where})
+            rows.append({"metric": "retrieval", "value": keys, "n": asked, **where})
             rows.append({"metric": "retrieval", "value": 1.0, "n": 1, "depth": 0.5, **where})
     return rows
 
@@ -160,6 +160,11 @@ def rows_of(*found: tuple[float, float, float | None]) -> list[dict[str, Any]]:
 )
 def test_a_scale_that_loses_the_keys_is_not_the_best(found: list[Any], best: float) -> None:
     assert best_scale(rows_of(*found), 128) == best
+
+
+@pytest.mark.parametrize(("asked", "best"), [(4, 1.0), (5, 2.0), (100, 2.0)])
+def test_one_key_of_a_few_is_luck(asked: int, best: float) -> None:
+    assert best_scale(rows_of((1.0, 9.0, 0.75), (2.0, 10.0, 1.0), asked=asked), 128) == best
 
 
 def test_keys_are_asked_at_every_scale(tmp_path: Path) -> None:

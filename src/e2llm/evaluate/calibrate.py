@@ -28,7 +28,8 @@ from e2llm.records import Record
 RATIOS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25)
 """Scales tried for a window, as shares of window / L."""
 KEYS_GIVEN_UP = 0.1
-"""Share of pass keys that a scale may find fewer than the best one and still be taken for its perplexity."""
+"""Share of pass keys that a scale may find fewer than the best one and still be taken for its perplexity; one key at
+least: of four, luck loses one."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,14 @@ def best_scale(rows: Sequence[Mapping[str, Any]], window: int) -> float:
     one where two are equal."""
     nats: dict[float, float] = {}
     found: dict[float, float] = {}
+    asked = math.inf
     for row in rows:
         if row["window"] == window and row["metric"] == "perplexity":
             nats[row["scale"]] = nats.get(row["scale"], 0.0) + math.log(row["value"]) * row["n"]
         elif row["window"] == window and row["metric"] == "retrieval" and "depth" not in row:
             found[row["scale"]] = row["value"]
-    least = max(found.values(), default=0.0) - KEYS_GIVEN_UP
+            asked = min(asked, row["n"])
+    least = max(found.values(), default=0.0) - max(KEYS_GIVEN_UP, 1 / asked)
     enough = [scale for scale in sorted(nats) if found.get(scale, 0.0) >= least - 1e-9]
     return min(enough, key=lambda scale: nats[scale])
 
