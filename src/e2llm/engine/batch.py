@@ -52,7 +52,7 @@ class BatchEngine:
 
     `attention`: `kernels` in Triton, `plain` gathering, or `auto`: kernels on CUDA, else plain; `stats` says which.
     `graphs`: record decoding steps as CUDA graphs, a batch size when it first comes (some tenths of a second each), or
-    with `one_graph` the largest alone, whose places stay empty where fewer decode: for an engine that lives for seconds.
+    with `one_graph` the largest alone, with empty places where fewer decode: for an engine that lives for seconds.
     `run_ahead`: queue a step before the last one's tokens are read (None: on CUDA). `rerotate`: a text cached at
     another scale (a conversation that outgrew its own) goes on from those keys, turned, instead of being read again:
     fast, and approximate (`hf/rerotate.py`); what comes of it is never shared with an exact request. Raises ValueError

@@ -85,7 +85,8 @@ class Forward:
         rerotate: bool = False,
     ) -> None:
         """`num_pages`: of the store. `window_tokens`: of the longest request that is expected. `record`: CUDA graphs,
-        where there is CUDA; `one_size`: of the largest batch alone. Raises ValueError for `rerotate` of a model whose keys cannot be turned."""
+        where there is CUDA; `one_size`: of the largest batch alone. Raises ValueError for `rerotate` of a model whose
+        keys cannot be turned."""
         self.packed, self.store = packed, store
         device = packed.device
         self._last = torch.zeros(max_running, dtype=torch.int64, device=device)
