@@ -3,7 +3,8 @@
     python benchmarks/evaluate_gpu.py base=SmolLM2.gguf paper=runs/paper/model --text DIR --tasks DIR --until 500
 
 DIR of --text holds the folders mathematics and novels of whole documents; DIR of --tasks the folders longbench and
-leval with TASK.jsonl files, and short, which benchmarks/short_tasks.py makes. Writes evaluate_<checkpoint>_<part>.json
+leval with TASK.jsonl files, kv_retrieval with Lost-in-the-Middle's files, short and ruler, which short_tasks.py and
+ruler_qa.py make. Parts whose folder is not there are named and left out. Writes evaluate_<checkpoint>_<part>.json
 into --out. A part whose Record is there is not run again; one that --until stops keeps what it has (`.partial.jsonl`)
 and goes on with the same command. The parts that say most come first, and each checkpoint gets its part before the next
 part begins, so that what a short hour leaves out is left out of all. Checkpoints are read with their own method, the
@@ -24,6 +25,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LONG = ("4k", "8k", "16k", "32k", "64k", "128k")
 FAR = ("8k", "256k")
+UNSEEN = ("24", "28.5", "32", "36", "40", "45", "50")
+"""Scales around the largest that training draws (32) and beyond it, for a window of 128k (Fig. 5 of the paper)."""
+WITHOUT_TRAINING = ("none", "linear", "ntk", "dynamic_ntk", "self_extend")
+"""LongRoPE's factors were searched for other models."""
 """The native window of the study's base, and twice what training reaches."""
 
 
@@ -38,11 +43,17 @@ class Part:
     corpora: tuple[str, ...] = ()
     """Of --text; none for suites of tasks."""
     tasks: str = ""
-    """Folder of --tasks."""
+    """Folder of --tasks that it cannot do without."""
+    files: tuple[tuple[str, str], ...] = ()
+    """(option, its value) where the value names a file below --tasks after the last =; left out where it is missing."""
+    method: str = ""
+    """For the base alone: how it is read."""
     small: tuple[str, ...] = ()
     """What --small puts in the place of sizes, last: tiny ones that run on two cores."""
 
 
+BASE = "base"
+"""Label of the checkpoint that no one has trained on."""
 BOTH = ("mathematics", "novels")
 _FEW = ("--prompts", "2", "--max-documents", "1")
 _LOSS = ("--max-documents", "1", "--max-strides", "2")
@@ -54,12 +65,28 @@ PARTS = (
         ("novels",),
         small=_FEW,
     ),
+    # as in the paper: stride 256, exact up to 16k, 64 strides a document above
     Part(
         "sliding",
-        ("--protocols", "sliding", "--max-strides", "16", "--max-documents", "4", "--compile", "layers"),
+        ("--suite", "paper", "--protocols", "sliding", "--max-documents", "2", "--compile", "layers"),
         LONG,
         BOTH,
         small=(*_LOSS, "--compile", "none"),
+    ),
+    # every window at every scale: what a fixed scale costs
+    Part(
+        "grid",
+        ("--protocols", "whole", "--scales", "1", "2", "4", "8", "16", "--max-documents", "2"),
+        LONG[1:5],
+        BOTH,
+        small=_LOSS[:2],
+    ),
+    Part(
+        "unseen",
+        ("--protocols", "whole", "--max-documents", "2", "--scales", *UNSEEN),
+        ("128k",),
+        BOTH,
+        small=_LOSS[:2],
     ),
     # whole windows: the documents that reach 256k, the same tokens at both
     Part("far", ("--protocols", "whole"), FAR, BOTH, small=("--max-documents", "1")),
@@ -78,8 +105,24 @@ PARTS = (
         BOTH,
         small=(*_LOSS, "--compile", "none"),
     ),
-    # ten prompts of each of eleven kinds: 110 a window
-    Part("ruler", ("--suite", "ruler", "--prompts", "10", "--batch-size", "5"), LONG[:5], ("novels",), small=_FEW),
+    # ten prompts of each of thirteen kinds: 130 a window
+    Part(
+        "ruler",
+        ("--suite", "ruler", "--prompts", "10", "--batch-size", "5"),
+        LONG[:5],
+        ("novels",),
+        files=(("--qa", "qa_1=ruler/qa_1.jsonl"), ("--qa", "qa_2=ruler/qa_2.jsonl")),
+        small=_FEW,
+    ),
+    Part(
+        "kv_files",
+        ("--protocols", "kv_pairs", "--prompts", "100", "--batch-size", "8"),
+        ("16k",),
+        ("novels",),
+        files=(("--kv-files", "kv_retrieval/kv-retrieval-75_keys.jsonl.gz"),),
+        tasks="kv_retrieval",
+        small=_FEW,
+    ),
     Part(
         "needles",
         ("--protocols", "needle", "multi_needle", "kv_pairs", "--prompts", "110", "--batch-size", "8"),
@@ -116,6 +159,17 @@ PARTS = (
         ("novels",),
         small=_FEW,
     ),
+    *(
+        Part(
+            f"method-{method}",
+            ("--protocols", "whole", "pass_key", "--prompts", "20", "--max-documents", "4"),
+            LONG[:4],
+            ("novels",),
+            method=method,
+            small=_FEW,
+        )
+        for method in WITHOUT_TRAINING
+    ),
 )
 
 
@@ -123,11 +177,15 @@ def command(part: Part, label: str, model: str, out: Path, args: argparse.Namesp
     """The call of `e2llm evaluate`."""
     found = [sys.executable, "-m", "e2llm", "evaluate", model, "--checkpoint", label, *part.options]
     found += ["--base-model", args.base_model, "--out", str(out)]
-    if label == "base" and part.name != "choice":
-        found += ["--method", "yarn"]
+    if label == BASE and part.name != "choice":
+        found += ["--method", part.method or "yarn"]
     for corpus in part.corpora:
         found += ["--corpus", f"{corpus}={args.text / corpus}"]
-    if part.tasks:
+    for option, value in part.files:
+        before, equals, file = value.rpartition("=")
+        if args.tasks and (args.tasks / file).is_file():
+            found += [option, f"{before}{equals}{args.tasks / file}"]
+    if part.tasks and not part.files:
         found += ["--tasks-folder", str(args.tasks / part.tasks)]
     windows: tuple[str, ...] = part.windows
     if args.small:
@@ -155,9 +213,14 @@ def main() -> int:
         parser.error(f"checkpoints = {nameless}: write LABEL=MODEL")
     failed = []
     for part in PARTS:
-        if (args.only and part.name not in args.only) or (part.tasks and not args.tasks):
+        if args.only and part.name not in args.only:
+            continue
+        if part.tasks and not (args.tasks and (args.tasks / part.tasks).is_dir()):
+            print(f"left out: {part.name}, for there is no folder {part.tasks} in --tasks", flush=True)
             continue
         for label, model in checkpoints:
+            if part.method and label != BASE:
+                continue
             out = args.out / f"evaluate_{label}_{part.name}.json"
             if out.exists():
                 continue

@@ -39,15 +39,23 @@ def test_every_part_is_a_call_that_the_command_takes(
 
     for module, name in ((run, "run"), (suite, "run"), (short, "run"), (choice, "choice")):
         monkeypatch.setattr(module, name, note)
+    files = ("ruler/qa_1.jsonl", "ruler/qa_2.jsonl", "kv_retrieval/kv-retrieval-75_keys.jsonl.gz")
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
     args = argparse.Namespace(text=tmp_path, tasks=tmp_path, base_model="x", small=small)
     for part in script.PARTS:
         call = script.command(part, "base", str(TINY), tmp_path / f"{part.name}.json", args)
         assert main(call[3:]) == 0
         assert seen[-1].checkpoint == "base" and seen[-1].out == str(tmp_path / f"{part.name}.json")
-    assert len(seen) == len(script.PARTS) == 12
+    assert len(seen) == len(script.PARTS) == 20
+    by_part = dict(zip((part.name for part in script.PARTS), seen, strict=True))
+    assert by_part["ruler"].qa == {name: str(tmp_path / f"ruler/{name}.jsonl") for name in ("qa_1", "qa_2")}
+    assert by_part["ruler"].left_out == () and by_part["kv_files"].kv_files == (str(tmp_path / files[2]),)
+    assert [by_part[f"method-{m}"].method for m in script.WITHOUT_TRAINING] == [*script.WITHOUT_TRAINING]
     if not small:
         keys = seen[0]
-        by_part = dict(zip((part.name for part in script.PARTS), seen, strict=True))
+        assert by_part["sliding"].max_strides == 64 and by_part["unseen"].scales == tuple(map(float, script.UNSEEN))
         assert by_part["far"].windows == (8192, 262_144) and by_part["short"].scales == (1.0,)
         assert keys.prompts == 100 and max(keys.windows) == 131_072 and keys.method == "yarn"
 

@@ -52,6 +52,7 @@ def test_suites_never_change_what_is_given() -> None:
     assert "choice" in NAMES
     given = with_suite("ruler", {"prompts": 7, "qa": {"qa_2": "x.json"}})
     assert given["prompts"] == 7 and "qa_2" in given["protocols"] and "qa_1" not in given["protocols"]
+    assert given["left_out"] == ("qa_1",) and with_suite("smoke", {})["left_out"] == ()
     assert with_suite("paper", {})["max_strides"] == 64
     assert with_suite("smoke", {"windows": (512,)})["windows"] == (512,)
     for name in set(NAMES) - {"choice"}:

@@ -54,10 +54,12 @@ def test_three_forms(tmp_path: Path) -> None:
         Asked("Who?", ("Ada", "Ada L."), ("Ada wrote notes.",))
     ]
     assert read_questions(write(tmp_path, "hotpot.json", HOTPOT)) == [
-        Asked("Where?", ("Ulm",), ("Albert\nBorn in Ulm.",))
+        Asked("Where?", ("Ulm",), ("Albert\nBorn in Ulm.",), ("Other\nNothing.",))
     ]
     row = {"question": "q", "answers": ["a"], "documents": ["d"]}
     assert read_questions(write(tmp_path, "own.jsonl", json.dumps(row) + "\n")) == [Asked("q", ("a",), ("d",))]
+    more = read_questions(write(tmp_path, "own.jsonl", json.dumps({**row, "distractors": ["e"]})))
+    assert more == [Asked("q", ("a",), ("d",), ("e",))]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,7 @@ def test_three_forms(tmp_path: Path) -> None:
     [
         ("a.jsonl", '{"question": "q", "answers": ["a"]}', "line 1: needs question, answers and documents"),
         ("b.jsonl", '{"question": "q", "answers": [], "documents": ["d"]}', "line 1: answers and documents"),
+        ("b.jsonl", '{"question": "q", "answers": ["a"], "documents": ["d"], "distractors": [1]}', "as are dis"),
         ("c.json", '{"rows": []}', "no questions of a known form"),
         ("d.json", "[", "no questions of a known form"),
         ("e.json", '{"data": []}', "holds no question"),
@@ -101,3 +104,17 @@ def test_the_window_is_filled_with_other_questions_documents(tmp_path: Path, tex
     assert len(places) > 1
     with pytest.raises(ValueError, match=r"qa_1 at window 65536: the text given ends"):
         make_question(kind, texts, frame, window=65536, index=0, seed=0)
+
+
+def test_distractors_fill_the_window_of_a_lone_question(tmp_path: Path, texts: Texts) -> None:
+    row = {
+        "question": "Where?",
+        "answers": ["Ulm"],
+        "documents": ["Born in Ulm."],
+        "distractors": [f"Distractor {i}. " + "x y z " * 40 for i in range(30)],
+    }
+    kind = ruler_kinds({"qa_2": str(write(tmp_path, "own.jsonl", json.dumps(row)))})["qa_2"]
+    question = make_question(kind, texts, make_frame(texts.tokenizer, False), window=2048, index=0, seed=0)
+    text = texts.tokenizer.decode(question.token_ids)
+    assert text.count("Born in Ulm.") == 1 and text.count("Distractor") > 5
+    assert 2048 - 12 <= len(question.token_ids) + question.answer_tokens <= 2048

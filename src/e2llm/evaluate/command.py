@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Any
 
 from e2llm.evaluate.config import METHODS, PROTOCOLS, EvaluateConfig
@@ -106,6 +107,9 @@ def _texts(given: dict[str, Any]) -> tuple[Record, str]:
         from e2llm.evaluate.suites import with_suite
 
         given = with_suite(suite, given)
+        if given.get("left_out"):
+            names, first = ", ".join(given["left_out"]), given["left_out"][0]
+            print(f"left out: {names} (questions over documents: give --qa {first}=FILE)", file=sys.stderr)
     config = EvaluateConfig(**given)
     if suite == "choice":
         from e2llm.evaluate.choice import choice

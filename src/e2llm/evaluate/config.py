@@ -52,6 +52,8 @@ class EvaluateConfig:
     """Questions of one window asked at once, through the serving engine (attention is always watched one by one)."""
     qa: Mapping[str, str] = field(default_factory=dict)
     """qa_1, qa_2 -> file of questions with their documents (SQuAD's or HotpotQA's JSON, or JSONL)."""
+    left_out: tuple[str, ...] = ()
+    """Protocols of a suite that are not asked, for want of a file."""
     kv_files: tuple[str, ...] = ()
     """Lost-in-the-Middle files for kv_pairs; empty: objects are made that fill the window."""
     key_model: str = ""

@@ -36,11 +36,13 @@ NAMES = (*SUITES, "choice")
 
 
 def with_suite(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a suite where the user gave none. Questions over documents are asked only where a file is named."""
+    """Settings of a suite where the user gave none. Questions over documents are asked only where a file is named; the
+    kinds that are not asked stand in `left_out`."""
     if name not in SUITES:
         raise ValueError(f"suite = {name!r}: choose one of {', '.join(NAMES)}")
     found = SUITES[name] | dict(given)
     if "protocols" not in given:
-        left_out = {"qa_1", "qa_2"} - set(given.get("qa", {}))
-        found["protocols"] = tuple(p for p in found["protocols"] if p not in left_out)
+        named = set(given.get("qa", {}))
+        found["left_out"] = tuple(p for p in found["protocols"] if p in ("qa_1", "qa_2") and p not in named)
+        found["protocols"] = tuple(p for p in found["protocols"] if p not in found["left_out"])
     return found

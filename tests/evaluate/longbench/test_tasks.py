@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -40,6 +41,23 @@ def test_lengths_templates_and_prompts_of_every_task() -> None:
     assert {name for name, task in TASKS.items() if task.language == "zh"} == {
         "multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh",
     }  # fmt: skip
+
+
+OFFICIAL = {
+    "narrativeqa": "aada7ed24b06", "qasper": "0fbdd123fe7f", "multifieldqa_en": "20b4666a2de8",
+    "multifieldqa_zh": "344b3a4e557c", "hotpotqa": "9ec4ae308865", "2wikimqa": "9ec4ae308865",
+    "musique": "9ec4ae308865", "dureader": "ae53329f51b1", "gov_report": "91c25d585b18",
+    "qmsum": "dca23b678fe0", "multi_news": "2af3f28c40b9", "vcsum": "3e5d8241bc9b",
+    "trec": "0eff8bebdba9", "triviaqa": "00a802e6377e", "samsum": "a68d88423490",
+    "lsht": "f3edabdf7fae", "passage_count": "986550b6c610", "passage_retrieval_en": "39b96b7fa52b",
+    "passage_retrieval_zh": "c1e2346e245e", "lcc": "6a1f24cf0bb8", "repobench-p": "ee9ec182ea5f",
+}  # fmt: skip
+"""Beginning of the SHA-256 of each prompt in LongBench's own dataset2prompt.json, UTF-8."""
+
+
+def test_every_prompt_is_longbenchs_to_the_letter() -> None:
+    found = {name: hashlib.sha256(prompt.encode()).hexdigest()[:12] for name, prompt in PROMPTS.items()}
+    assert found == OFFICIAL
 
 
 def test_a_score_is_the_best_over_the_answers() -> None:

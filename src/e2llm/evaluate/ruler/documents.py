@@ -1,7 +1,8 @@
 """RULER's questions over documents: the ones that hold the answer among many that do not.
 
-Flows in: a file of questions (SQuAD's JSON, HotpotQA's JSON, or JSONL with question, answers, documents). Flows out:
-questions of any length: the documents of other questions fill the window, the last of them cut (RULER, arXiv
+Flows in: a file of questions (SQuAD's JSON, HotpotQA's JSON, or JSONL with question, answers, documents and maybe
+distractors). Flows out: questions of any length: other questions' documents and all distractors fill the window, the
+last of them cut (RULER, arXiv
 2404.06654, Sect. 3: SQuAD for qa_1, HotpotQA for qa_2).
 """
 
@@ -29,6 +30,8 @@ class Asked:
     question: str
     answers: tuple[str, ...]
     documents: tuple[str, ...]
+    distractors: tuple[str, ...] = ()
+    """Documents that hold no answer; they fill other questions' windows too."""
 
 
 def read_questions(path: str | Path) -> list[Asked]:
@@ -56,15 +59,16 @@ def read_questions(path: str | Path) -> list[Asked]:
 
 def _plain(row: Any, where: str) -> Asked:
     try:
-        asked = Asked(row["question"], tuple(row["answers"]), tuple(row["documents"]))
+        lists = (tuple(row["answers"]), tuple(row["documents"]), tuple(row.get("distractors", ())))
+        asked = Asked(row["question"], *lists)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{where}: needs question, answers and documents; {error!r}") from error
     if (
         not asked.answers
         or not asked.documents
-        or not all(isinstance(t, str) for t in (*asked.answers, *asked.documents))
+        or not all(isinstance(t, str) for t in (*asked.answers, *asked.documents, *asked.distractors))
     ):
-        raise ValueError(f"{where}: answers and documents are lists of text with at least one each")
+        raise ValueError(f"{where}: answers and documents are lists of text with at least one each, as are distractors")
     return asked
 
 
@@ -82,13 +86,14 @@ def _hotpot(document: Any) -> Iterator[Asked]:
         supporting = {title for title, _ in row["supporting_facts"]} if "supporting_facts" in row else None
         documents = [(title, f"{title}\n{''.join(sentences)}") for title, sentences in row["context"]]
         gold = tuple(text for title, text in documents if supporting is None or title in supporting)
-        yield Asked(row["question"], (row["answer"],), gold)
+        others = tuple(text for _, text in documents if text not in gold)
+        yield Asked(row["question"], (row["answer"],), gold, others)
 
 
 def over_documents(asked: list[Asked]) -> Callable[[Texts, np.random.Generator, int, int], Draft]:
     """A maker of questions over `asked`: the index-th question (in a drawn order) among other questions' documents."""
     order = np.random.default_rng(0).permutation(len(asked))
-    pool = list(dict.fromkeys(text for one in asked for text in one.documents))
+    pool = list(dict.fromkeys(text for one in asked for text in (*one.documents, *one.distractors)))
 
     def make(texts: Texts, random: np.random.Generator, window: int, index: int) -> Draft:
         one = asked[int(order[index % len(asked)])]
