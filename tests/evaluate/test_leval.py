@@ -40,6 +40,13 @@ def sample(task: str, answer: str) -> Sample:
         ("quality", "(B) Their subconscious", "b", 0.0, True),
         ("quality", "(B) Their subconscious", "Being Careless: B", 1.0, False),  # first of A to D anywhere
         ("quality", "(B) Their subconscious", "Can be B", 0.0, False),
+        ("tpo", "C", "(C) because", 1.0, False),
+        ("tpo", "C", "None", 0.0, True),
+        ("codeU", "[1, 2]", "The result of the code is [1,2]", 1.0, False),
+        ("codeU", "[1, 2]", "The value of the final output will be [ 1, 2.0 ] and more words follow it", 1.0, False),
+        ("codeU", "[[3] [4]]", "printed [[3][4]]", 1.0, False),
+        ("codeU", "7", "7 is far from the last words of this long answer", 0.0, False),
+        ("codeU", "7", "the final output 7 is far from the last words of this long answer", 1.0, False),
         ("gsm100", "18", "The answer is 18.", 1.0, False),
         ("gsm100", "18", "She has $18.00 left", 1.0, False),
         ("gsm100", "18", "9 + 9 = 18\n\nQuestion: 5", 1.0, False),
@@ -57,12 +64,32 @@ def test_scores(task: str, answer: str, prediction: str, value: float, guessed: 
     assert (found.value, found.guessed) == (value, guessed)
 
 
+def test_a_question_of_science_fiction_is_asked_of_the_document_and_of_the_world() -> None:
+    question = "Water burns, based on the world described in the document."
+    fields = row(instructions=[question], outputs=["True [fact: False]"])
+    of_document, of_world = make_samples("sci_fi", fields, "3")
+    assert of_document.body == "A long {document}." and question in of_document.after and of_document.chat
+    assert (of_world.system, of_world.before, of_world.after, of_world.chat) == ("", "", "", False)
+    assert of_world.body == "Water burns, based on the real-world knowledge and facts up until your last training"
+    assert (of_document.answers, of_world.answers) == (("true",), ("false",))
+    assert of_document.identity != of_world.identity
+    for written, values in (("It is TRUE.", (1.0, 0.0)), ("falsehood", (0.0, 1.0)), ("maybe", (0.0, 0.0))):
+        assert tuple(score(one, written).value for one in (of_document, of_world)) == values
+    with pytest.raises(ValueError, match=r"question 1: outputs = 'True': an answer and \[fact: an answer\]"):
+        make_samples("sci_fi", row(instructions=[question], outputs=["True"]), "3")
+
+
+def test_code_loses_its_beginning() -> None:
+    (found,) = make_samples("codeU", row(instructions=["What?"], outputs=["1"]), "1")
+    assert found.cut == "beginning" and found.after == "\n\nWhat?"
+
+
 def test_one_sample_a_question() -> None:
     first, second = make_samples("quality", row(outputs=["(B) x", "(A) y"]), "7")
     assert (first.identity, second.identity) == ("7, question 1", "7, question 2")
     assert first.before == "Document is as follows. " and first.body == "A long {document}." and first.cut == "end"
     assert "\nQuestion: Why?.  Please" in second.after and second.answer_start == "\nAnswer:"
-    assert {task.system for task in TASKS.values()} and len({task.system for task in TASKS.values()}) == 4
+    assert len(TASKS) == 7 and len({task.system for task in TASKS.values()}) == 6  # quality and tpo are told the same
 
 
 def test_questions_without_answers_are_refused() -> None:

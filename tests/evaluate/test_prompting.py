@@ -41,6 +41,12 @@ def test_a_prompt_that_fits_is_whole() -> None:
     assert len(found.token_ids) == 520
 
 
+def test_the_beginning_is_cut() -> None:
+    found = Prompter(byte_tokenizer(), chat=False).prompt(sample(cut="beginning", after=" Why?"), 40)
+    assert len(found.token_ids) == 40 and found.cut_tokens == 500 - 35
+    assert text_of(found) == sample().body[-35:] + " Why?"
+
+
 def test_the_end_is_cut_and_the_question_stays() -> None:
     asked = sample(cut="end", system="Be brief. ", before="Document: ", after=" Why?", answer_start="\nAnswer:")
     text = text_of(Prompter(byte_tokenizer(), chat=True).prompt(asked, 200))

@@ -1,9 +1,11 @@
-"""L-Eval's closed tasks (An et al. 2023, arXiv 2307.11088): coursera, quality, topic retrieval, gsm100.
+"""L-Eval's closed tasks (An et al. 2023, arXiv 2307.11088): coursera, quality, tpo, topic retrieval, gsm100, codeU and
+sci_fi.
 
 Flows in: one row of a task's file (a document with several questions). Flows out: samples, and scores of answers.
-Wording, length (512 new tokens), cut (the document's end) and scores are those of the benchmark's own scripts, slips of
-the pen and oddities included: an answer without a letter counts as "A", and a part of the right letters, an empty
-answer too, as a quarter. Such answers are marked as guessed and counted in the Record.
+Wording, length (512 new tokens), cut (the document's end, code's beginning) and scores are those of the benchmark's own
+scripts, slips of the pen and oddities included: an answer without a letter counts as "A", and a part of the right
+letters, an empty answer too, as a quarter. Such answers are marked as guessed and counted in the Record. A question of
+sci_fi is asked twice, of the document and of the real world, and both answers count.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from e2llm.evaluate.samples import Sample, Score, text_field, text_list
 
@@ -29,14 +31,23 @@ class Task:
     after: str
     """{question} is a row's question."""
     answer_start: str
+    cut: Literal["end", "beginning"] = "end"
     language: str = "en"
     metric: str = "accuracy"
 
 
 _LONG = "Now you are given a very long document. Please follow the instruction based on this document. "
 _ASKED = " \nQuestion: {question}.  Please directly give answer without any additonal output or explanation "
-_EXAM = {"before": "Document is as follows. ", "after": _ASKED, "answer_start": "\nAnswer:"}
-_BELOW = {"before": "", "after": "\n\n{question}", "answer_start": ""}
+_EXAM: dict[str, Any] = {"before": "Document is as follows. ", "after": _ASKED, "answer_start": "\nAnswer:"}
+_BELOW: dict[str, Any] = {"before": "", "after": "\n\n{question}", "answer_start": ""}
+
+_ONE_LETTER = (
+    _LONG + "For multi-choice questions, there is only a sinlge correct option. Please only provide the letter "
+    "corresponding to the answer (like A or B) when answering. For other questions, please directly give the concise "
+    "and accurate answer. "
+)
+_IN_THE_DOCUMENT = "based on the world described in the document."
+_IN_THE_WORLD = "based on the real-world knowledge and facts up until your last training"
 
 TASKS = {
     task.name: task
@@ -47,13 +58,8 @@ TASKS = {
             "options. Please only provide the letter corresponding to the answer (like A or AB) when answering. ",
             **_EXAM,
         ),
-        Task(
-            "quality",
-            system=_LONG + "For multi-choice questions, there is only a sinlge correct option. Please only provide the "
-            "letter corresponding to the answer (like A or B) when answering. For other questions, please directly "
-            "give the concise and accurate answer. ",
-            **_EXAM,
-        ),
+        Task("quality", system=_ONE_LETTER, **_EXAM),
+        Task("tpo", system=_ONE_LETTER, **_EXAM),
         Task(
             "topic_retrieval_longchat",
             system="Below is a record of our previous conversation on many different topics. You are the ASSISTANT, "
@@ -68,39 +74,73 @@ TASKS = {
             "question. Make sure the response is end with The answer is _ . ",
             **_BELOW,
         ),
+        Task(
+            "codeU",
+            system="Now you are given a code base consisting of a large amount of functions and the corresponding "
+            "comments. In the end, I will call some functions defined in the code base. Please carefully read these "
+            "codes and comments and answer the question.",
+            cut="beginning",
+            **_BELOW,
+        ),
+        Task(
+            "sci_fi",
+            system="Now you are given a scientific fiction. I will ask you some questions and the answer should be "
+            '"True" or "False". Notice that you should answer the question based on the evidence in the document '
+            "instead of your background knowledge.",
+            **_EXAM,
+        ),
     )
 }
 """Task -> how it is asked (Baselines/LEval_config.py and llama2-chat-test.py of L-Eval)."""
 
 
 def make_samples(name: str, row: Mapping[str, Any], identity: str) -> list[Sample]:
-    """One sample a question of a row: input, instructions, outputs. ValueError where they do not fit together."""
+    """One sample a question of a row, in sci_fi two: input, instructions, outputs. ValueError where they do not fit
+    together."""
     task = TASKS[name]
     document = text_field(row, "input")
     questions, answers = text_list(row, "instructions"), text_list(row, "outputs")
     if len(questions) != len(answers):
         raise ValueError(f"{len(questions)} instructions and {len(answers)} outputs: one answer a question is expected")
-    return [
-        Sample(
-            task=name,
-            identity=f"{identity}, question {number}",
-            system=task.system,
-            before=task.before,
-            body=document,
-            cut="end",
-            after=task.after.replace("{question}", question),
-            answer_start=task.answer_start,
-            answers=(answer,),
-            max_new_tokens=MAX_NEW_TOKENS,
+    found = []
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
+        where, about_world = f"{identity}, question {number}", ""
+        if name == "sci_fi":
+            answer, about_world = _two_answers(answer, where)
+        found.append(
+            Sample(
+                task=name,
+                identity=where,
+                system=task.system,
+                before=task.before,
+                body=document,
+                cut=task.cut,
+                after=task.after.replace("{question}", question),
+                answer_start=task.answer_start,
+                answers=(answer,),
+                max_new_tokens=MAX_NEW_TOKENS,
+            )
         )
-        for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1)
-    ]
+        if about_world:
+            found.append(
+                Sample(
+                    task=name,
+                    identity=f"{where}, of the real world",
+                    body=question.replace(_IN_THE_DOCUMENT, _IN_THE_WORLD),
+                    cut="end",
+                    chat=False,
+                    answer_start=task.answer_start,
+                    answers=(about_world,),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                )
+            )
+    return found
 
 
 def score(sample: Sample, prediction: str) -> Score:
     """Exact match as L-Eval scores it (Evaluation/auto_eval.py and em.py)."""
     answer = sample.answers[0]
-    if sample.task in ("coursera", "quality"):
+    if sample.task in ("coursera", "quality", "tpo"):
         letters = _letters_of_answer(prediction, several=sample.task == "coursera")
         guessed = not letters
         if guessed and prediction:
@@ -109,6 +149,10 @@ def score(sample: Sample, prediction: str) -> Score:
     if sample.task == "gsm100":
         number = _number(prediction)
         return Score(_exact_match(number, _number(answer)))
+    if sample.task == "codeU":
+        return Score(_exact_match(_printed(prediction, answer), _plain_code(answer)))
+    if sample.task == "sci_fi":
+        return Score(_exact_match(_judgement(prediction), answer))
     return Score(_exact_match(prediction, answer))
 
 
@@ -148,6 +192,41 @@ def _number(text: str) -> str:
         words = text.split("\n\n")[0].split(" ")
         word = next((word for word in reversed(words) if any(c.isdigit() for c in word)), "")
     return "".join(c for c in word.split(".")[0] if c.isdigit())
+
+
+def _two_answers(output: str, where: str) -> tuple[str, str]:
+    """`True [fact: False]` -> what is so in the document and in the world, in lower case."""
+    found = re.fullmatch(r"(.*?)\s*\[fact:(.*)\]\s*", output.lower(), re.DOTALL)
+    if found is None:
+        raise ValueError(f"{where}: outputs = {output!r}: an answer and [fact: an answer] are expected")
+    return found[1].strip(), found[2].strip()
+
+
+def _judgement(prediction: str) -> str:
+    """The first word that says true or false; no guess where none does."""
+    words = prediction.lower().split()
+    return next((saying for word in words for saying in ("true", "false") if saying in word), "<error>")
+
+
+def _plain_code(text: str) -> str:
+    """Printed values without what is written in several ways: commas, single quotes, backslashes, .0, spaces between
+    brackets."""
+    text = re.sub(r"\s+", " ", text)
+    for old in (",", "'", "\\", ".0"):
+        text = text.replace(old, "")
+    return text.replace("] [", "][").replace("[ [", "[[").replace("] ]", "]]")
+
+
+def _printed(prediction: str, answer: str) -> str:
+    """The words of a prediction that may be the printed value: as many as the answer has and three more, after "the
+    final output" or from the end."""
+    text = _plain_code(prediction)
+    for filler in ("will be", "of the code", "is", "would be", "the value of", "the result of", "printed"):
+        text = text.replace(filler, "")
+    count, named = len(answer.split()) + 3, "the final output"
+    if named in text:
+        return " ".join(re.split(r"\s+", text.rpartition(named)[2])[:count])
+    return " ".join(re.split(r"\s+", text)[-count:])
 
 
 def _exact_match(prediction: str, reference: str) -> float:

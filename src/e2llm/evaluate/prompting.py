@@ -111,6 +111,8 @@ def _kept(body: list[int], room: int, cut: str) -> list[int]:
         return body
     if cut == "end":
         return body[:room]
+    if cut == "beginning":
+        return body[len(body) - room :]
     half = room // 2
     return body[: room - half] + body[len(body) - half :]
 

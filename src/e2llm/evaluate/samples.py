@@ -23,8 +23,8 @@ class Sample:
     """Names the sample within its task, the same in every run."""
     body: str
     """What is cut where the prompt does not fit."""
-    cut: Literal["middle", "end"]
-    """middle: the two ends of the body stay; end: its beginning stays."""
+    cut: Literal["middle", "end", "beginning"]
+    """middle: the two ends of the body stay; end: its beginning stays; beginning: its end stays."""
     answers: tuple[str, ...]
     max_new_tokens: int
     classes: tuple[str, ...] = ()
