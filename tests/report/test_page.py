@@ -77,7 +77,7 @@ def test_structure(outline):
     assert outline.tags.count("caption") == outline.tags.count("table")
     assert all(attrs.get("role") == "img" for tag, attrs in outline.attributes if tag == "svg")
     sections = [attrs["id"] for tag, attrs in outline.attributes if tag == "section"]
-    assert sections == ["perplexity", "scales", "retrieval", "training", "others", "run", "files"]
+    assert sections == ["rescaled", "perplexity", "scales", "retrieval", "training", "others", "run", "files"]
 
 
 def test_says_what_was_measured(outline):

@@ -14,6 +14,7 @@ from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
 from e2llm.report.palette import NUM_STEPS, Palette
+from e2llm.report.rescaled import Rescaled
 from e2llm.report.series import Row, Section, Series, grid_rows, hero, series_of, serving_row
 from e2llm.report.shared_documents import apart_words, comparison_notes
 
@@ -69,6 +70,22 @@ def scale_figure(section: Section, series: Series, *, name: str = "scales") -> D
         return None
     title = f"{METRIC_NAMES.get(section.metric, section.metric)} against window at fixed scales, {series.label}"
     return _line_chart(lines, section, name=name, title=title, notes=comparison_notes(list(_columns(rows).values())))
+
+
+def rescaled_figure(found: Rescaled, *, name: str = "rescaled") -> Drawing:
+    """Value against window of one checkpoint: re-scaled for each window, bold, and held at each scale, thin."""
+    lines = [
+        _line(f"fixed at {format_scale(scale)}", points, _ordinal(index, len(found.fixed)), "solid",
+              MARKERS[(index + 1) % 6], thin=True)
+        for index, (scale, points) in enumerate(found.fixed.items())
+    ]  # fmt: skip
+    lines.append(_line("re-scaled", found.served, ("hues", 0), "solid", "o", strong=True))
+    metric = METRIC_NAMES.get(found.section.metric, found.section.metric)
+    title = f"{metric} against window of {found.label}: re-scaled for each window, and at fixed scales"
+    rows = [row for points in (found.served, *found.fixed.values()) for row in points.values()]
+    return _line_chart(
+        lines, found.section, name=name, title=title, notes=comparison_notes(list(_columns(rows).values()))
+    )
 
 
 def retrieval_figure(section: Section, *, name: str = "retrieval") -> Drawing | None:
@@ -140,8 +157,10 @@ def _line(
     marker: str,
     *,
     strong: bool = False,
+    thin: bool = False,
 ) -> Line:
-    return Line(label, tuple(points), tuple(row["value"] for row in points.values()), colour, dash, marker, strong)
+    values = tuple(row["value"] for row in points.values())
+    return Line(label, tuple(points), values, colour, dash, marker, strong, thin)
 
 
 def _line_chart(
