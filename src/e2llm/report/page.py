@@ -26,6 +26,7 @@ from e2llm.report.formats import format_count, format_quantity, join_words, sent
 from e2llm.report.further import FURTHER_METRICS, FURTHER_PARTS
 from e2llm.report.headline import Headline, headline
 from e2llm.report.parts import Part, drawn, figure_html, quiet_html
+from e2llm.report.quoted_tables import quoted_perplexity, quoted_unseen_scales
 from e2llm.report.rescaled import rescaled
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
@@ -119,6 +120,11 @@ def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     for section in sections(rows, "perplexity"):
         drawings.append(drawing := perplexity_figure(section, name=slug("perplexity", *section.labels.values())))
         blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
+    quoted = quoted_perplexity(rows)
+    if blocks and quoted is not None:
+        blocks.append("<h3>Beside the paper</h3>" + quoted.html())
+    if blocks:
+        blocks.append(quiet_html(quoted_unseen_scales(rows, records)))
     text = (
         '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
         "measured at the scale that a request of that length is served with: the calibrated one, else the smallest of "

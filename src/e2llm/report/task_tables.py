@@ -12,6 +12,7 @@ from typing import Any
 
 from e2llm.report.formats import format_count, format_scale, format_window, join_words
 from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, SHORT_TASKS, Quoted
+from e2llm.report.quoted_tables import printed, quoted_table
 from e2llm.report.series import Row
 from e2llm.report.tables import Cell, Table, interval_text
 
@@ -68,7 +69,7 @@ def _section(suite: str, base_model: str, rows: Sequence[Row]) -> TaskSection:
         tables.append(_overall_table(f"{title}: overall", overall, columns, quoted))
     in_table_7 = suite == "short" and any(row.get("task") in SHORT_TASKS for row in rows)
     if in_table_7:
-        tables.append(_quoted_table(f"{title}: {MARK} from the paper"))
+        tables.append(quoted_table(f"{title}: {MARK} from the paper", "model", SHORT, SHORT_COLUMNS))
     about = _QUOTED.get(suite, "") if overall or in_table_7 else ""
     return TaskSection(title, " ".join(part for part in (_NOTE, about) if part), tables)
 
@@ -136,23 +137,11 @@ def _overall_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], 
         if any(cells)
     ]
     for one in quoted:
-        cells = [_printed(one, name) if average == "plain" else None for average, name in sets]
+        cells = [printed(one, name) if average == "plain" else None for average, name in sets]
         if any(cells):
             body.append((f"{MARK} · {one.name}, {one.where}", cells))
     heads = [f"{'mean' if average == 'plain' else 'macro'}, {SET_NAMES[name]}" for average, name in sets]
     return Table(title, ["checkpoint · method", *heads], body)
-
-
-def _quoted_table(title: str) -> Table:
-    body: list[tuple[str, list[Cell | None]]] = [
-        (f"{MARK} · {one.name}, {one.where}", [_printed(one, name) for name in SHORT_COLUMNS]) for one in SHORT
-    ]
-    return Table(title, ["model", *SHORT_COLUMNS], body)
-
-
-def _printed(quoted: Quoted, name: str) -> Cell | None:
-    value = quoted.values.get(name)
-    return None if value is None else Cell(value)
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]:
