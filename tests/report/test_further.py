@@ -13,7 +13,8 @@ from e2llm.report import render_page, results_markdown
 from e2llm.report.attention import attention_figures, attention_tables
 from e2llm.report.choice import choice_tables
 from e2llm.report.context import metric_tables, position_figure, position_sections, position_table
-from e2llm.report.ruler import FAILED, ruler_tables
+from e2llm.report.native import FAILED
+from e2llm.report.ruler import ruler_tables
 from e2llm.report.series import all_rows, sections
 
 BASE: dict[str, Any] = {"base_model": "tiny", "method": "yarn", "corpus": "novels", "native_window": 4096}

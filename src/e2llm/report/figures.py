@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
+from e2llm.report.native import MARK, failing_note, fails
 from e2llm.report.palette import NUM_STEPS, Palette
 from e2llm.report.rescaled import Rescaled
 from e2llm.report.series import Row, Section, Series, grid_rows, hero, series_of, serving_row
@@ -94,19 +95,22 @@ def retrieval_figure(section: Section, *, name: str = "retrieval") -> Drawing | 
     depths, windows = sorted({r["depth"] for r in rows}), sorted({r["window"] for r in rows})
     if not rows or len(depths) * len(windows) < 4:
         return None
+    failing = [one.key for one in series_of(section) if fails(one)]
     panels = []
     for one in series_of(Section(section.metric, section.labels, rows)):
         mine = [row for row in rows if one.owns(row)]
         cells = {}
         for place in {(row["depth"], row["window"]) for row in mine}:
             cells[place] = serving_row([row for row in mine if (row["depth"], row["window"]) == place])["value"]
-        panels.append((one.label, cells))
+        panels.append((one.label + (MARK if one.key in failing else ""), cells))
 
     def draw(palette: Palette, width: int) -> Figure:
         return _heat_panels(panels, depths, windows, palette, width)
 
     worst = "; ".join(f"{label}: lowest cell {min(cells.values()):.2f}" for label, cells in panels)
     description = f"Share of prompts answered by depth of the answer (rows) and window (columns). {worst}."
+    if failing:
+        description += f" {failing_note(section)}"
     return Drawing(name, f"Retrieval by depth and length, {section.title}", description, draw)
 
 
