@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from e2llm.records import Record, source_names
+from e2llm.report.cost import cost_tables
 from e2llm.report.formats import METRIC_NAMES, join_words, sentence_case
 from e2llm.report.further import further_blocks
 from e2llm.report.parts import Block, Heading
@@ -49,6 +50,10 @@ def outline(records: Sequence[Record]) -> list[Block]:
     blocks += further_blocks(rows)
     for task_section in task_sections(rows):
         blocks += [Heading(2, task_section.title), task_section.note, *task_section.tables]
+    costs = cost_tables(rows, records)
+    blocks += [Heading(2, "Cost")] if costs else []
+    for cost in costs:
+        blocks += [Heading(3, cost.title), cost.table]
     return [*blocks, Heading(2, "Where it ran"), _environments(records)]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.records import LABELS, Record, labels_of, source_names, write_atomic
+from e2llm.report.cost import cost_tables, is_cost_row
 from e2llm.report.figures import (
     perplexity_figure,
     rescaled_figure,
@@ -25,7 +26,7 @@ from e2llm.report.figures import (
 from e2llm.report.formats import format_count, format_quantity, join_words, sentence_case, slug
 from e2llm.report.further import FURTHER_METRICS, FURTHER_PARTS
 from e2llm.report.headline import Headline, headline
-from e2llm.report.parts import Part, drawn, figure_html, quiet_html
+from e2llm.report.parts import Part, drawn, figure_html, heading_html, quiet_html
 from e2llm.report.quoted_tables import quoted_perplexity, quoted_unseen_scales
 from e2llm.report.rescaled import rescaled
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
@@ -84,7 +85,7 @@ def save_figures(records: Sequence[Record], folder: str | os.PathLike[str], *, d
 
 def _measured(rows: Sequence[Row], records: Sequence[Record]) -> list[Part]:
     """The sections that have something to show."""
-    builders = (_rescaled, _perplexity, _scales, _retrieval, *FURTHER_PARTS, _tasks, _training, _others)
+    builders = (_rescaled, _perplexity, _scales, _retrieval, *FURTHER_PARTS, _tasks, _training, _cost, _others)
     return [part for build in builders for part in [build(rows, records)] if part.body]
 
 
@@ -196,6 +197,11 @@ def _training(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     return Part("training", "Training", text + "".join(blocks) if blocks else "", drawn(drawings))
 
 
+def _cost(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
+    found = cost_tables(rows, records)
+    return Part("cost", "Cost", "".join(heading_html(one.title) + one.table.html() for one in found))
+
+
 def _others(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     """Rows that no section above shows, as they are."""
     others = [row for row in rows if not _is_shown(row)]
@@ -220,7 +226,7 @@ def _is_shown(row: Row) -> bool:
     if row["metric"] == "loss":
         return row.get("step") is not None or row.get("position") is not None
     known = row["metric"] in ("perplexity", "retrieval", *FURTHER_METRICS) and row.get("window") is not None
-    return known or is_task_row(row)
+    return known or is_task_row(row) or is_cost_row(row)
 
 
 def _what_was_run(records: Sequence[Record]) -> Part:
