@@ -48,7 +48,7 @@ def outline(records: Sequence[Record]) -> list[Block]:
         if found and metric == "perplexity":
             blocks += _quoted(rows, records)
     blocks += further_blocks(rows)
-    for task_section in task_sections(rows):
+    for task_section in task_sections(rows, records):
         blocks += [Heading(2, task_section.title), task_section.note, *task_section.tables]
     costs = cost_tables(rows, records)
     blocks += [Heading(2, "Cost")] if costs else []

@@ -174,7 +174,7 @@ def _tasks(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = [
         f'<h3>{html.escape(section.title)}</h3>' + quiet_html(section.note)
         + "".join(table.html() for table in section.tables)
-        for section in task_sections(rows)
+        for section in task_sections(rows, records)
     ]
     return Part("tasks", "Tasks", "".join(blocks))
 
