@@ -29,7 +29,7 @@ def notes(*records: Record) -> tuple[str, ...]:
 @pytest.mark.parametrize("render", [results_markdown, results_latex, render_page])
 def test_a_task_without_a_row_is_named_with_its_counts_and_reason(render: Any) -> None:
     text = html.unescape(render([record({"skipped": SKIPPED})]))
-    assert "qasper 12 of 12 (no field" in text and "lcc 7 of 207 (long)" in text and "line 2" not in text.split("<h2")[0]
+    assert "qasper 12 of 12 (no field" in text and "lcc 7 of 207 (long)" in text
     assert "Skipped" not in render([record({"skipped": {}})])
 
 
