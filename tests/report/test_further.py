@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from e2llm.records import Record, make_row
 from e2llm.report import render_page, results_markdown
 from e2llm.report.attention import attention_figures, attention_tables
+from e2llm.report.canvas import NARROW, WIDE
 from e2llm.report.choice import choice_tables
 from e2llm.report.context import metric_tables, position_figure, position_sections, position_table
-from e2llm.report.ruler import FAILED, ruler_tables
+from e2llm.report.native import FAILED
+from e2llm.report.palette import LIGHT
+from e2llm.report.ruler import ruler_tables
 from e2llm.report.series import all_rows, sections
 
 BASE: dict[str, Any] = {"base_model": "tiny", "method": "yarn", "corpus": "novels", "native_window": 4096}
@@ -194,8 +198,31 @@ def test_attention_maps() -> None:
     assert "stands 40% into it" in drawing.description
     svg = drawing.svg()
     assert len(re.findall(r"<path", svg)) > 50 and "var(--heat-" in svg
+    assert all(title in svg for title in ("place in the prompt", "On it, by head", "Copied, by head"))
     page = render_page([attention()])
     assert page.count("<figure>") == 1 and 'id="others"' not in page
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_each_heads_attention_on_the_value_is_drawn_in_its_place(width: int) -> None:
+    """Colours of the second map, cell by cell, by the definition of its scale: 0.01 % is nothing, all is the last."""
+    record = attention()
+    shares = [[1.0, 0.0], [1e-2, 1e-5], [0.5, 1e-4]]
+    record.examples[0]["on_span"] = shares
+    (_, drawing) = attention_figures([record], ["x"])[0]
+    assert "most by head 0 of layer 0, 1.00" in drawing.description
+    assert "most by head 0 of layer 1, 0.90" in drawing.description
+    axes = drawing.draw(LIGHT, width).axes
+    assert len(axes) == 3
+    drawn = {}
+    for patch in axes[1].patches:
+        for x in range(round(patch.get_x()), round(patch.get_x() + patch.get_width())):
+            drawn[round(patch.get_y()), x] = LIGHT.heat.index(to_hex(patch.get_facecolor()))
+    level = {1.0: 11, 0.5: 11, 1e-2: 6, 1e-4: 0, 1e-5: 0, 0.0: 0}
+    assert drawn == {(y, x): level[value] for y, row in enumerate(shares) for x, value in enumerate(row)}
+    boxes = [one.get_position() for one in axes]
+    assert all(0 <= box.x0 and box.x1 <= 1 and 0 <= box.y0 and box.y1 <= 1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 @pytest.mark.parametrize("made", [ruler, attention])

@@ -1,4 +1,4 @@
-"""Attention maps: where the answer looks, layer by layer over the prompt, and which heads copied the value.
+"""Attention maps: where the answer looks, by layer over the prompt; which heads look at the value, and which copied it.
 
 Flows in: Records with `attention_map` examples and `attention_…` rows. Flows out: drawings and a table.
 """
@@ -63,7 +63,8 @@ def _label(row: Row) -> str:
 
 
 def attention_figures(records: Sequence[Record], sources: Sequence[str]) -> list[tuple[str, Drawing]]:
-    """(heading, drawing): one map of layers × prompt and one of layers × heads for each window."""
+    """(heading, drawing): for each window a map of layers × prompt, and two of layers × heads: who looks at the asked
+    value, and who copies it."""
     found = []
     for record, source in zip(records, sources, strict=True):
         label = " · ".join(str(record.config.get(k)) for k in ("checkpoint", "method") if record.config.get(k))
@@ -76,29 +77,36 @@ def attention_figures(records: Sequence[Record], sources: Sequence[str]) -> list
 
 
 def _drawing(example: dict[str, Any], heading: str, name: str) -> Drawing:
-    by_stretch, heads = example["by_stretch"], example["head_score"]
-    best = max((score, layer, head) for layer, row in enumerate(heads) for head, score in enumerate(row))
+    looked, copied = _most(example["on_span"]), _most(example["head_score"])
     start, _end = example["spans"][0]
     description = (
-        f"Left: share of the answer's attention on each of {example['stretches']} stretches of the prompt, one row a "
-        f"layer, darker is more, on a log scale from 0.01 %; the asked value stands {start:.0%} into it. Right: share "
-        f"of the value that each head copied, a row a layer; most by head {best[2]} of layer {best[1]}, {best[0]:.2f}."
+        f"First: share of the answer's attention on each of {example['stretches']} stretches of the prompt, one row a "
+        f"layer, darker is more, on a log scale from 0.01 %; the asked value stands {start:.0%} into it. Second: share "
+        f"of each head's attention on the asked value, on the same scale; most by {looked}. Third: share of the value "
+        f"that each head copied; most by {copied}."
     )
 
     def draw(palette: Palette, width: int) -> Figure:
-        return _draw(example, by_stretch, heads, palette, width)
+        return _draw(example, palette, width)
 
     return Drawing(name, f"Attention of the answer, {heading}", description, draw)
 
 
-def _draw(
-    example: dict[str, Any], by_stretch: list[list[float]], heads: list[list[float]], palette: Palette, width: int
-) -> Figure:
+def _most(by_head: list[list[float]]) -> str:
+    value, layer, head = max((v, layer, head) for layer, row in enumerate(by_head) for head, v in enumerate(row))
+    return f"head {head} of layer {layer}, {value:.2f}"
+
+
+def _draw(example: dict[str, Any], palette: Palette, width: int) -> Figure:
+    """The prompt's map and two of layers × heads: beside it, on a narrow page beneath it."""
+    by_stretch = example["by_stretch"]
     layers, left, gap, head, foot = len(by_stretch), 36, 34, 40, 34
     height = max(120.0, min(300.0, 11.0 * layers))
-    side = (width - left - gap) * 0.30
-    main = width - left - gap - side - 10
-    figure = new_figure(width, head + height + foot)
+    narrow = width < 500
+    main = width - left - 10.0 if narrow else (width - left - 2 * gap) * 0.56
+    side = (width - left - gap - 10) / 2 if narrow else (width - left - 2 * gap - main - 10) / 2
+    second = head + height + foot
+    figure = new_figure(width, second + (second if narrow else 0))
     axes = new_axes(figure, palette, left=left, top=head, width=main, height=height)
     _cells_of(axes, [[_level(value, palette) for value in row] for row in by_stretch], palette)
     for index, (start, end) in enumerate(example["spans"]):
@@ -107,18 +115,32 @@ def _draw(
         axes.plot([x], [1.05], marker="v", color=colour, markersize=9 if index == 0 else 6, clip_on=False,
                   transform=axes.get_xaxis_transform(), linestyle="none")  # fmt: skip
     axes.set_xticks([0, len(by_stretch[0]) / 2, len(by_stretch[0])], ["start", "middle", "end"])
-    words(figure, 0, 10, "Layer ↓ place in the prompt →" + (" (▼ asked value)" if width >= 500 else ""), palette.muted,
+    axes.set_yticks([0.5, layers - 0.5], ["0", str(layers - 1)])
+    words(figure, 0, 10, "Layer ↓ place in the prompt →" + ("" if narrow else " (▼ asked value)"), palette.muted,
           size=SMALL)  # fmt: skip
-    right = new_axes(figure, palette, left=left + main + gap, top=head, width=side, height=height)
-    _cells_of(right, [[palette.heat_level(value) for value in row] for row in heads], palette)
-    right.set_xticks([0.5, len(heads[0]) - 0.5], ["0", str(len(heads[0]) - 1)])
-    words(figure, left + main + gap, 10, "Copied, by head →", palette.muted, size=SMALL)
-    if not any(value > 0 for row in heads for value in row):
-        middle = left + main + gap + side / 2
-        words(figure, middle, head + height / 2, "nothing", palette.muted, size=SMALL, ha="center")
-    for one in (axes, right):
-        one.set_yticks([0.5, layers - 0.5], ["0", str(layers - 1)])
+    x, top = (left, second) if narrow else (left + main + gap, 0.0)
+    for title, field, level in (
+        ("On it, by head →", "on_span", _level),
+        ("Copied, by head →", "head_score", lambda value, palette: palette.heat_level(value)),
+    ):
+        levels = [[level(value, palette) for value in row] for row in example[field]]
+        _heads(figure, levels, title, palette, left=x, top=top + head, width=side, height=height)
+        if not any(value > 0 for row in example[field] for value in row):
+            words(figure, x + side / 2, top + head + height / 2, "nothing", palette.muted, size=SMALL, ha="center")
+        x += side + gap
     return figure
+
+
+def _heads(
+    figure: Figure, levels: list[list[int]], title: str, palette: Palette, *, left: float, top: float, width: float,
+    height: float,
+) -> None:
+    """One map of layers × heads under its title."""
+    axes = new_axes(figure, palette, left=left, top=top, width=width, height=height)
+    _cells_of(axes, levels, palette)
+    axes.set_xticks([0.5, len(levels[0]) - 0.5], ["0", str(len(levels[0]) - 1)])
+    axes.set_yticks([0.5, len(levels) - 0.5], ["0", str(len(levels) - 1)])
+    words(figure, left, top - 30, title, palette.muted, size=SMALL)
 
 
 def _level(share: float, palette: Palette) -> int:

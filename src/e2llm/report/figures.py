@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
+from e2llm.report.native import MARK, failing_note, fails
 from e2llm.report.palette import NUM_STEPS, Palette
+from e2llm.report.rescaled import Rescaled
 from e2llm.report.series import Row, Section, Series, grid_rows, hero, series_of, serving_row
 from e2llm.report.shared_documents import apart_words, comparison_notes
 
@@ -71,25 +73,44 @@ def scale_figure(section: Section, series: Series, *, name: str = "scales") -> D
     return _line_chart(lines, section, name=name, title=title, notes=comparison_notes(list(_columns(rows).values())))
 
 
+def rescaled_figure(found: Rescaled, *, name: str = "rescaled") -> Drawing:
+    """Value against window of one checkpoint: re-scaled for each window, bold, and held at each scale, thin."""
+    lines = [
+        _line(f"fixed at {format_scale(scale)}", points, _ordinal(index, len(found.fixed)), "solid",
+              MARKERS[(index + 1) % 6], thin=True)
+        for index, (scale, points) in enumerate(found.fixed.items())
+    ]  # fmt: skip
+    lines.append(_line("re-scaled", found.served, ("hues", 0), "solid", "o", strong=True))
+    metric = METRIC_NAMES.get(found.section.metric, found.section.metric)
+    title = f"{metric} against window of {found.label}: re-scaled for each window, and at fixed scales"
+    rows = [row for points in (found.served, *found.fixed.values()) for row in points.values()]
+    return _line_chart(
+        lines, found.section, name=name, title=title, notes=comparison_notes(list(_columns(rows).values()))
+    )
+
+
 def retrieval_figure(section: Section, *, name: str = "retrieval") -> Drawing | None:
     """One depth × length map a (checkpoint, method); None where no row has a depth or a single window was measured."""
     rows = [row for row in section.rows if row.get("depth") is not None]
     depths, windows = sorted({r["depth"] for r in rows}), sorted({r["window"] for r in rows})
     if not rows or len(depths) * len(windows) < 4:
         return None
+    failing = [one.key for one in series_of(section) if fails(one)]
     panels = []
     for one in series_of(Section(section.metric, section.labels, rows)):
         mine = [row for row in rows if one.owns(row)]
         cells = {}
         for place in {(row["depth"], row["window"]) for row in mine}:
             cells[place] = serving_row([row for row in mine if (row["depth"], row["window"]) == place])["value"]
-        panels.append((one.label, cells))
+        panels.append((one.label + (MARK if one.key in failing else ""), cells))
 
     def draw(palette: Palette, width: int) -> Figure:
         return _heat_panels(panels, depths, windows, palette, width)
 
     worst = "; ".join(f"{label}: lowest cell {min(cells.values()):.2f}" for label, cells in panels)
     description = f"Share of prompts answered by depth of the answer (rows) and window (columns). {worst}."
+    if failing:
+        description += f" {failing_note(section)}"
     return Drawing(name, f"Retrieval by depth and length, {section.title}", description, draw)
 
 
@@ -140,8 +161,10 @@ def _line(
     marker: str,
     *,
     strong: bool = False,
+    thin: bool = False,
 ) -> Line:
-    return Line(label, tuple(points), tuple(row["value"] for row in points.values()), colour, dash, marker, strong)
+    values = tuple(row["value"] for row in points.values())
+    return Line(label, tuple(points), values, colour, dash, marker, strong, thin)
 
 
 def _line_chart(

@@ -18,6 +18,7 @@ from e2llm.report.formats import (
     join_words,
     sentence_case,
 )
+from e2llm.report.native import FAILED, fails
 from e2llm.report.series import Row, Section, Series, hero, rival, sections, series_of
 from e2llm.report.shared_documents import mark_of
 
@@ -118,6 +119,8 @@ def _tiles(pair: _Pair, retrieval: _Pair | None) -> list[tuple[str, str]]:
     if retrieval is not None:
         n = format_count(retrieval.after.points[retrieval.window]["n"])
         what = f"{_name(retrieval.section)} at {format_window(retrieval.window)}, share of {n} prompts"
+        failing = [one.label for one in (retrieval.before, retrieval.after) if fails(one)]
+        what += f"; {' and '.join(failing)} below {FAILED:g} at the native window already" if failing else ""
         tiles.append((retrieval.values(retrieval.window), what))
     return tiles
 

@@ -32,7 +32,9 @@ _TALLEST = 8.0  # a log axis ends at this multiple of the lowest value: what run
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its name, x and y, and how it looks. `colour`: a name of the palette, such as ("hues", 0)."""
+    """One line: its name, x and y, and how it looks. `colour`: a name of the palette, such as ("hues", 0).
+
+    `strong`: the line that the chart is about; `thin`: one of those that it is held against."""
 
     label: str
     x: tuple[float, ...]
@@ -41,6 +43,7 @@ class Line:
     dash: Any = "solid"
     marker: str = "o"
     strong: bool = False
+    thin: bool = False
 
 
 def draw_lines(
@@ -209,9 +212,9 @@ def _look(line: Line, palette: Palette) -> dict[str, Any]:
     return {
         "color": _colour(palette, line),
         "linestyle": line.dash,
-        "linewidth": 2.6 if line.strong else 1.7,
+        "linewidth": 2.6 if line.strong else 1.0 if line.thin else 1.7,
         "marker": line.marker if len(line.x) <= _MOST_MARKED else None,
-        "markersize": 6.5 if line.strong else 5.5,
+        "markersize": 6.5 if line.strong else 4 if line.thin else 5.5,
         "markeredgecolor": palette.paper,
         "markeredgewidth": 1.1,
     }

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from e2llm.records import Record, source_names
+from e2llm.report.cost import cost_tables
 from e2llm.report.formats import METRIC_NAMES, join_words, sentence_case
 from e2llm.report.further import further_blocks
 from e2llm.report.parts import Block, Heading
-from e2llm.report.series import Section, all_rows, sections, series_of
+from e2llm.report.quoted_tables import quoted_perplexity, quoted_unseen_scales
+from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.tables import scale_table, window_table
 from e2llm.report.task_tables import task_sections
 
@@ -43,9 +45,15 @@ def outline(records: Sequence[Record]) -> list[Block]:
                 table = scale_table(section, series)
                 if table is not None:
                     blocks += [Heading(4, f"Window by scale: {series.label}"), table]
+        if found and metric == "perplexity":
+            blocks += _quoted(rows, records)
     blocks += further_blocks(rows)
-    for task_section in task_sections(rows):
+    for task_section in task_sections(rows, records):
         blocks += [Heading(2, task_section.title), task_section.note, *task_section.tables]
+    costs = cost_tables(rows, records)
+    blocks += [Heading(2, "Cost")] if costs else []
+    for cost in costs:
+        blocks += [Heading(3, cost.title), cost.table]
     return [*blocks, Heading(2, "Where it ran"), _environments(records)]
 
 
@@ -53,6 +61,13 @@ def file_names(records: Sequence[Record]) -> list[str]:
     """Names of the files that the Records were loaded from, as short as they can be told apart."""
     names = zip(source_names(records), records, strict=True)
     return [f"{name}{record.path.suffix if record.path else ''}" for name, record in names]
+
+
+def _quoted(rows: Sequence[Row], records: Sequence[Record]) -> list[Block]:
+    """What the paper prints of perplexity."""
+    table, sentence = quoted_perplexity(rows), quoted_unseen_scales(rows, records)
+    blocks: list[Block] = [] if table is None else [Heading(3, "Beside the paper"), table]
+    return [*blocks, sentence] if sentence else blocks
 
 
 def _title(section: Section) -> str:

@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.records import LABELS, Record, labels_of, source_names, write_atomic
-from e2llm.report.figures import perplexity_figure, retrieval_figure, scale_figure, training_figure
+from e2llm.report.cost import cost_tables, is_cost_row
+from e2llm.report.figures import (
+    perplexity_figure,
+    rescaled_figure,
+    retrieval_figure,
+    scale_figure,
+    training_figure,
+)
 from e2llm.report.formats import format_count, format_quantity, join_words, sentence_case, slug
 from e2llm.report.further import FURTHER_METRICS, FURTHER_PARTS
 from e2llm.report.headline import Headline, headline
-from e2llm.report.parts import Part, drawn, figure_html, quiet_html
+from e2llm.report.parts import Part, drawn, figure_html, heading_html, quiet_html
+from e2llm.report.quoted_tables import quoted_perplexity, quoted_unseen_scales
+from e2llm.report.rescaled import rescaled
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
 from e2llm.report.tables import scale_table, window_table
@@ -76,7 +85,7 @@ def save_figures(records: Sequence[Record], folder: str | os.PathLike[str], *, d
 
 def _measured(rows: Sequence[Row], records: Sequence[Record]) -> list[Part]:
     """The sections that have something to show."""
-    builders = (_perplexity, _scales, _retrieval, *FURTHER_PARTS, _tasks, _training, _others)
+    builders = (_rescaled, _perplexity, _scales, _retrieval, *FURTHER_PARTS, _tasks, _training, _cost, _others)
     return [part for build in builders for part in [build(rows, records)] if part.body]
 
 
@@ -92,12 +101,31 @@ def _header(top: Headline, rows: Sequence[Row]) -> str:
     )
 
 
+def _rescaled(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
+    found = rescaled(rows)
+    if found is None:
+        return Part("rescaled", "", "")
+    drawing = rescaled_figure(found)
+    text = (
+        '<p class="quiet">The same weights throughout. Bold: each window at the scale that serves it; thin: every '
+        "window at one scale. Lower is better; a line that leaves the chart says how far.</p>"
+    )
+    heading = join_words(found.label, found.section.title, found.section.base_model)
+    body = text + f"<h3>{html.escape(sentence_case(heading))}</h3>" + figure_html(drawing)
+    return Part("rescaled", "One set of weights, re-scaled for each window", body, (drawing,))
+
+
 def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
     drawings = []
     for section in sections(rows, "perplexity"):
         drawings.append(drawing := perplexity_figure(section, name=slug("perplexity", *section.labels.values())))
         blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
+    quoted = quoted_perplexity(rows)
+    if blocks and quoted is not None:
+        blocks.append("<h3>Beside the paper</h3>" + quoted.html())
+    if blocks:
+        blocks.append(quiet_html(quoted_unseen_scales(rows, records)))
     text = (
         '<p class="quiet">Summed nats over summed target tokens, to the power of e; lower is better. Each value is '
         "measured at the scale that a request of that length is served with: the calibrated one, else the smallest of "
@@ -110,13 +138,16 @@ def _perplexity(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
 def _scales(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = []
     drawings = []
+    first = rescaled(rows)  # its lines stand at the top of the page already
     for section in sections(rows, "perplexity"):
         for series in series_of(section):
             table = scale_table(section, series)
             if table is not None:
                 name = slug("scales", *section.labels.values(), *series.key.values())
                 heading = f"<h3>{html.escape(join_words(series.label, section.title))}</h3>"
-                drawings.append(drawing := scale_figure(section, series, name=name))
+                is_first = first is not None and (first.section.labels, first.served) == (section.labels, series.points)
+                drawing = None if is_first else scale_figure(section, series, name=name)
+                drawings.append(drawing)
                 blocks.append(heading + table.html(kind="heat") + figure_html(drawing))
     text = (
         '<p class="quiet">The same weights at every scale. Shading <span class="key cost"></span> shows what a '
@@ -143,7 +174,7 @@ def _tasks(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     blocks = [
         f'<h3>{html.escape(section.title)}</h3>' + quiet_html(section.note)
         + "".join(table.html() for table in section.tables)
-        for section in task_sections(rows)
+        for section in task_sections(rows, records)
     ]
     return Part("tasks", "Tasks", "".join(blocks))
 
@@ -164,6 +195,11 @@ def _training(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
         "held-out loss has one line for each fixed scale.</p>"
     )
     return Part("training", "Training", text + "".join(blocks) if blocks else "", drawn(drawings))
+
+
+def _cost(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
+    found = cost_tables(rows, records)
+    return Part("cost", "Cost", "".join(heading_html(one.title) + one.table.html() for one in found))
 
 
 def _others(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
@@ -190,7 +226,7 @@ def _is_shown(row: Row) -> bool:
     if row["metric"] == "loss":
         return row.get("step") is not None or row.get("position") is not None
     known = row["metric"] in ("perplexity", "retrieval", *FURTHER_METRICS) and row.get("window") is not None
-    return known or is_task_row(row)
+    return known or is_task_row(row) or is_cost_row(row)
 
 
 def _what_was_run(records: Sequence[Record]) -> Part:

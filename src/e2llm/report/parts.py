@@ -53,4 +53,4 @@ def heading_html(text: str) -> str:
 
 def quiet_html(text: str) -> str:
     # A number and its per cent sign stay on one line.
-    return f'<p class="quiet">{html.escape(text.replace(" %", chr(160) + "%"))}</p>'
+    return "" if not text else f'<p class="quiet">{html.escape(text.replace(" %", chr(160) + "%"))}</p>'

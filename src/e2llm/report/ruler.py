@@ -11,17 +11,14 @@ from dataclasses import dataclass
 
 from e2llm.intervals import Interval, interval_fields, interval_of_average
 from e2llm.report.formats import format_window, join_words
-from e2llm.report.series import Row, Section, Series, sections, series_of
+from e2llm.report.native import FAILED, MARK, cannot
+from e2llm.report.series import Row, Section, sections, series_of
 from e2llm.report.tables import Cell, Table, count_foot, interval_text
 
-FAILED = 0.25
-"""A best score below this inside the native window counts as a kind that the model cannot do at all."""
 ORDER = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 )  # fmt: skip
-MARK = "\u00a0†"
-"""After a kind's name, on its line."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,8 @@ def _tables(found: Sequence[Section]) -> RulerTables:
     names = sorted({str(s.labels["task"]) for s in found}, key=lambda n: (ORDER.index(n) if n in ORDER else 99, n))
     by_kind = {str(section.labels["task"]): series_of(section) for section in found}
     labels = list(dict.fromkeys(one.label for name in names for one in by_kind[name]))
-    failed, known = _failed(by_kind)
+    judged = {name: cannot(series) for name, series in by_kind.items()}
+    failed, known = {name for name in names if judged[name][0]}, any(is_known for _, is_known in judged.values())
     scores = {
         label: {name: one.points for name in names for one in by_kind[name] if one.label == label} for label in labels
     }
@@ -60,29 +58,12 @@ def _tables(found: Sequence[Section]) -> RulerTables:
     note = (
         "No window at or below the native one was measured, so what the base cannot do at all is not known."
         if not known
-        else f"{MARK.strip()} fails inside its native window already (best score below {FAILED:g}): "
+        else f"{MARK.strip()} fails inside its native window already (score there below {FAILED:g}): "
         + ", ".join(name for name in names if name in failed)
         if failed
-        else f"Every kind reaches {FAILED:g} inside the native window."
+        else f"Every kind reaches {FAILED:g} at the native window."
     )
     return RulerTables(title, _mean_table(title, scores, failed), kinds, note)
-
-
-def _failed(by_kind: dict[str, list[Series]]) -> tuple[set[str], bool]:
-    """Kinds that the base (else every checkpoint) fails at the windows up to its native one; whether that is known."""
-    failed, known = set(), False
-    for name, series in by_kind.items():
-        judged = [one for one in series if one.is_base] or list(series)
-        native = [
-            row["value"]
-            for one in judged
-            for window, row in one.points.items()
-            if window <= (row.get("native_window") or 0)
-        ]
-        known = known or bool(native)
-        if native and max(native) < FAILED:
-            failed.add(name)
-    return failed, known
 
 
 def _kind_table(label: str, points: dict[str, dict[int, Row]], failed: set[str]) -> Table:

@@ -100,7 +100,7 @@ def all_rows(records: Sequence[Record]) -> list[Row]:
     (`shared_documents`).
     """
     names = source_names(records)
-    natives = dict(zip(names, (_native_window(r.config) for r in records), strict=True))
+    natives = dict(zip(names, (config_number(r.config, "native_window") for r in records), strict=True))
     apart = {name: OTHER_DOCUMENTS.get(r.kind) for name, r in zip(names, records, strict=True)}
     rows = merge(records)
     for row in rows:
@@ -213,15 +213,15 @@ def rival(series: Sequence[Series]) -> Series | None:
     return next((one for one in base if one.method in ("", "none")), base[0] if base else None)
 
 
-def _native_window(config: Any) -> int | None:
-    """The one native_window that a config names, at any depth; None if it names none or several."""
-    found: set[int] = set()
+def config_number(config: Any, name: str) -> float | None:
+    """The one positive number that a config has under a name, at any depth; None if it has none or several."""
+    found: set[float] = set()
 
     def visit(value: Any) -> None:
         if isinstance(value, dict):
-            native = value.get("native_window")
-            if isinstance(native, int) and native > 0:
-                found.add(native)
+            number = value.get(name)
+            if isinstance(number, int | float) and number > 0:
+                found.add(number)
             for inner in value.values():
                 visit(inner)
         elif isinstance(value, list):

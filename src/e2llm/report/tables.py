@@ -13,6 +13,7 @@ from typing import Any
 
 from e2llm.records import Record
 from e2llm.report.formats import format_count, format_scale, format_value, format_window
+from e2llm.report.native import MARK, failing_note, fails
 from e2llm.report.series import APART, Row, Section, Series, all_rows, grid_rows, hero, sections, series_of, serving_row
 from e2llm.report.shared_documents import comparable, comparison_notes, mark_beside, mark_of
 
@@ -112,14 +113,15 @@ def window_table(section: Section) -> Table:
                     mark=mark_beside(row, columns[window]),
                 )
             )
-        body.append((one.label, cells))
+        body.append((one.label + (MARK if section.metric == "retrieval" and fails(one) else ""), cells))
     main = hero(series)
+    failing = failing_note(section)
     return Table(
         caption=section.title,
         head=["checkpoint · method", *map(format_window, windows)],
         body=body,
         foot=count_foot(UNITS.get(section.metric, "n"), list(columns.values())),
-        notes=comparison_notes(list(columns.values())),
+        notes=(*comparison_notes(list(columns.values())), *([failing] if failing else [])),
         strong=frozenset(index for index, one in enumerate(series) if one is main),
     )
 

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from e2llm.records import Record
 from e2llm.report.formats import format_count, format_scale, format_window, join_words
 from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, SHORT_TASKS, Quoted
+from e2llm.report.quoted_tables import printed, quoted_table
 from e2llm.report.series import Row
+from e2llm.report.skipped import skipped_notes
 from e2llm.report.tables import Cell, Table, interval_text
 
 SUITE_NAMES = {"longbench": "LongBench", "leval": "L-Eval, closed tasks", "short": "Short tasks"}
@@ -49,26 +52,29 @@ def is_task_row(row: Row) -> bool:
     return row.get("suite") is not None
 
 
-def task_sections(rows: Iterable[Row]) -> list[TaskSection]:
-    """Sections in order of first appearance."""
+def task_sections(rows: Iterable[Row], records: Sequence[Record] = ()) -> list[TaskSection]:
+    """Sections in order of first appearance; `records`: where the rows come from, which say what was left out."""
     groups: dict[tuple[Any, Any], list[Row]] = {}
     for row in rows:
         if is_task_row(row):
             groups.setdefault((row["suite"], row.get("base_model")), []).append(row)
-    return [_section(str(suite), str(model or ""), group) for (suite, model), group in groups.items()]
+    return [
+        _section(str(suite), str(model or ""), group, skipped_notes(group, records))
+        for (suite, model), group in groups.items()
+    ]
 
 
-def _section(suite: str, base_model: str, rows: Sequence[Row]) -> TaskSection:
+def _section(suite: str, base_model: str, rows: Sequence[Row], skipped: tuple[str, ...]) -> TaskSection:
     title = join_words(SUITE_NAMES.get(suite, suite), base_model)
     columns = _columns(rows)
-    tables = [_task_table(title, [row for row in rows if "task" in row], columns)]
+    tables = [_task_table(title, [row for row in rows if "task" in row], columns, skipped)]
     overall = [row for row in rows if row["metric"] == "average"]
     quoted = LONGBENCH if suite == "longbench" else ()
     if overall:
         tables.append(_overall_table(f"{title}: overall", overall, columns, quoted))
     in_table_7 = suite == "short" and any(row.get("task") in SHORT_TASKS for row in rows)
     if in_table_7:
-        tables.append(_quoted_table(f"{title}: {MARK} from the paper"))
+        tables.append(quoted_table(f"{title}: {MARK} from the paper", "model", SHORT, SHORT_COLUMNS))
     about = _QUOTED.get(suite, "") if overall or in_table_7 else ""
     return TaskSection(title, " ".join(part for part in (_NOTE, about) if part), tables)
 
@@ -105,14 +111,14 @@ def _place(row: Row) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in ("metric", "task", "tasks", "average", "harness_metric", "filter"))
 
 
-def _task_table(title: str, rows: Sequence[Row], columns: Sequence[_Column]) -> Table:
+def _task_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], notes: tuple[str, ...]) -> Table:
     places = dict.fromkeys(_place(row) for row in rows)
     body: list[tuple[str, list[Cell | None]]] = []
     for place in places:
         own = [row for row in rows if _place(row) == place]
         name = join_words(str(own[0]["task"]), str(own[0].get("harness_metric") or own[0]["metric"]), _counts(own))
         body.append((name, _cells(own, columns)))
-    return Table(title, ["task", *(column.label for column in columns)], body)
+    return Table(title, ["task", *(column.label for column in columns)], body, notes=notes)
 
 
 def _counts(rows: Sequence[Row]) -> str:
@@ -136,23 +142,11 @@ def _overall_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], 
         if any(cells)
     ]
     for one in quoted:
-        cells = [_printed(one, name) if average == "plain" else None for average, name in sets]
+        cells = [printed(one, name) if average == "plain" else None for average, name in sets]
         if any(cells):
             body.append((f"{MARK} · {one.name}, {one.where}", cells))
     heads = [f"{'mean' if average == 'plain' else 'macro'}, {SET_NAMES[name]}" for average, name in sets]
     return Table(title, ["checkpoint · method", *heads], body)
-
-
-def _quoted_table(title: str) -> Table:
-    body: list[tuple[str, list[Cell | None]]] = [
-        (f"{MARK} · {one.name}, {one.where}", [_printed(one, name) for name in SHORT_COLUMNS]) for one in SHORT
-    ]
-    return Table(title, ["model", *SHORT_COLUMNS], body)
-
-
-def _printed(quoted: Quoted, name: str) -> Cell | None:
-    value = quoted.values.get(name)
-    return None if value is None else Cell(value)
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]:
