@@ -213,7 +213,7 @@ def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | 
                 for window in args.windows:
                     config = EvaluateConfig(
                         windows=tuple(args.windows),
-                        scales=(scale_for(engine, one, window),) if engine.extension.method != "none" else (),
+                        scales=(scale_for(engine, one, window) if engine.extension.method != "none" else 1.0,),
                         protocols=(protocol,),
                         prompts=args.prompts,
                         batch_size=args.batch_size,

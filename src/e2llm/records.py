@@ -35,7 +35,7 @@ INTERVAL_FIELDS = ("low", "high")
 LABELS = (
     "base_model", "checkpoint", "method", "corpus", "protocol", "window", "scale", "native_window", "task", "depth",
     "split", "step", "seed", "language", "trainer", "engine", "mix", "gpu", "gpus", "position", "choice",
-    "suite", "average",
+    "suite", "average", "beyond_trained",
 )  # fmt: skip
 """Labels the project uses: one spelling for one thing. Other labels are allowed; these come first in tables."""
 

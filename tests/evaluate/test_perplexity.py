@@ -38,7 +38,7 @@ def brute_force(
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("scale", [1.0, 2.375, 4.0])
 @pytest.mark.parametrize("first_token", [None, 1])
 def test_whole_equals_brute_force(window: int, scale: float, first_token: int | None) -> None:
     engine, documents = make_engine(), random_documents(2, 140)

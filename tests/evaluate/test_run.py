@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         method="yarn",
         native_window=WINDOW,
         training_window=WINDOW,
-        max_scale=8.0,
+        max_scale=16.0,
         base_model="somewhere/tiny",
         checkpoint="paper",
     )

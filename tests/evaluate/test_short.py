@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from architectures import WINDOW, tiny_model
+from checkpoints import checkpoint_info
 from harness_tasks import NAMES, write_tasks
 from texts import character_tokenizer
 
@@ -85,6 +86,14 @@ def test_a_finished_task_is_not_measured_again(folder: Path, tmp_path: Path, mon
     assert evaluate_short(engine(), tasks, settings, partial=partial).rows == first.rows
     with pytest.raises(AssertionError, match="measured again"):
         evaluate_short(engine(), tasks, config(folder, max_examples=4), partial=partial)
+
+
+def test_scales_beyond_training_are_marked(folder: Path) -> None:
+    settings = config(folder, tasks=("local_answer",), max_examples=2, scales=(8, 16))
+    trained = engine()
+    trained.info = checkpoint_info()
+    rows = evaluate_short(trained, load_tasks(settings)[0], settings).rows
+    assert [(row["scale"], row.get("beyond_trained")) for row in rows] == [(8, None), (16, True)]
 
 
 def test_other_documents_are_another_measurement(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from architectures import WINDOW, tiny_model
+from checkpoints import checkpoint_info
 from texts import BYTE_VOCABULARY, byte_tokenizer
 
 from e2llm.evaluate import suite as suite_module
@@ -210,7 +212,12 @@ def test_leval_runs_the_same_way(tmp_path: Path) -> None:
     (found,) = record.rows
     assert (found["metric"], found["task"], found["n"], found["cut"]) == ("accuracy", "coursera", 2, 2)
     assert all(e["prompt_tokens"] == 2048 - 512 for e in record.examples)
-    assert found["guessed"] == sum(e["guessed"] for e in record.examples)
+    assert found["guessed"] == sum(e["guessed"] for e in record.examples) and "beyond_trained" not in found
+    trained = engine()
+    trained.info = checkpoint_info()
+    settings = dataclasses.replace(settings, scales=(4.0,))
+    beyond = evaluate_suite(trained, SUITES["leval"], load_data(SUITES["leval"], settings), settings)
+    assert [row["beyond_trained"] for row in beyond.rows] == [True]
 
 
 @pytest.mark.parametrize(

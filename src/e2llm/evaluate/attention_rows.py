@@ -11,7 +11,7 @@ from e2llm.evaluate.attention import RETRIEVAL_HEAD, STRETCHES, Looked, look
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import RetrievalPrompt, make_prompts
+from e2llm.evaluate.retrieval import RetrievalPrompt, check_facts, make_prompts
 from e2llm.evaluate.tasks import UUID_KV
 from e2llm.infer import Engine
 from e2llm.intervals import Interval, interval_fields, interval_of_mean, interval_of_statistic
@@ -116,12 +116,7 @@ def _rounded(values: np.ndarray) -> list[list[float]]:
 
 
 def check(engine: Engine, documents: Sequence[Document], config: EvaluateConfig) -> None:
-    make_prompts(
-        engine.tokenizer,
-        documents,
-        window=min(config.windows),
-        num_prompts=1,
-        seed=config.seed,
-        chat=config.chat,
-        task=UUID_KV,
-    )
+    asked: dict[str, Any] = {"seed": config.seed, "chat": config.chat, "task": UUID_KV}
+    make_prompts(engine.tokenizer, documents, window=min(config.windows), num_prompts=1, **asked)
+    for window in config.windows:
+        check_facts(engine.tokenizer, window=window, num_prompts=config.prompts, **asked)

@@ -14,6 +14,7 @@ from typing import Any
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.ranks import launched
 from e2llm.evaluate.run import check_named, evaluate, finish, load_corpora, load_engine, scale_of
+from e2llm.evaluate.trained import check_windows_trained
 from e2llm.records import Record
 
 METHODS = ("linear", "yarn")
@@ -24,7 +25,8 @@ def choice(config: EvaluateConfig, *, methods: Sequence[str] = METHODS, progress
     """Measure `config.protocols` at each window with the chosen scale and with each fixed one (`config.scales`, or
     2 to 16), for each method; writes `config.out`. Resumes as `evaluate` does, method by method.
 
-    A fixed scale is measured at every window, also where it is smaller than the window needs.
+    A fixed scale is measured at every window, also where it is smaller than the window needs. ValueError for a window
+    above a checkpoint's trained range, unless `config.scales` names scales.
     """
     check_named(config)
     fixed = config.scales or FIXED
@@ -36,6 +38,8 @@ def choice(config: EvaluateConfig, *, methods: Sequence[str] = METHODS, progress
     for method in methods:
         own = dataclasses.replace(config, method=method)
         engine = load_engine(own, ranks)
+        if not config.scales:
+            check_windows_trained(engine, config.windows)
         corpora = load_corpora(own, engine)
         for window in sorted(config.windows):
             chosen = float(scale_of(engine, window))

@@ -33,7 +33,7 @@ class EvaluateConfig:
     each."""
     scales: tuple[float, ...] = ()
     """Scales measured at every window (a full grid); empty: one per window, the checkpoint's calibrated one,
-    else max(1, window / native window)."""
+    else max(1, window / native window), and windows above the trained range are refused."""
     method: str | None = None
     """Frequency method (none, linear, ntk, dynamic_ntk, yarn, longrope) or self_extend; None: the checkpoint's own."""
     protocols: tuple[str, ...] = ("whole", "pass_key")

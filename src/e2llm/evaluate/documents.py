@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from e2llm.evaluate.writable import REMEDY, check_known
+
 SUFFIXES = (".txt", ".md", ".py", ".tex", ".rst")
 """Files that a folder is searched for; a file that is named itself may end in anything."""
 SAMPLE_CHARACTERS = 16_384
@@ -26,6 +28,8 @@ STREAM_TOKENS = 262_144
 """Documents wanted longer than this are tokenized a block at a time, one after the other."""
 BLOCK_CHARACTERS = 1 << 20
 """Text held at once of such a document."""
+CHECKED_CHARACTERS = 4096
+"""Beginning of a document that is read back where its tokens do not say whether the tokenizer knows its text."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ def load_documents(
     """Documents under `path` (a file, or a folder and its folders) of at least `num_tokens` tokens, cut to those.
 
     Sorted by name; `keep` sees the name of each. With `max_documents` the first so many that are long enough. Raises
-    ValueError when the path holds no text, a file is no UTF-8, or no document is long enough (naming the longest).
+    ValueError when the path holds no text, a file is no UTF-8, no document is long enough (naming the longest), or the
+    tokenizer cannot write one that would be used.
     """
     root = Path(path)
     files = _files(root, suffixes)
@@ -70,19 +75,29 @@ def load_documents(
             arrays = [stream_tokens(file, tokenizer, num_tokens) for file, _ in group]
         else:
             arrays = _tokenize_prefixes([_read(file) for file, _ in group], tokenizer, num_tokens)
-        for (_, name), tokens in zip(group, arrays, strict=True):
+        for (file, name), tokens in zip(group, arrays, strict=True):
             if len(tokens) > longest:
                 longest, longest_name = len(tokens), name
-            if len(tokens) >= num_tokens:
+            if len(tokens) >= num_tokens and (max_documents is None or len(found) < max_documents):
+                _check_known(file, name, tokens, tokenizer)
                 found.append(Document(name, tokens))
-        if max_documents is not None and len(found) >= max_documents:
-            return found[:max_documents]
+        if max_documents is not None and len(found) == max_documents:
+            return found
     if not found:
         raise ValueError(
             f"{root}: none of {len(named)} documents has {num_tokens} tokens; the longest is "
             f"{longest_name or 'empty'} with {longest}. Lower the largest window or give longer documents"
         )
     return found
+
+
+def _check_known(file: Path, name: str, tokens: np.ndarray, tokenizer: Any) -> None:
+    with file.open(encoding="utf-8") as text:
+        beginning = text.read(CHECKED_CHARACTERS)
+    try:
+        check_known(tokenizer, tokens, beginning)
+    except ValueError as error:
+        raise ValueError(f"document {name}: {error}; {REMEDY}") from error
 
 
 def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -8,16 +8,13 @@ ids stay, so the length is exact.
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from e2llm.evaluate.retrieval import begin_of_text
 from e2llm.evaluate.samples import Sample
+from e2llm.evaluate.writable import check_writes, encode
 
-MOST_LOST = 0.02
-"""Share of a prompt's characters that a tokenizer may lose (odd symbols) before the sample is given up."""
 _BODY = "\x00body\x00"
 
 
@@ -50,12 +47,13 @@ class Prompter:
         through_template = self.chat and sample.chat
         start, end = self._frame(sample, through_template)
         opening = [] if through_template else self.opening
-        whole = self._ids(start + sample.body + end)
+        whole = encode(self.tokenizer, start + sample.body + end)
         # A template adds nothing that could be lost; what is checked is the task's own text.
-        self._check_writes(start + sample.body + end, whole)
+        check_writes(self.tokenizer, start + sample.body + end, whole)
         if len(opening) + len(whole) <= most_tokens:
             return Prompt((*opening, *whole), 0, through_template)
-        head, body, tail = [*opening, *self._ids(start)], self._ids(sample.body), self._ids(end)
+        head, body, tail = (encode(self.tokenizer, part) for part in (start, sample.body, end))
+        head = [*opening, *head]
         room = most_tokens - len(head) - len(tail)
         if room < 1:
             raise ValueError(
@@ -90,20 +88,6 @@ class Prompter:
         system, user = messages
         return self._templated([{"role": "user", "content": system["content"] + user["content"]}])
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
-
-    def _check_writes(self, text: str, ids: list[int]) -> None:
-        """ValueError where more than MOST_LOST of the characters do not come back from the ids."""
-        wanted = Counter(_comparable(text))
-        lost = wanted - Counter(_comparable(self.tokenizer.decode(ids)))
-        if lost.total() > MOST_LOST * wanted.total():
-            shown = " ".join(character for character, _ in lost.most_common(5))
-            raise ValueError(
-                f"the tokenizer cannot encode it: {lost.total() / wanted.total():.0%} of its characters are lost "
-                f"({shown} …)"
-            )
-
 
 def _kept(body: list[int], room: int, cut: str) -> list[int]:
     """At most `room` ids: the beginning, or both ends (the beginning gets the odd one)."""
@@ -115,8 +99,3 @@ def _kept(body: list[int], room: int, cut: str) -> list[int]:
         return body[len(body) - room :]
     half = room // 2
     return body[: room - half] + body[len(body) - half :]
-
-
-def _comparable(text: str) -> str:
-    """Without white space, case and Unicode's spellings of the same: what an uncased tokenizer still keeps."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -19,7 +19,7 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import make_frame
 from e2llm.evaluate.key_values import kv_kind
 from e2llm.evaluate.needle import NEEDLE_MAPS
-from e2llm.evaluate.questions import Kind, Texts, make_question
+from e2llm.evaluate.questions import Kind, Texts, draw_question, make_question
 from e2llm.evaluate.ruler.tasks import ruler_kinds
 from e2llm.infer import Engine
 
@@ -77,6 +77,8 @@ def _check_questions(kind: Kind, engine: Engine, documents: Sequence[Document], 
     frame, texts = make_frame(engine.tokenizer, config.chat), Texts(documents, engine.tokenizer)
     for window in {min(config.windows), max(config.windows) if kind.score == "part" else min(config.windows)}:
         make_question(kind, texts, frame, window=window, index=0, seed=config.seed)
+    for index in range(1, config.prompts):  # questions of files differ in what they are written with
+        draw_question(kind, texts, window=min(config.windows), index=index, seed=config.seed)
 
 
 def _read_once(config: EvaluateConfig, documents: int, window: int) -> int:

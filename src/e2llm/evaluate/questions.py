@@ -20,6 +20,7 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import Frame, largest_fit
 from e2llm.evaluate.ruler.score import match_all, match_part
 from e2llm.evaluate.ruler.words import words_of
+from e2llm.evaluate.writable import REMEDY, as_written, check_writes, encode
 from e2llm.infer import Engine, RequestPlan
 
 SCORES: dict[str, Callable[[str, Sequence[str]], float]] = {"all": match_all, "part": match_part}
@@ -117,11 +118,29 @@ class Texts:
         return lambda size: pieces[(start := int(place * max(0, len(pieces) - size))) : start + size]
 
 
-def make_question(kind: Kind, texts: Texts, frame: Frame, *, window: int, index: int, seed: int) -> Question:
-    """Raises ValueError when the window is too small for the kind, or the texts too short for the window."""
+def draw_question(kind: Kind, texts: Texts, *, window: int, index: int, seed: int) -> Draft:
+    """A question whose length is still open. Raises ValueError where the tokenizer cannot write it or its answer."""
     # crc32 of the name: a hash that is the same in every run
     random = np.random.default_rng([seed, window, index, zlib.crc32(kind.name.encode())])
     draft = kind.make(texts, random, window, index)
+    asked = draft.body(draft.least) + draft.answer_start
+    try:
+        check_writes(texts.tokenizer, asked, encode(texts.tokenizer, asked))
+        written = {one: as_written(texts.tokenizer, f" {one}") for one in draft.expected}
+        lost = [one for one, read in written.items() if not match_part(read, [one])]
+        if lost and (kind.score == "all" or len(lost) == len(written)):
+            raise ValueError(
+                f"the tokenizer writes the answer {lost[0]!r} as {written[lost[0]]!r}, which does not count"
+            )
+    except ValueError as error:
+        raise ValueError(f"{kind.name}, question {index} of window {window}: {error}; {REMEDY}") from error
+    return draft
+
+
+def make_question(kind: Kind, texts: Texts, frame: Frame, *, window: int, index: int, seed: int) -> Question:
+    """Raises ValueError when the window is too small for the kind, the texts too short for the window, or the tokenizer
+    cannot write the question or an answer that is right."""
+    draft = draw_question(kind, texts, window=window, index=index, seed=seed)
     limit = window - kind.answer_tokens
     fitted = largest_fit(
         lambda size: frame.encode(draft.body(size), draft.answer_start),

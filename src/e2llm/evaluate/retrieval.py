@@ -17,6 +17,7 @@ from e2llm.evaluate.batched import Asked, replies
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
 from e2llm.evaluate.tasks import PASS_KEY, Task
+from e2llm.evaluate.writable import REMEDY, as_written, check_keeps, encode
 from e2llm.infer import Engine, RequestPlan
 
 Progress = Callable[[int], None]
@@ -125,12 +126,14 @@ def make_prompts(
 ) -> list[RetrievalPrompt]:
     """The prompts of one window. Documents take turns; the part of one that is used, facts and depths are drawn.
 
-    Raises ValueError when the window is too small for the question or no document fills it.
+    Raises ValueError when the window is too small for the question, no document fills it, or the tokenizer cannot write
+    what is asked.
     """
     if tokenizer is None:
         raise ValueError(f"tokenizer = None: {task.name} is asked in text")
     if num_prompts < 1:
         raise ValueError(f"num_prompts = {num_prompts}: use at least 1")
+    check_facts(tokenizer, window=window, num_prompts=num_prompts, seed=seed, chat=chat, task=task)
     frame = _frame(tokenizer, chat, task)
     first = begin_of_text(tokenizer)
     opening = [] if first is None or chat else [first]
@@ -138,6 +141,34 @@ def make_prompts(
         _prompt(tokenizer, documents, window=window, index=index, seed=seed, opening=opening, frame=frame, task=task)
         for index in range(num_prompts)
     ]
+
+
+def check_facts(
+    tokenizer: Any, *, window: int, num_prompts: int, seed: int, chat: bool = False, task: Task = PASS_KEY
+) -> None:
+    """ValueError where the tokenizer cannot write a question of this window, a fact, or an answer that is right.
+
+    No filler is read and no prompt made: cheap enough to ask for all windows before anything is measured.
+    """
+    before, after = _frame(tokenizer, chat, task)
+    for index in range(num_prompts):
+        facts, _ = _drawn(task, seed, window, index)
+        name, value = facts[0]
+        try:
+            for fact in facts:
+                check_keeps(tokenizer, task.statement.format(name=fact[0], value=fact[1]), fact)
+            check_keeps(tokenizer, before + after.replace(_NAME, name), [name])
+            written = as_written(tokenizer, task.answer.format(value=value))
+            if not task.is_correct(written, value):
+                raise ValueError(f"the tokenizer writes the answer {value!r} as {written!r}, which does not count")
+        except ValueError as error:
+            raise ValueError(f"{task.name}, prompt {index} of window {window}: {error}; {REMEDY}") from error
+
+
+def _drawn(task: Task, seed: int, window: int, index: int) -> tuple[list[tuple[str, str]], np.random.Generator]:
+    """Facts of a prompt, the asked one first, and the generator that everything else about it is drawn from."""
+    random = np.random.default_rng([seed, window, index])
+    return [task.draw(random) for _ in range(task.num_facts)], random
 
 
 def _prompt(
@@ -151,18 +182,17 @@ def _prompt(
     frame: tuple[str, str],
     task: Task,
 ) -> RetrievalPrompt:
-    random = np.random.default_rng([seed, window, index])
-    facts = [task.draw(random) for _ in range(task.num_facts)]
+    facts, random = _drawn(task, seed, window, index)
     name, value = facts[0]  # the asked one; the others stand anywhere
     step = index % NUM_DEPTHS
     depth = (step + random.random()) / NUM_DEPTHS
-    statements = [_ids(tokenizer, task.statement.format(name=n, value=v)) for n, v in facts]
+    statements = [encode(tokenizer, task.statement.format(name=n, value=v)) for n, v in facts]
     values = [_value_places(tokenizer, task, fact, len(ids)) for fact, ids in zip(facts, statements, strict=True)]
-    before, after = [*opening, *_ids(tokenizer, frame[0])], _ids(tokenizer, frame[1].replace(_NAME, name))
+    before, after = [*opening, *encode(tokenizer, frame[0])], encode(tokenizer, frame[1].replace(_NAME, name))
     # Models may split the value otherwise than the tokenizer does, at worst into single characters: an answer that is
     # right must not be cut short.
     answer = task.answer.format(value=value)
-    answer_tokens = max(len(_ids(tokenizer, answer)) + 2, len(answer))
+    answer_tokens = max(len(encode(tokenizer, answer)) + 2, len(answer))
     filler = window - len(before) - sum(map(len, statements)) - len(after) - answer_tokens
     document = _long_enough(documents, filler, index, window, task)
     start = int(random.integers(0, len(document.tokens) - filler + 1))
@@ -242,7 +272,3 @@ def prompt_template(chat: bool, task: Task = PASS_KEY) -> str:
     """What is asked, as written into a Record: {text} is the document up to a fact and after it."""
     asked = task.introduction + "{text}" + (task.statement + "{text}") * task.num_facts + task.question
     return f"[chat template: {asked}]{task.answer_start.strip()}" if chat else asked + task.answer_start
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids)

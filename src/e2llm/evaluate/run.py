@@ -25,8 +25,9 @@ from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.progress import progress_bar
 from e2llm.evaluate.protocols import further
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.retrieval import make_prompts
+from e2llm.evaluate.retrieval import check_facts, make_prompts
 from e2llm.evaluate.tasks import TASKS
+from e2llm.evaluate.trained import beyond_trained, check_windows_trained
 from e2llm.hf.self_extend import self_extend
 from e2llm.infer import Engine
 from e2llm.positions.choose import choose_scale
@@ -101,10 +102,11 @@ def evaluate(
     `windows`: those of `config.windows` that are measured now; () is all.
 
     Documents must reach max(config.windows) tokens. Rows: perplexity (n = tokens scored) and retrieval (n = prompts;
-    over all depths, and by depth). Examples: nats and tokens of every document, every pass-key prompt with its
-    answer. With several `ranks` each process calls this, measures its share and returns the whole Record.
+    over all depths, and by depth); those outside the checkpoint's trained range have the label `beyond_trained`.
+    Examples: nats and tokens of every document, every pass-key prompt with its answer. With several `ranks` each
+    process calls this, measures its share and returns the whole Record.
     """
-    parts = [part for part in plan_parts(engine, corpora, config) if not windows or part.window in windows]
+    parts = plan_parts(engine, corpora, config, windows=windows)
     measure = Measurement(engine, corpora, config, ranks)
     done = Finished(partial if ranks.is_first else None)
     bar = progress_bar(progress and ranks.is_first)
@@ -123,7 +125,7 @@ def evaluate(
                 done.add(key, dataclasses.asdict(part), found)
             passed += _cost(part, corpora, config)
             bar.update(task, completed=passed)  # exactly: shares are estimates
-            rows += found["rows"]
+            rows += [row | beyond_trained(engine, part.window, part.scale) for row in found["rows"]]
             examples += found["examples"]
     return Record(kind="evaluate", config=measure.described(), rows=rows, examples=examples)
 
@@ -132,13 +134,23 @@ def _advance(bar: Progress, task: TaskID, weight: float, tokens: int) -> None:
     bar.advance(task, tokens * weight)
 
 
-def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config: EvaluateConfig) -> list[Part]:
-    """Every combination to measure, checked before the first forward pass: text long enough, prompts that fit."""
+def plan_parts(
+    engine: Engine,
+    corpora: Mapping[str, Sequence[Document]],
+    config: EvaluateConfig,
+    *,
+    windows: Sequence[int] = (),
+) -> list[Part]:
+    """Every combination to measure, checked before the first forward pass: text long enough, prompts that fit, windows
+    that the checkpoint was trained for unless `config.scales` names their scale. `windows`: as in `evaluate`."""
     if not corpora:
         raise ValueError("corpora = {}: give at least one")
     method = engine.extension.method
     if method == "none" and any(scale != 1 for scale in config.scales):
         raise ValueError(f"scales = {list(config.scales)}: method none has no scale but 1; leave scales out")
+    measured = [window for window in sorted(config.windows) if not windows or window in windows]
+    if measured and not config.scales:
+        check_windows_trained(engine, measured)
     for label, documents in corpora.items():
         short = [d.name for d in documents if len(d.tokens) < max(config.windows)]
         if short or not documents:
@@ -147,8 +159,10 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
             )
     for name in TASKS.keys() & set(config.protocols):
         documents = next(iter(corpora.values()))
-        asked: dict[str, Any] = {"num_prompts": 1, "seed": 0, "chat": config.chat, "task": TASKS[name]}
-        make_prompts(engine.tokenizer, documents, window=min(config.windows), **asked)
+        asked: dict[str, Any] = {"seed": config.seed, "chat": config.chat, "task": TASKS[name]}
+        make_prompts(engine.tokenizer, documents, window=min(config.windows), num_prompts=1, **asked)
+        for window in config.windows:
+            check_facts(engine.tokenizer, window=window, num_prompts=config.prompts, **asked)
     if config.batch_size > 1 and set(config.protocols) - {*LOSSES, "attention"}:
         check_batches(engine)
     known = further(config)
@@ -161,7 +175,7 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
         Part(label, protocol, window, float(scale))
         for label in corpora
         for protocol in config.protocols
-        for window in sorted(config.windows)
+        for window in measured
         for scale in ((1.0,) if method == "none" else config.scales or (scale_of(engine, window),))
     ]
 

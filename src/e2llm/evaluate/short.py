@@ -26,6 +26,7 @@ from e2llm.evaluate.ranks import Ranks, launched
 from e2llm.evaluate.run import finish
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import LeftOutWarning
+from e2llm.evaluate.trained import beyond_trained
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import SCORES, Record, make_row, portable
@@ -147,6 +148,8 @@ def evaluate_short(
         "tasks_without_data": dict(left_out or {}),
     }
     rows, examples = ([row for found in results for row in found[name]] for name in ("rows", "examples"))
+    # Longer requests are cut to the scale's window, so that the scale alone says what lies outside.
+    rows = [row | beyond_trained(engine, 0, row["scale"]) for row in rows]
     return Record(kind="evaluate", config=described, rows=rows, examples=examples)
 
 

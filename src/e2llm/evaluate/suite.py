@@ -25,6 +25,7 @@ from e2llm.evaluate.run import finish, scale_of
 from e2llm.evaluate.samples import Sample, Skipped
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import SUITES, Data, Suite, load_data, warn_skipped
+from e2llm.evaluate.trained import beyond_trained, largest_window
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import Record, make_row, portable
@@ -83,6 +84,7 @@ def evaluate_suite(
     with progress_bar(progress and ranks.is_first) as bar:
         shown = bar.add_task(suite.name, total=data.num_samples * sum(cell.window for cell in cells))
         for cell in cells:
+            own = labels | beyond_trained(engine, cell.window, cell.scale)
             scores: dict[str, list[float]] = {}
             for task, samples in data.samples.items():
                 bar.update(shown, description=f"{task} {cell}")
@@ -92,10 +94,10 @@ def evaluate_suite(
                 bar.update(shown, completed=passed)  # exactly: shares are estimates
                 skipped += refused
                 left_out = sum(one.task == task for one in data.skipped) + len(refused)
-                task_rows, task_examples, scores[task] = _scored(suite, task, cell, found, labels, left_out)
+                task_rows, task_examples, scores[task] = _scored(suite, task, cell, found, own, left_out)
                 rows += task_rows
                 examples += task_examples
-            rows += _averages(suite, cell, scores, labels)
+            rows += _averages(suite, cell, scores, own)
     if not rows:
         raise ValueError(f"{suite.name}: no sample could be asked; first: {skipped[0].identity}: {skipped[0].reason}")
     if ranks.is_first:
@@ -113,7 +115,7 @@ def plan_cells(engine: Engine, config: SuiteConfig) -> list[Cell]:
     windows = sorted(config.windows or DEFAULT_WINDOWS)
     if config.scales:
         return [Cell(window, float(scale)) for window in windows for scale in config.scales]
-    largest = engine.native_window if method == "none" else int(engine.native_window * engine.max_scale)
+    largest = largest_window(engine)
     known = method == "none" or engine.info is not None  # a foreign model under a method has no trained range
     if known and windows[-1] > largest:
         raise ValueError(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from e2llm.records import Record
+from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import format_window, join_words, slug
 from e2llm.report.palette import Palette
@@ -43,7 +44,8 @@ def attention_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
                 for r in own
             ]
             title = join_words(name, section.title, section.base_model)
-            found.append((title, Table(f"Attention, {title}", ["window", *METRICS.values()], body)))
+            head = ["window", *METRICS.values()]
+            found.append((title, Table(f"Attention, {title}", head, body, notes=beyond_notes([own]))))
     return found
 
 
@@ -55,7 +57,8 @@ def _cells(rows: Sequence[Row], span: Row) -> Iterator[Cell | None]:
             yield None
         else:
             form = "{:.0f}".format if metric == "retrieval_heads" else "{:.2%}".format
-            yield Cell(form(row["value"]), note=f"n = {row['n']}", interval=interval_text(row, form))
+            ends, mark = interval_text(row, form), beyond_mark(row)
+            yield Cell(form(row["value"]), note=f"n = {row['n']}", interval=ends, mark=mark)
 
 
 def _label(row: Row) -> str:

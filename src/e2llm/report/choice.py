@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from e2llm.report.beyond import beyond_mark
 from e2llm.report.formats import format_value, format_window, join_words
 from e2llm.report.series import Row, Section, choice_sections
-from e2llm.report.shared_documents import comparison_notes, mark_beside
-from e2llm.report.tables import UNITS, Cell, Table, count_foot, interval_text
+from e2llm.report.shared_documents import mark_beside
+from e2llm.report.tables import UNITS, Cell, Table, count_foot, interval_text, table_notes
 
 
 def choice_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
@@ -41,7 +42,7 @@ def _table(section: Section) -> Table:
             cells = [_cell(section.metric, at.get(w), top[w], columns[w]) for w in windows]
             body.append((f"{checkpoint} · {method}, {name}", cells))
     foot = count_foot(UNITS.get(section.metric, "prompts"), list(columns.values()))
-    head, notes = ["scale", *map(format_window, windows)], comparison_notes(list(columns.values()))
+    head, notes = ["scale", *map(format_window, windows)], table_notes(list(columns.values()))
     return Table(f"Chosen and fixed scales, {section.title}", head, body, foot, notes=notes)
 
 
@@ -53,5 +54,5 @@ def _cell(metric: str, row: Row | None, best: float, column: Sequence[Row]) -> C
         return format_value(metric, value) if metric != "string_match" else f"{value:.2f}"
 
     note = f"scale {row['scale']:g}, n = {row['n']:,}"
-    ends, mark = interval_text(row, form), mark_beside(row, column)
+    ends, mark = interval_text(row, form), mark_beside(row, column) + beyond_mark(row)
     return Cell(form(row["value"]), best=row["value"] == best, note=note, interval=ends, mark=mark)

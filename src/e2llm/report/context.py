@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.canvas import Drawing
 from e2llm.report.formats import format_number, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
@@ -87,11 +88,13 @@ def position_table(section: Section) -> Table:
         body.append((label, [_loss_cell(at[b]) if b in at else None for b in shown]))
     columns = [[row for rows in curves.values() for row in rows if row["position"] + 1 == bound] for bound in shown]
     head = ["up to position", *map(format_window, shown)]
-    return Table(f"Loss by position, {section.title}", head, body, count_foot("target tokens", columns))
+    foot, notes = count_foot("target tokens", columns), beyond_notes(columns)
+    return Table(f"Loss by position, {section.title}", head, body, foot, notes=notes)
 
 
 def _loss_cell(row: Row) -> Cell:
-    return Cell(f"{row['value']:.2f}", note=f"n = {row['n']:,}", interval=interval_text(row, "{:.2f}".format))
+    ends, mark = interval_text(row, "{:.2f}".format), beyond_mark(row)
+    return Cell(f"{row['value']:.2f}", note=f"n = {row['n']:,}", interval=ends, mark=mark)
 
 
 def metric_tables(rows: Sequence[Row], metric: str) -> list[tuple[str, Table]]:
@@ -105,16 +108,17 @@ def metric_tables(rows: Sequence[Row], metric: str) -> list[tuple[str, Table]]:
             at = {row["window"]: row for row in section.rows if _name(row) == name}
             body.append((name, [_metric_cell(metric, at[w]) if w in at else None for w in windows]))
         title = join_words(section.title, section.base_model)
-        foot = count_foot("target tokens", [[row for row in section.rows if row["window"] == w] for w in windows])
+        columns = [[row for row in section.rows if row["window"] == w] for w in windows]
+        foot, notes = count_foot("target tokens", columns), beyond_notes(columns)
         head = ["checkpoint · method", *map(format_window, windows)]
-        found.append((title, Table(f"{metric}, {title}", head, body, foot)))
+        found.append((title, Table(f"{metric}, {title}", head, body, foot, notes=notes)))
     return found
 
 
 def _metric_cell(metric: str, row: Row) -> Cell:
     form = "{:.4f}".format if metric == "whole_over_sliding" else format_number
     note = f"scale {row['scale']:g}, n = {row['n']:,}"
-    return Cell(form(row["value"]), note=note, interval=interval_text(row, form))
+    return Cell(form(row["value"]), note=note, interval=interval_text(row, form), mark=beyond_mark(row))
 
 
 def _name(row: Row) -> str:

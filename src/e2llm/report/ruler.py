@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from e2llm.intervals import Interval, interval_fields, interval_of_average
+from e2llm.report.beyond import LABEL as BEYOND
+from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.formats import format_window, join_words
 from e2llm.report.native import FAILED, MARK, cannot
 from e2llm.report.series import Row, Section, sections, series_of
@@ -72,8 +74,9 @@ def _kind_table(label: str, points: dict[str, dict[int, Row]], failed: set[str])
     for name, row in points.items():
         cells = [None if w not in row else _cell(row[w], f"n = {row[w]['n']}") for w in windows]
         body.append((name + (MARK if name in failed else ""), cells))
-    foot = count_foot("prompts", [[row[w] for row in points.values() if w in row] for w in windows])
-    return Table(f"RULER, {label}", ["kind", *map(format_window, windows)], body, foot)
+    columns = [[row[w] for row in points.values() if w in row] for w in windows]
+    head, foot = ["kind", *map(format_window, windows)], count_foot("prompts", columns)
+    return Table(f"RULER, {label}", head, body, foot, notes=beyond_notes(columns))
 
 
 def _mean_table(title: str, scores: dict[str, dict[str, dict[int, Row]]], failed: set[str]) -> Table:
@@ -88,13 +91,15 @@ def _mean_table(title: str, scores: dict[str, dict[str, dict[int, Row]]], failed
             if names and (names is complete or len(able) < len(complete)):
                 cells = [None if w not in own else _cell(_mean([kinds[n][w] for n in names]), what) for w in windows]
                 body.append((f"{label}, {what}", cells))
-    return Table(f"RULER, means, {title}", ["mean over kinds", *map(format_window, windows)], body)
+    rows = [[row for kinds in scores.values() for points in kinds.values() for row in points.values()]]
+    head = ["mean over kinds", *map(format_window, windows)]
+    return Table(f"RULER, means, {title}", head, body, notes=beyond_notes(rows))
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    """Mean over kinds; its interval from theirs, where all have one."""
+    """Mean over kinds; its interval from theirs, where all have one, and beyond training if they are."""
     values = [row["value"] for row in rows]
-    mean: Row = {"value": sum(values) / len(values)}
+    mean: Row = {"value": sum(values) / len(values), BEYOND: any(row.get(BEYOND) for row in rows)}
     if all(row.get("low") is not None for row in rows):
         ends = [Interval(row["low"], row["high"]) for row in rows]
         mean |= interval_fields(interval_of_average(values, ends, [1 / len(values)] * len(values)))
@@ -102,4 +107,5 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 
 def _cell(row: Row, note: str) -> Cell:
-    return Cell(f"{row['value']:.2f}", share=1 - row["value"], note=note, interval=interval_text(row, "{:.2f}".format))
+    ends, mark = interval_text(row, "{:.2f}".format), beyond_mark(row)
+    return Cell(f"{row['value']:.2f}", share=1 - row["value"], note=note, interval=ends, mark=mark)

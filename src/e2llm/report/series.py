@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2llm.records import INTERVAL_FIELDS, Record, labels_of, merge, source_names
+from e2llm.report.beyond import LABEL as BEYOND
 from e2llm.report.formats import PROTOCOL_NAMES, TASK_NAMES, format_scale, join_words
 from e2llm.report.shared_documents import COMPARISON, documents_by_row, on_shared_documents
 
@@ -24,7 +25,7 @@ HEROES = ("recommended", "extended")
 """Checkpoints a report is about, first choice first."""
 
 _METHOD_ORDER = ("", "none", "self_extend", "linear", "ntk", "dynamic_ntk", "yarn", "longrope")
-_AXES = {"checkpoint", "method", "window", "scale", "depth", "native_window", COMPARISON, *APART}
+_AXES = {"checkpoint", "method", "window", "scale", "depth", "native_window", BEYOND, COMPARISON, *APART}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e2llm.records import Record
+from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.formats import format_count, format_scale, format_value, format_window
 from e2llm.report.native import MARK, failing_note, fails
 from e2llm.report.series import APART, Row, Section, Series, all_rows, grid_rows, hero, sections, series_of, serving_row
@@ -110,7 +111,7 @@ def window_table(section: Section) -> Table:
                     best=_is_best(row, columns[window]),
                     note=_note(row),
                     interval=interval_text(row),
-                    mark=mark_beside(row, columns[window]),
+                    mark=mark_beside(row, columns[window]) + beyond_mark(row),
                 )
             )
         body.append((one.label + (MARK if section.metric == "retrieval" and fails(one) else ""), cells))
@@ -121,7 +122,7 @@ def window_table(section: Section) -> Table:
         head=["checkpoint · method", *map(format_window, windows)],
         body=body,
         foot=count_foot(UNITS.get(section.metric, "n"), list(columns.values())),
-        notes=(*comparison_notes(list(columns.values())), *([failing] if failing else [])),
+        notes=(*table_notes(list(columns.values())), *([failing] if failing else [])),
         strong=frozenset(index for index, one in enumerate(series) if one is main),
     )
 
@@ -143,7 +144,7 @@ def scale_table(section: Section, series: Series) -> Table | None:
         head=["scale", *map(format_window, windows)],
         body=body,
         foot=count_foot(UNITS.get(section.metric, "n"), [columns[window] for window in windows]),
-        notes=comparison_notes([columns[window] for window in windows]),
+        notes=table_notes([columns[window] for window in windows]),
     )
 
 
@@ -156,7 +157,7 @@ def _scale_cell(row: Row | None, column: Sequence[Row]) -> Cell | None:
     note = f"{cost:+.1%} over the best scale at {format_window(row['window'])}, {_note(row)}"
     # Twice the best is as dark as it gets: beyond that nobody would serve it.
     share = min(1.0, math.log2(1 + cost)) if row["metric"] != "retrieval" else 1 - row["value"]
-    mark = mark_beside(row, column)
+    mark = mark_beside(row, column) + beyond_mark(row)
     return Cell(_text(row), best=_is_best(row, column), served=served, share=share, note=note, mark=mark)
 
 
@@ -199,6 +200,11 @@ def interval_text(row: Row, form: Callable[[float], str] | None = None) -> str:
         return ""
     write = form or (lambda value: format_value(row["metric"], value))
     return f"{write(row['low'])}–{write(row['high'])}"
+
+
+def table_notes(columns: Sequence[Sequence[Row]]) -> tuple[str, ...]:
+    """Sentences beneath a table of these columns (rows of one window each): what its marks say."""
+    return comparison_notes(columns) + beyond_notes(columns)
 
 
 def count_foot(unit: str, columns: Sequence[Sequence[Row]]) -> tuple[str, list[str]]:

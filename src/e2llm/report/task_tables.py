@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2llm.records import Record
+from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.formats import format_count, format_scale, format_window, join_words
 from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, SHORT_TASKS, Quoted
 from e2llm.report.quoted_tables import printed, quoted_table
@@ -118,6 +119,7 @@ def _task_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], not
         own = [row for row in rows if _place(row) == place]
         name = join_words(str(own[0]["task"]), str(own[0].get("harness_metric") or own[0]["metric"]), _counts(own))
         body.append((name, _cells(own, columns)))
+    notes = (*notes, *beyond_notes([rows]))
     return Table(title, ["task", *(column.label for column in columns)], body, notes=notes)
 
 
@@ -146,7 +148,7 @@ def _overall_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], 
         if any(cells):
             body.append((f"{MARK} · {one.name}, {one.where}", cells))
     heads = [f"{'mean' if average == 'plain' else 'macro'}, {SET_NAMES[name]}" for average, name in sets]
-    return Table(title, ["checkpoint · method", *heads], body)
+    return Table(title, ["checkpoint · method", *heads], body, notes=beyond_notes(by_set))
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]:
@@ -156,11 +158,11 @@ def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]
     found: list[Cell | None] = []
     for column in columns:
         row = next((row for row in rows if column.owns(row)), None)
-        found.append(
-            None
-            if row is None
-            else Cell(_text(row), best=row["value"] == best, note=_note(row), interval=interval_text(row, _percent))
-        )
+        if row is None:
+            found.append(None)
+            continue
+        ends, mark = interval_text(row, _percent), beyond_mark(row)
+        found.append(Cell(_text(row), best=row["value"] == best, note=_note(row), interval=ends, mark=mark))
     return found
 
 
