@@ -1,27 +1,30 @@
-"""The page in headless Chromium: no error, every figure drawn, light and dark, wide and narrow. Marked slow."""
+"""The page in headless Chromium: no error, every figure drawn, light and dark, wide and narrow, printed, by keyboard.
+
+Marked slow.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
 import sample_records
+import test_cost
 import test_further
+import test_native
+import test_rescaled
+import test_skipped
+import test_task_tables
+from chromium import BROWSER, FLAGS, opened
 
+from e2llm.records import Record, make_row
 from e2llm.report import render_page
 from e2llm.report.palette import DARK, LIGHT
 
 pytestmark = pytest.mark.slow
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --v=0"
-).split()
 
 # Appended for the test only: measures what the reader would see and writes it where --dump-dom shows it.
 PROBE = """<script>
@@ -50,8 +53,30 @@ def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     records = [sample_records.study(), sample_records.study("novels"), sample_records.training()]
     records += [test_further.attention(), sample_records.needles(), sample_records.context()]
+    tasks = test_task_tables.longbench()
+    tasks.config["skipped"] = test_skipped.SKIPPED
+    short = {"suite": "short", "window": None, "harness_metric": "acc"}
+    tasks.rows.append(test_task_tables.task_row("hellaswag", 0.4, "accuracy", **short))
+    pairs = test_native.retrieval("uuid_kv", base=(0.5, 0.1, 0.0), ours=(0.9, 0.8, 0.7))
+    records += [test_rescaled.choice(), tasks, pairs, test_cost.train(), many_windows()]
     path.write_text(render_page(records))
+    assert all(f'<section id="{part}"' in path.read_text() for part in ("tasks", "choice", "cost", "rescaled"))
     return path
+
+
+def many_windows():
+    """Ten windows with intervals, of a checkpoint with a very long name: the widest table and the longest label."""
+    name = "recommended_with_everything_that_the_study_of_planted_facts_added"
+    rows = []
+    for power in range(10):
+        for checkpoint in ("base", name):
+            labels = {"base_model": "long", "checkpoint": checkpoint, "method": "yarn", "native_window": 512,
+                      "window": 512 * 2**power, "scale": 2.0**power}  # fmt: skip
+            ends = {"low": 10.11, "high": 12345.6}
+            rows.append(make_row("perplexity", 12.3 + power, "ratio", 123_456, **labels, **ends, corpus="c"))
+            for depth in (0.0, 0.5):
+                rows.append(make_row("retrieval", 0.5, "share", 20, **labels, task="needle", depth=depth))
+    return Record("evaluate", {}, rows, [], {})
 
 
 def browse(page, tmp_path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -68,10 +93,10 @@ def test_figures_are_drawn_without_overlaps(page, tmp_path, width):
     probed.write_text(page.read_text().replace("</body>", PROBE))
     dom = browse(probed, tmp_path, f"--window-size={width},1000", "--dump-dom").stdout
     found = json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', dom)[-1])
-    assert found["figures"] == found["drawn"] == 9
+    assert found["figures"] == found["drawn"] == 11
     assert found["overlaps"] == []
     assert not found["sideways"] and found["small"] == 0
-    assert width < 1000 or found["hidden"] == []  # a wide page shows every column of every table
+    assert width < 1000 or found["hidden"] == ["c"]  # a wide page shows every column of all tables but the widest
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])
@@ -92,3 +117,90 @@ def test_follows_the_colour_scheme(page, tmp_path, scheme, palette):
     assert pixels[0, 0].tolist() == paper
     assert np.mean((pixels == paper).all(-1)) > 0.6  # generous space
     assert (pixels == accent).all(-1).sum() > 500  # the main line and the best values
+
+
+@pytest.fixture
+def live(page, tmp_path):
+    with opened(page, tmp_path) as driven:
+        yield driven
+
+
+# Paper of 210 mm less two margins of 18 mm, in CSS pixels.
+PAPER = 658
+PRINTED = """(() => {
+  const box = (e) => e.getBoundingClientRect();
+  const all = (which) => [...document.querySelectorAll(which)];
+  const out = (e) => box(e).right > innerWidth + 1 || box(e).left < -1;
+  return {
+    hidden: all('nav, .skip').filter((e) => box(e).height > 0).length,
+    tables: all('table').map((t) => box(t).height > 0 && !out(t)),
+    cells: all('td, th').filter((e) => !e.closest('details') && out(e)).map((e) => e.textContent),
+    clipped: all('.scroll, td, th').filter((e) => !['visible'].includes(getComputedStyle(e).overflowX)).length,
+    figures: all('figure svg').filter((e) => box(e).height > 0).map((e) => !out(e)),
+    sideways: document.documentElement.scrollWidth > innerWidth + 1,
+    whole: all('.scroll, figure, tr').filter((e) => getComputedStyle(e).breakInside !== 'avoid').length,
+    paper: getComputedStyle(document.body).backgroundColor,
+  };
+})()"""
+
+
+def test_printed_nothing_is_cut(live):
+    live.size(PAPER)
+    live.media("print", "dark")
+    found = live.run(PRINTED)
+    assert found["hidden"] == 0  # nothing to click on on paper
+    assert len(found["tables"]) > 20 and all(found["tables"])
+    assert found["cells"] == [] and found["clipped"] == 0 and not found["sideways"]
+    assert len(found["figures"]) == 11 and all(found["figures"])
+    assert found["whole"] == 0  # a page ends before a table or a figure, not in it
+    assert found["paper"] == "rgb(255, 255, 255)"  # also where the reader's screen is dark
+
+
+FOCUSED = """(() => {
+  const e = document.activeElement, box = e.getBoundingClientRect(), style = getComputedStyle(e);
+  return {
+    kind: e === document.body ? 'end' : e.className === 'skip' ? 'skip' : e.className === 'scroll' ? 'scroll'
+      : e.tagName.toLowerCase(),
+    name: e.getAttribute('aria-label') || e.getAttribute('href') || e.textContent.slice(0, 40),
+    seen: style.outlineStyle === 'solid' && parseFloat(style.outlineWidth) >= 2 && e.matches(':focus-visible'),
+    inside: box.right > 0 && box.left < innerWidth && box.bottom > 0 && box.top < innerHeight,
+  };
+})()"""
+
+
+def test_keyboard_reaches_everything_and_shows_where_it_is(live):
+    live.size(500)
+    stops = []
+    for _ in range(200):
+        live.press("Tab", 9)
+        stops.append(live.run(FOCUSED))
+        if stops[-1]["kind"] == "end":
+            break
+    stops = stops[:-1]
+    assert [stop for stop in stops if not (stop["seen"] and stop["inside"])] == []
+    kinds = [stop["kind"] for stop in stops]
+    sections = live.run("[...document.querySelectorAll('main section')].map((e) => '#' + e.id)")
+    areas = live.run("[...document.querySelectorAll('.scroll')].map((e) => e.getAttribute('aria-label'))")
+    records = live.run("document.querySelectorAll('details').length")
+    assert kinds[0] == "skip"
+    assert [stop["name"] for stop in stops if stop["kind"] == "a"] == sections
+    assert [stop["name"] for stop in stops if stop["kind"] == "scroll"] == areas and len(areas) > 20
+    assert kinds.count("summary") == records
+
+
+def test_the_skip_link_leads_past_the_navigation(live):
+    live.press("Tab", 9)
+    live.press("Enter", 13)
+    assert live.run("location.hash + document.activeElement.id") == "#mainmain"
+    live.press("Tab", 9)
+    assert live.run("document.activeElement.closest('main') !== null")
+
+
+def test_a_scroll_area_moves_by_arrow_keys(live):
+    live.size(390)
+    wide = "[...document.querySelectorAll('.scroll')].find((e) => e.scrollWidth > e.clientWidth + 20)"
+    assert live.run(f"{wide} !== undefined")
+    live.run(f"{wide}.focus()")
+    live.press("ArrowRight", 39)
+    live.run("new Promise((done) => setTimeout(done, 500))")  # scrolling is animated
+    assert live.run(f"{wide}.scrollLeft") > 0

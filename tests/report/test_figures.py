@@ -172,6 +172,29 @@ def test_names_at_line_ends_do_not_overlap():
     assert max(box.x1 for box in boxes) <= 760
 
 
+LONG = "recommended_with_everything_that_the_study_of_planted_facts_added"
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_very_long_names_stay_in_the_figure(width):
+    rows = [
+        make_row("retrieval", 0.5, "share", 9, window=w, checkpoint=name, method="yarn", scale=1.0, depth=depth)
+        for w in (512, 1024) for name in (LONG, LONG + "_again") for depth in (0.0, 0.5)
+    ]  # fmt: skip
+    (section,) = sections(all_rows([Record("evaluate", {}, rows, [], {})]), "retrieval")
+    lines = [Line(LONG + more, (512, 8192), (50.0, 60.0), ("hues", 1), strong=not more) for more in ("", "_again")]
+    for figure in (
+        draw_lines(lines, LIGHT, width, y_name="y", x_name="x"),
+        retrieval_figure(section).draw(LIGHT, width),
+    ):
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        said = "".join(text.get_text() for text in figure.texts)
+        assert said.count(LONG) == said.replace(" ", "").count(LONG + "_again") + 1 == 2  # whole, over several lines
+        boxes = [text.get_window_extent(renderer) for text in figure.texts]
+        assert all(0 <= box.x0 and box.x1 <= width and box.y0 >= 0 for box in boxes)
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_save(drawings, tmp_path, dark):
     png = drawings["scales"].save(tmp_path / "new" / "scales.png", dark=dark)

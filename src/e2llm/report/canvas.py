@@ -12,6 +12,7 @@ import io
 import os
 import re
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,16 @@ def words(
     figure.text(
         x / width, 1 - y / height, text, color=colour, fontsize=size, ha=ha, va="center", parse_math=False, **options
     )
+
+
+def wrapped(text: str, width: float, *, strong: bool = False) -> list[str]:
+    """Lines of a name, each at most `width` pixels wide in the widest of the fonts it may be shown in."""
+    return textwrap.wrap(text, max(8, int(width / letter(strong)))) or [""]
+
+
+def letter(strong: bool) -> float:
+    """Pixels of a letter in the widest of the fonts a name may be shown in."""
+    return 8.6 if strong else 7.7
 
 
 def _svg(figure: Figure, salt: str) -> str:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
+from e2llm.report.canvas import SMALL, Drawing, letter, new_axes, new_figure, words, wrapped
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
 from e2llm.report.native import MARK, failing_note, fails
@@ -188,18 +188,24 @@ def _heat_panels(
     panels: Sequence[tuple[str, dict]], depths: Sequence[float], windows: Sequence[int], palette: Palette, width: int
 ) -> Figure:
     across = 1 if width < 500 else min(len(panels), 2 if len(windows) > 4 else 3)
-    left, between, head, foot = 44, 36, 46, 46
-    cell = min(64.0, (width - left * across - between * (across - 1)) / across / len(windows))
+    left, between, foot = 44, 36, 46
+    room = (width - left * across - between * (across - 1)) / across
+    names = [wrapped(label, room, strong=True) for label, _ in panels]
+    head = 46 + 17 * (max(map(len, names)) - 1)
+    cell = min(64.0, room / len(windows))
     row_height = max(20.0, min(30.0, cell * 0.75))
     panel_width, panel_height = cell * len(windows), row_height * len(depths)
+    # A panel of few windows is narrower than its name.
+    named_width = max(panel_width, min(room, max(len(text) for lines in names for text in lines) * letter(True)))
     down = math.ceil(len(panels) / across)
     figure = new_figure(width, down * (head + panel_height + foot))
-    for index, (label, cells) in enumerate(panels):
+    for index, (_label, cells) in enumerate(panels):
         column, row = index % across, index // across
-        x, y = left + column * (panel_width + left + between), head + row * (head + panel_height + foot)
+        x, y = left + column * (named_width + left + between), head + row * (head + panel_height + foot)
         axes = new_axes(figure, palette, left=x, top=y, width=panel_width, height=panel_height)
         _heat_cells(axes, cells, depths, windows, palette, with_numbers=cell >= 30)
-        words(figure, x, y - 33, label, palette.ink, weight="bold")
+        for line, text in enumerate(names[index], start=1 - len(names[index])):
+            words(figure, x, y - 33 + 17 * line, text, palette.ink, weight="bold")
         words(figure, x, y - 14, "Depth ↓  window →", palette.muted, size=SMALL)
     return figure
 

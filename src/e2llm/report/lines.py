@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from e2llm.report.canvas import new_axes, new_figure, ruled, words
+from e2llm.report.canvas import letter, new_axes, new_figure, ruled, words, wrapped
 from e2llm.report.formats import format_count, format_number, format_window
 from e2llm.report.palette import Palette
 
@@ -60,7 +60,8 @@ def draw_lines(
     narrow = width < max(500, left + _NARROWEST + beside)
     right = 14 if narrow else beside
     plot_width, plot_height = width - left - right, 230 if narrow else max(300, _LABEL_GAP * (len(lines) + 1))
-    figure = new_figure(width, 34 + plot_height + 52 + (22 * len(lines) + 10 if narrow else 0))
+    below = [wrapped(name, width - 46, strong=line.strong) for line, name in zip(lines, names, strict=True)]
+    figure = new_figure(width, 34 + plot_height + 52 + (_legend_height(below) + 10 if narrow else 0))
     axes = ruled(new_axes(figure, palette, left=left, top=34, width=plot_width, height=plot_height), palette)
     for line in sorted(lines, key=lambda item: item.strong):
         leaves = max(line.y) > cap
@@ -73,10 +74,11 @@ def draw_lines(
     words(figure, 0, 10, y_name + (", log scale" if logarithmic else ""), palette.muted)
     words(figure, left + plot_width / 2, 34 + plot_height + 38, x_name, palette.muted, ha="center")
     if narrow:
-        for index, (line, name) in enumerate(zip(lines, names, strict=True)):
-            y = 34 + plot_height + 66 + 22 * index
+        for index, (line, texts) in enumerate(zip(lines, below, strict=True)):
+            y = 34 + plot_height + 66 + _legend_height(below[:index])
             _stroke(figure, [(4, y), (18, y), (32, y)], **_look(line, palette), markevery=[1])
-            _name(figure, 42, y, name, line, palette)
+            for row, text in enumerate(texts):
+                _name(figure, 42, y + _LABEL_GAP * row, text, line, palette)
     else:
         places = [axes.transData.transform(_end(line, cap)) for line in lines]
         _end_labels(figure, places, names, lines, palette, left=left + plot_width + 30, span=(34, 34 + plot_height))
@@ -94,7 +96,11 @@ def _named(line: Line, cap: float) -> str:
 
 
 def _name_width(name: str, line: Line) -> float:
-    return len(name) * (8.6 if line.strong else 7.7)  # pixels, in the widest of the fonts it may be shown in
+    return len(name) * letter(line.strong)
+
+
+def _legend_height(names: Sequence[Sequence[str]]) -> int:
+    return sum(22 + _LABEL_GAP * (len(lines) - 1) for lines in names)
 
 
 def _end(line: Line, cap: float) -> tuple[float, float]:

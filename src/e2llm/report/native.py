@@ -19,7 +19,7 @@ def native_row(series: Series) -> Row | None:
     """The row at the longest window measured up to the native one, or at the smallest window where the native one is
     not known; None where only longer windows were measured."""
     windows = sorted(series.points)
-    natives = {row.get("native_window") for row in series.points.values()} - {None}
+    natives = [row["native_window"] for row in series.points.values() if row.get("native_window")]
     inside = [w for w in windows if w <= max(natives)] if natives else windows[:1]
     return series.points[inside[-1]] if inside else None
 

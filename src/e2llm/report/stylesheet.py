@@ -25,6 +25,7 @@ h2{margin:0 0 .5rem;font-size:1.75rem;line-height:1.2}
 h3{margin:3rem 0 .25rem;font-size:1.2rem;line-height:1.3}
 h2+h3{margin-top:1.5rem}
 p{margin:.5rem 0;max-width:42rem}
+p,h1,h2,h3,summary,dt,dd,figcaption{overflow-wrap:anywhere}
 .lede{color:var(--muted);font-size:1.0625rem}
 section{padding-top:4.5rem}
 .quiet,figcaption{color:var(--muted);font-size:.9375rem}
@@ -119,6 +120,10 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   .wide{display:block}
   .narrow{display:none}
   .scroll{overflow:visible;break-inside:avoid}
+  th,td{padding:.4rem .3rem;white-space:normal}
+  table.dense{font-size:7pt}
+  table.dense .interval,table.dense thead th,table.dense tfoot td{font-size:6pt}
+  table.dense tbody th:first-child{min-width:4rem}
   tbody th:first-child,tfoot th,thead th:first-child{position:static}
   tr.hero th{box-shadow:none}
   tfoot{display:table-row-group}
