@@ -23,13 +23,17 @@ import numpy as np
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 0
+BLOCKS = "blocks"
+"""`interval` of a row whose interval is over contiguous blocks of one document's tokens (the block bootstrap, Künsch
+1989)."""
 _DRAWS_TOGETHER = 2**22
 """Indices held at once: an evaluation may have ten thousand examples."""
 
 DESCRIPTION = {
     "confidence": CONFIDENCE,
-    "method": "Wilson over right or wrong answers; percentile bootstrap over documents, prompts or examples otherwise; "
-    "means over tasks from the tasks' intervals",
+    "method": "Wilson over right or wrong answers; percentile bootstrap over documents, prompts or examples otherwise, "
+    "over blocks of tokens where a row's interval is 'blocks' (one document); means over tasks from the tasks' "
+    "intervals",
     "resamples": RESAMPLES,
     "seed": SEED,
 }
@@ -44,9 +48,26 @@ class Interval:
     high: float
 
 
-def interval_fields(interval: Interval | None) -> dict[str, Any]:
-    """`low` and `high` of a Record's row; {} where there is no interval."""
-    return {} if interval is None else {"low": interval.low, "high": interval.high}
+def interval_fields(interval: Interval | None, *, kind: str = "") -> dict[str, Any]:
+    """`low` and `high` of a Record's row; {} where there is no interval. `kind`: the row's `interval`, where it is not
+    over what `n` or `documents` count, such as BLOCKS."""
+    if interval is None:
+        return {}
+    return {"low": interval.low, "high": interval.high} | ({"interval": kind} if kind else {})
+
+
+def document_fields(
+    sums: Sequence[float],
+    counts: Sequence[float],
+    blocks: Sequence[tuple[float, float]],
+    *,
+    of: Callable[[Sequence[float], Sequence[float]], Interval | None],
+) -> dict[str, Any]:
+    """Fields of the interval `of` (a ratio, a perplexity) over documents; with a single one, over its `blocks` (sum,
+    count), and marked as such: they say how sure its value is, and nothing about other documents."""
+    if len(sums) > 1:
+        return interval_fields(of(sums, counts))
+    return interval_fields(of([total for total, _ in blocks], [count for _, count in blocks]), kind=BLOCKS)
 
 
 def interval_of_mean(scores: Sequence[float]) -> Interval | None:

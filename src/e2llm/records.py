@@ -29,8 +29,9 @@ SCHEMA = 1
 ROW_FIELDS = ("metric", "value", "unit", "n")
 """What every row has."""
 
-INTERVAL_FIELDS = ("low", "high")
-"""Ends of the confidence interval, in the row's unit: both or none. All other keys of a row are labels."""
+INTERVAL_FIELDS = ("low", "high", "interval")
+"""Ends of the confidence interval, in the row's unit: both or none; `interval`, where it says what else it is over.
+All other keys of a row are labels."""
 
 LABELS = (
     "base_model", "checkpoint", "method", "corpus", "protocol", "window", "scale", "native_window", "task", "depth",
@@ -190,7 +191,10 @@ def check_row(row: Any, *, where: str) -> None:
 
 
 def _check_interval(row: Mapping[str, Any], *, where: str) -> None:
-    ends = [row.get(name) for name in INTERVAL_FIELDS]
+    ends = [row.get(name) for name in INTERVAL_FIELDS[:2]]
+    kind = row.get("interval")
+    if kind is not None and (not isinstance(kind, str) or not kind or ends == [None, None]):
+        raise ValueError(f"{where}: interval = {kind!r}: text that says what low and high are over; leave it out else")
     if ends == [None, None]:
         return
     if any(isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end) for end in ends):

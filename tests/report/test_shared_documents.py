@@ -182,6 +182,18 @@ def test_documents_in_common_and_none_of_them_alone():
     )
 
 
+def test_an_interval_within_the_one_shared_document_stays():
+    """One Record read that document alone and has its interval; the other one's was over several, and goes."""
+    name = sorted(names_of(plain()))[0]
+    alone = keep(plain(), {name})
+    for row in alone["rows"]:
+        row |= {"low": row["value"] - 0.1, "high": row["value"] + 0.1, "interval": "blocks"}
+    rows = all_rows([record(alone), record(plain())])
+    for row, own in zip(rows, alone["rows"], strict=False):
+        assert [row[k] for k in ("low", "high", "interval")] == [own[k] for k in ("low", "high", "interval")]
+    assert not any({"low", "high", "interval"} & row.keys() for row in rows[3:])
+
+
 def test_nothing_in_common_is_marked_and_never_the_best():
     """Eight documents against the two others, which are far easier: their values stay, marked."""
     other = keep(planted(), set(EXTRA))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from e2llm.evaluate.blocks import block_slices
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.token_losses import Reader, sliding_losses, whole_losses
 
@@ -33,6 +34,8 @@ class KeyLoss:
     """Key tokens."""
     scored: int
     """Tokens that keys were looked for among."""
+    blocks: tuple[tuple[float, int, int], ...] = ()
+    """(nats, key tokens, scored tokens) of contiguous blocks of the document."""
 
 
 def key_tokens(
@@ -69,6 +72,11 @@ def key_losses(
     with reader.engine.at_scale(scale):
         for document, mask in zip(documents, keys, strict=True):
             losses = whole_losses(reader, document, length=len(mask), window=window).reshape(-1)
+            scored = ~np.isnan(losses)
             nats = float(losses[mask].sum(dtype=np.float64))
-            found.append(KeyLoss(document.name, nats, int(mask.sum()), int((~np.isnan(losses)).sum())))
+            blocks = tuple(
+                (float(losses[own][mask[own]].sum(dtype=np.float64)), int(mask[own].sum()), int(scored[own].sum()))
+                for own in block_slices(len(losses))
+            )
+            found.append(KeyLoss(document.name, nats, int(mask.sum()), int(scored.sum()), blocks))
     return found

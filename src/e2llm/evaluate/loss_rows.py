@@ -16,7 +16,7 @@ from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.token_losses import PositionLoss, Reader, by_position, compare, whole_losses
 from e2llm.infer import Engine
-from e2llm.intervals import interval_fields, interval_of_perplexity, interval_of_ratio
+from e2llm.intervals import document_fields, interval_of_perplexity, interval_of_ratio
 from e2llm.records import make_row, portable
 
 SHORT_CONTEXT = 4096
@@ -75,7 +75,7 @@ def measure_position(context: Context, part: Part, progress: Progress) -> Result
 
 def _position_row(position: int, buckets: Sequence[PositionLoss], labels: dict[str, Any]) -> dict[str, Any]:
     nats, tokens = [one.nats for one in buckets], [one.tokens for one in buckets]
-    spread = interval_fields(interval_of_ratio(nats, tokens))
+    spread = document_fields(nats, tokens, buckets[0].blocks, of=interval_of_ratio)
     return make_row("loss", sum(nats) / sum(tokens), "nats", sum(tokens), **labels, position=position, **spread)
 
 
@@ -97,9 +97,10 @@ def measure_difference(context: Context, part: Part, progress: Progress) -> Resu
     whole, sliding = sum(one.whole_nats for one in found), sum(one.sliding_nats for one in found)
     steps = sliding_steps(part.window, max(config.windows), config.stride, config.max_strides)
     labels = _labels(context, part) | {"stride": config.stride, "strides": len(steps)}
-    spread = interval_of_perplexity([one.whole_nats - one.sliding_nats for one in found], [one.tokens for one in found])
+    each = [one.whole_nats - one.sliding_nats for one in found], [one.tokens for one in found]
+    spread = document_fields(*each, found[0].blocks, of=interval_of_perplexity)
     value = math.exp((whole - sliding) / tokens)
-    row = make_row("whole_over_sliding", value, "ratio", tokens, **labels, **interval_fields(spread))
+    row = make_row("whole_over_sliding", value, "ratio", tokens, **labels, **spread)
     examples = [
         {
             "metric": "whole_over_sliding",
@@ -148,11 +149,14 @@ def measure_key_tokens(context: Context, part: Part, progress: Progress) -> Resu
         "short_context": short_context(config),
     }
     counts = [one.tokens for one in found]
-    spread = interval_fields(interval_of_ratio(counts, [one.scored for one in found]))
+    blocks = found[0].blocks
+    shares = [(float(keys), scored) for _, keys, scored in blocks]
+    spread = document_fields(counts, [one.scored for one in found], shares, of=interval_of_ratio)
     rows = [make_row("key_share", tokens / scored, "share", scored, **labels, **spread)]
     if tokens:
         value = math.exp(sum(one.nats for one in found) / tokens)
-        spread = interval_fields(interval_of_perplexity([one.nats for one in found], counts))
+        within = [(nats, keys) for nats, keys, _ in blocks]
+        spread = document_fields([one.nats for one in found], counts, within, of=interval_of_perplexity)
         rows.append(make_row("key_perplexity", value, "ratio", tokens, **labels, **spread))
     examples = [
         {

@@ -24,7 +24,14 @@ from e2llm.evaluate.retrieval import Retrieved, answers, judged, make_prompts, p
 from e2llm.evaluate.tasks import TASKS, Task
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
-from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean, interval_of_perplexity, wilson
+from e2llm.intervals import (
+    DESCRIPTION,
+    document_fields,
+    interval_fields,
+    interval_of_mean,
+    interval_of_perplexity,
+    wilson,
+)
 from e2llm.records import make_row, portable
 from e2llm.version import __version__
 
@@ -97,8 +104,9 @@ class Measurement:
             if not math.isfinite(loss.nats):
                 raise ValueError(f"{part}: loss of {loss.document} is {loss.nats}; try dtype = bfloat16 or float32")
         value, tokens = perplexity(losses), sum(loss.tokens for loss in losses)
-        spread = interval_of_perplexity([loss.nats for loss in losses], [loss.tokens for loss in losses])
-        row = make_row("perplexity", value, "ratio", tokens, **labels, **interval_fields(spread))
+        each = [loss.nats for loss in losses], [loss.tokens for loss in losses]
+        spread = document_fields(*each, losses[0].blocks, of=interval_of_perplexity)
+        row = make_row("perplexity", value, "ratio", tokens, **labels, **spread)
         return {"rows": [row], "examples": [_loss_example(part, loss) for loss in losses]}
 
     def _retrieval(self, part: Part, progress: Callable[[int], None]) -> Results:

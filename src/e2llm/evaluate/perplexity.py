@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
+from e2llm.evaluate.blocks import Blocks, BlockSums
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.infer import Engine
@@ -36,6 +38,8 @@ class DocumentLoss:
     """Scored tokens."""
     passes: int
     """Windows read."""
+    blocks: Blocks = ()
+    """The same nats and tokens by contiguous blocks; () of a short document."""
 
 
 def perplexity(losses: Sequence[DocumentLoss]) -> float:
@@ -67,17 +71,26 @@ def whole_windows(
     scored = (torch.arange(1, length + 1, device=engine.model.device) % smallest != 0).view(-1, window)[:, : window - 1]
     batch = batch_rows(engine, window, tokens_per_forward)
     sums: list[torch.Tensor] = []
+    blocks = [BlockSums(0, length) for _ in documents]
     with engine.at_scale(scale):
-        for document in documents:
+        for document, own in zip(documents, blocks, strict=True):
             ids = token_rows(engine, document.tokens[:length].reshape(-1, window), first_token)
             total = torch.zeros((), dtype=torch.float64, device=ids.device)
+            start = 0
             for rows, keep in zip(ids.split(batch), scored.split(batch), strict=True):
-                nats = scorer.nats(rows)
-                total += torch.where(keep, nats, 0).sum(dtype=torch.float64)
+                nats = torch.where(keep, scorer.nats(rows), 0)
+                total += nats.sum(dtype=torch.float64)
+                own.add(start, pad(nats, (1, 0)).flatten())
+                start += rows.numel()
                 progress(rows.numel())
             sums.append(total)
     tokens = length - length // smallest
-    return _losses(documents, sums, tokens=tokens, passes=length // window)
+
+    def count(low: int, high: int) -> int:
+        """Tokens of low … high - 1 that begin no smallest window."""
+        return high - low - ((high - 1) // smallest - (low - 1) // smallest)
+
+    return _losses(documents, sums, [own.blocks(count) for own in blocks], tokens=tokens, passes=length // window)
 
 
 def sliding_windows(
@@ -108,15 +121,21 @@ def sliding_windows(
     steps = sliding_steps(window, max(windows), stride, max_strides)
     groups = sliding_groups(steps, batch_rows(engine, window, tokens_per_forward))
     sums: list[torch.Tensor] = []
+    blocks = [BlockSums(steps[-1].start + steps[-1].first, length) for _ in documents]
     with engine.at_scale(scale):
-        for document in documents:
+        for document, own in zip(documents, blocks, strict=True):
             total = torch.zeros((), dtype=torch.float64, device=engine.model.device)
             for group in groups:
                 ids = token_rows(engine, np.stack([document.tokens[s.start : s.end] for s in group]), first_token)
-                total += scorer.nats(ids, first=group[0].first).sum(dtype=torch.float64)
+                nats = scorer.nats(ids, first=group[0].first)
+                total += nats.sum(dtype=torch.float64)
+                for step, scored in zip(group, nats, strict=True):
+                    own.add(step.start + step.first, scored)
                 progress(ids.numel())
             sums.append(total)
-    return _losses(documents, sums, tokens=sum(s.end - s.start - s.first for s in steps), passes=len(steps))
+    tokens = sum(s.end - s.start - s.first for s in steps)
+    within = [own.blocks(lambda low, high: high - low) for own in blocks]
+    return _losses(documents, sums, within, tokens=tokens, passes=len(steps))
 
 
 @dataclass(frozen=True)
@@ -182,6 +201,11 @@ def _need_tokens(documents: Sequence[Document], length: int) -> None:
             )
 
 
-def _losses(documents: Sequence[Document], sums: list[torch.Tensor], *, tokens: int, passes: int) -> list[DocumentLoss]:
-    nats = torch.stack(sums).tolist()  # the only wait for the device
-    return [DocumentLoss(document.name, value, tokens, passes) for document, value in zip(documents, nats, strict=True)]
+def _losses(
+    documents: Sequence[Document], sums: list[torch.Tensor], blocks: list[Blocks], *, tokens: int, passes: int
+) -> list[DocumentLoss]:
+    nats = torch.stack(sums).tolist()
+    return [
+        DocumentLoss(document.name, value, tokens, passes, own)
+        for document, value, own in zip(documents, nats, blocks, strict=True)
+    ]

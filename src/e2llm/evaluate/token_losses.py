@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from e2llm.evaluate.blocks import Blocks, array_blocks
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import batch_rows, sliding_groups, sliding_steps, token_rows
@@ -84,6 +85,8 @@ class PositionLoss:
     """Last position of the bucket: the most tokens that one in it has before it."""
     nats: float
     tokens: int
+    blocks: Blocks = ()
+    """By stretches of the document."""
 
 
 def by_position(losses: np.ndarray) -> list[PositionLoss]:
@@ -93,7 +96,8 @@ def by_position(losses: np.ndarray) -> list[PositionLoss]:
     for low, high in itertools.pairwise(edges):
         values = losses[:, low:high]
         scored = values[~np.isnan(values)]
-        found.append(PositionLoss(high - 1, float(scored.sum(dtype=np.float64)), len(scored)))
+        total = float(scored.sum(dtype=np.float64))
+        found.append(PositionLoss(high - 1, total, len(scored), array_blocks(scored)))
     return found
 
 
@@ -105,6 +109,8 @@ class Compared:
     whole_nats: float
     sliding_nats: float
     tokens: int
+    blocks: Blocks = ()
+    """Of the difference, whole less sliding."""
 
 
 def compare(
@@ -124,7 +130,8 @@ def compare(
     whole = whole_losses(reader, tail, length=length - first, window=window).reshape(-1)
     both = ~np.isnan(sliding[first:]) & ~np.isnan(whole) & (np.arange(first, length) % min(windows) != 0)
     sums = [float(values[both].sum(dtype=np.float64)) for values in (whole, sliding[first:])]
-    return Compared(document.name, sums[0], sums[1], int(both.sum()))
+    difference = (whole.astype(np.float64) - sliding[first:])[both]
+    return Compared(document.name, sums[0], sums[1], int(both.sum()), array_blocks(difference))
 
 
 def _finite(nats: torch.Tensor, document: Document) -> np.ndarray:

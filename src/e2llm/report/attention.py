@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from e2llm.records import Record
+from e2llm.records import INTERVAL_FIELDS, ROW_FIELDS, Record
 from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.canvas import SMALL, Drawing, new_axes, new_figure, words
 from e2llm.report.formats import format_window, join_words, slug
@@ -50,7 +50,7 @@ def attention_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
 
 
 def _cells(rows: Sequence[Row], span: Row) -> Iterator[Cell | None]:
-    same = {k: v for k, v in span.items() if k not in ("metric", "value", "unit", "n", "low", "high")}
+    same = {k: v for k, v in span.items() if k not in (*ROW_FIELDS, *INTERVAL_FIELDS)}
     for metric in METRICS:
         row = next((r for r in rows if r["metric"] == metric and all(r.get(k) == v for k, v in same.items())), None)
         if row is None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from e2llm.report.beyond import beyond_mark, beyond_notes
+from e2llm.report.beyond import beyond_mark
 from e2llm.report.canvas import Drawing
 from e2llm.report.formats import format_number, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
 from e2llm.report.palette import Palette
 from e2llm.report.series import Row, Section, sections
-from e2llm.report.tables import Cell, Table, count_foot, interval_text
+from e2llm.report.tables import Cell, Table, count_foot, interval_text, table_notes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def position_table(section: Section) -> Table:
         body.append((label, [_loss_cell(at[b]) if b in at else None for b in shown]))
     columns = [[row for rows in curves.values() for row in rows if row["position"] + 1 == bound] for bound in shown]
     head = ["up to position", *map(format_window, shown)]
-    foot, notes = count_foot("target tokens", columns), beyond_notes(columns)
+    foot, notes = count_foot("target tokens", columns), table_notes(columns)
     return Table(f"Loss by position, {section.title}", head, body, foot, notes=notes)
 
 
@@ -109,7 +109,7 @@ def metric_tables(rows: Sequence[Row], metric: str) -> list[tuple[str, Table]]:
             body.append((name, [_metric_cell(metric, at[w]) if w in at else None for w in windows]))
         title = join_words(section.title, section.base_model)
         columns = [[row for row in section.rows if row["window"] == w] for w in windows]
-        foot, notes = count_foot("target tokens", columns), beyond_notes(columns)
+        foot, notes = count_foot("target tokens", columns), table_notes(columns)
         head = ["checkpoint · method", *map(format_window, windows)]
         found.append((title, Table(f"{metric}, {title}", head, body, foot, notes=notes)))
     return found

@@ -225,12 +225,18 @@ def _on(row: Row, own: Documents, shared: frozenset[Key]) -> Row:
     """The row on the shared documents; its value stays to the last bit where those are all that it has."""
     kept = [(nats, tokens) for (sha, tokens, copy), (_, nats) in own.items() if (sha, tokens, copy) in shared]
     nats, tokens = [nats for nats, _ in kept], [tokens for _, tokens in kept]
-    value = row["value"] if len(kept) == len(own) else math.exp(sum(nats) / sum(tokens))
+    whole = len(kept) == len(own)
+    value = row["value"] if whole else math.exp(sum(nats) / sum(tokens))
     left_out = tuple(name for key, (name, _) in own.items() if key not in shared)
     base = {name: entry for name, entry in row.items() if name not in INTERVAL_FIELDS}
-    base |= interval_fields(interval_of_perplexity(nats, tokens))
+    # One document has no interval over documents; the row's own one is within it, and holds where the row is whole.
+    base |= interval_fields(interval_of_perplexity(nats, tokens)) or (_interval(row) if whole else {})
     counted = {"value": value, "n": sum(tokens), "documents": len(kept)}
     return base | counted | {COMPARISON: Comparison(left_out=left_out)}
+
+
+def _interval(row: Row) -> dict[str, Any]:
+    return {name: row[name] for name in INTERVAL_FIELDS if name in row}
 
 
 def _mark(index: int) -> str:

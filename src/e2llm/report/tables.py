@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from e2llm.intervals import BLOCKS
 from e2llm.records import Record
 from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.formats import format_count, format_scale, format_value, format_window
@@ -20,6 +21,10 @@ from e2llm.report.shared_documents import comparable, comparison_notes, mark_bes
 
 DENSE = 7
 """Columns of a table, its row heads among them, above which it is set closer so that a page's width holds it."""
+_WITHIN = (
+    "Intervals of one document are over blocks of its tokens: how sure its own value is, and nothing about other "
+    "documents."
+)
 UNITS = {"perplexity": "target tokens", "loss": "target tokens", "retrieval": "prompts"}
 
 
@@ -190,8 +195,8 @@ def _text(row: Row) -> str:
 
 def _note(row: Row) -> str:
     scale = "" if row.get("scale") is None else f"scale {format_scale(row['scale'])}, "
-    ends = interval_text(row)
-    return f"{scale}n = {format_count(row['n'])}" + (f", 95 % interval {ends}" if ends else "")
+    ends, over = interval_text(row), "within the document " if row.get("interval") == BLOCKS else ""
+    return f"{scale}n = {format_count(row['n'])}" + (f", 95 % interval {over}{ends}" if ends else "")
 
 
 def interval_text(row: Row, form: Callable[[float], str] | None = None) -> str:
@@ -203,8 +208,10 @@ def interval_text(row: Row, form: Callable[[float], str] | None = None) -> str:
 
 
 def table_notes(columns: Sequence[Sequence[Row]]) -> tuple[str, ...]:
-    """Sentences beneath a table of these columns (rows of one window each): what its marks say."""
-    return comparison_notes(columns) + beyond_notes(columns)
+    """Sentences beneath a table of these columns (rows of one window each): what its marks say, and which intervals say
+    nothing about other documents."""
+    within = any(row.get("interval") == BLOCKS for column in columns for row in column)
+    return comparison_notes(columns) + beyond_notes(columns) + ((_WITHIN,) if within else ())
 
 
 def count_foot(unit: str, columns: Sequence[Sequence[Row]]) -> tuple[str, list[str]]:
