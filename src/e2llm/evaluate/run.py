@@ -25,7 +25,7 @@ from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.progress import progress_bar
 from e2llm.evaluate.protocols import further
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.retrieval import make_prompts
+from e2llm.evaluate.retrieval import prompt_maker
 from e2llm.evaluate.tasks import TASKS
 from e2llm.hf.self_extend import self_extend
 from e2llm.infer import Engine
@@ -147,8 +147,8 @@ def plan_parts(engine: Engine, corpora: Mapping[str, Sequence[Document]], config
             )
     for name in TASKS.keys() & set(config.protocols):
         documents = next(iter(corpora.values()))
-        asked: dict[str, Any] = {"num_prompts": 1, "seed": 0, "chat": config.chat, "task": TASKS[name]}
-        make_prompts(engine.tokenizer, documents, window=min(config.windows), **asked)
+        asked: dict[str, Any] = {"seed": 0, "chat": config.chat, "task": TASKS[name]}
+        prompt_maker(engine.tokenizer, documents, window=min(config.windows), **asked)(0)
     if config.batch_size > 1 and set(config.protocols) - {*LOSSES, "attention"}:
         check_batches(engine)
     known = further(config)
