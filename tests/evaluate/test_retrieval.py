@@ -110,7 +110,7 @@ def test_results_follow_what_the_engine_answers(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Engine, "complete", read)
     read_tokens: list[int] = []
     found = retrieval(
-        engine, random_documents(2, 700), window=600, scale=4.0, num_prompts=30, progress=read_tokens.append
+        engine, random_documents(2, 700), window=600, scale=4.0, indices=range(30), progress=read_tokens.append
     )
     shares = share_by_depth(found)
     assert sum(read_tokens) == 30 * 600
@@ -121,9 +121,11 @@ def test_results_follow_what_the_engine_answers(monkeypatch: pytest.MonkeyPatch)
 def test_a_model_answers_greedily_at_the_scale_asked_for() -> None:
     model = tiny_model("llama")
     engine = Engine(model, TOKENIZER)  # untrained: a scale asked for on purpose does not warn
-    result = retrieval(engine, random_documents(1, 500), window=400, scale=8.0, num_prompts=1)[0]
-    expected = engine_generate(engine, result.prompt)
-    assert result.answer == expected and result.scale == 8.0
+    documents = random_documents(1, 500)
+    result = retrieval(engine, documents, window=400, scale=8.0, indices=[3])[0]
+    prompt = make_prompts(TOKENIZER, documents, window=400, num_prompts=4, seed=0)[3]
+    assert result.answer == engine_generate(engine, prompt) and result.scale == 8.0
+    assert result.prompt == prompt.without_tokens() and result.prompt.prompt_tokens == len(prompt.token_ids)
 
 
 def engine_generate(engine: Engine, prompt: Any) -> str:

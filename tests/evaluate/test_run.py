@@ -91,16 +91,16 @@ def test_a_stopped_evaluation_continues(
         settings(checkpoint, texts, tmp_path / "unbroken.json", protocols=("whole", "pass_key")), progress=False
     )
     measured: list[int] = []
-    real = measure.answers
+    real = measure.retrieval
 
     def stops(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
     def counts(*args: Any, **options: Any) -> Any:
-        measured.append(args[1][0].window)
+        measured.append(options["window"])
         return real(*args, **options)
 
-    monkeypatch.setattr(measure, "answers", stops)
+    monkeypatch.setattr(measure, "retrieval", stops)
     with pytest.raises(KeyboardInterrupt):
         run(config, progress=False)
     partial = Path(f"{out}.partial.jsonl")
@@ -108,7 +108,7 @@ def test_a_stopped_evaluation_continues(
     with partial.open("a") as file:
         file.write('\n{"key": "half-writ')  # killed while it wrote
     monkeypatch.setattr(measure, "whole_windows", stops)  # must not run again
-    monkeypatch.setattr(measure, "answers", counts)
+    monkeypatch.setattr(measure, "retrieval", counts)
     record = run(config, progress=False)
     assert measured == [320, 640]
     assert record.rows == expected.rows and record.examples == expected.examples

@@ -11,16 +11,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from e2llm.evaluate.batched import Asked, replies
+from e2llm.evaluate.batched import Asked, groups, replies
 from e2llm.evaluate.measure import fingerprint
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.prompting import Prompt, Prompter
 from e2llm.evaluate.samples import Sample
 from e2llm.infer import Engine, RequestPlan
 from e2llm.version import __version__
-
-_BATCHES = 16
-"""Batches whose prompts are held at once: between two such groups the batch runs empty."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,10 @@ class Asker:
     def __call__(self, samples: Sequence[Sample], cell: Cell, advance: Callable[[], None]) -> list[Found | str]:
         """For each sample its answer, or why no prompt can be made. `advance` is called once a sample.
 
-        Prompts are made for some batches at a time, so that few are held.
+        Prompts are made for few samples at a time (`batched.groups`).
         """
         found: list[Found | str] = []
-        for start in range(0, len(samples), self.batch * _BATCHES):
-            some = samples[start : start + self.batch * _BATCHES]
+        for some in groups(samples, window=cell.window, batch=self.batch):
             found += self._ask(some, [self._plan(sample, cell) for sample in some], advance)
         return found
 

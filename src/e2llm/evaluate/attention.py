@@ -32,6 +32,7 @@ class Looked:
     """What one answer looked at: means over its tokens."""
 
     prompt: RetrievalPrompt
+    """Without its tokens."""
     token_ids: tuple[int, ...]
     """The answer."""
     on_span: np.ndarray
@@ -110,7 +111,7 @@ def look(engine: Engine, prompt: RetrievalPrompt, *, scale: float) -> Looked:
             "interface; the others cannot be watched"
         )
     return Looked(
-        prompt=prompt,
+        prompt=prompt.without_tokens(),
         token_ids=tuple(tokens),
         on_span=sums.mean(sums.on_span),
         on_others=sums.mean(sums.on_others),

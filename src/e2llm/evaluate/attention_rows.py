@@ -11,7 +11,7 @@ from e2llm.evaluate.attention import RETRIEVAL_HEAD, STRETCHES, Looked, look
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import RetrievalPrompt, check_facts, make_prompts
+from e2llm.evaluate.retrieval import check_facts, prompt_maker
 from e2llm.evaluate.tasks import UUID_KV
 from e2llm.infer import Engine
 from e2llm.intervals import Interval, interval_fields, interval_of_mean, interval_of_statistic
@@ -22,24 +22,18 @@ def measure(context: Context, part: Part, progress: Callable[[int], None]) -> Re
     """Rows: shares of attention on the asked value, on the other two, and what an even spread would give; the number
     of retrieval heads. The last example holds the maps: layers × heads, layers × stretches of one prompt."""
     config, engine = context.config, context.engine
-    prompts = make_prompts(
-        engine.tokenizer,
-        context.corpora[part.corpus],
-        window=part.window,
-        num_prompts=config.prompts,
-        seed=config.seed,
-        chat=config.chat,
-        task=UUID_KV,
-    )
+    documents = context.corpora[part.corpus]
+    asked: dict[str, Any] = {"seed": config.seed, "chat": config.chat, "task": UUID_KV}
+    make = prompt_maker(engine.tokenizer, documents, window=part.window, **asked)
 
-    def watch(own: list[RetrievalPrompt]) -> list[Looked]:
+    def watch(own: list[int]) -> list[Looked]:
         looked = []
-        for prompt in own:
-            looked.append(look(engine, prompt, scale=part.scale))
+        for index in own:
+            looked.append(look(engine, make(index), scale=part.scale))
             progress(part.window)
         return looked
 
-    found = context.ranks.share(prompts, watch)
+    found = context.ranks.share(range(config.prompts), watch)
     labels = context.labels | {"corpus": part.corpus, "protocol": part.protocol, "window": part.window}
     labels |= {"scale": part.scale, "seed": config.seed}
     heads = np.stack([one.head_score for one in found])
@@ -58,7 +52,7 @@ def _numbers(found: Sequence[Looked], heads: np.ndarray) -> Iterator[tuple[str, 
     shares = {
         "attention_on_span": on_span.mean(axis=(1, 2)),
         "attention_on_others": np.array([one.on_others.mean() / 2 for one in found]),
-        "attention_if_even": np.array([len(one.prompt.spans[0]) / len(one.prompt.token_ids) for one in found]),
+        "attention_if_even": np.array([len(one.prompt.spans[0]) / one.prompt.prompt_tokens for one in found]),
         # The interval is that of the one head which is best over all prompts.
         "attention_of_best_head": best[:, best.mean(axis=0).argmax()],
     }
@@ -84,7 +78,7 @@ def _example(engine: Engine, part: Part, one: Looked) -> dict[str, Any]:
         "index": prompt.index,
         "depth": round(prompt.depth, 6),
         "span": [prompt.spans[0].start, prompt.spans[0].stop],
-        "prompt_tokens": len(prompt.token_ids),
+        "prompt_tokens": prompt.prompt_tokens,
         "on_span": round(float(one.on_span.mean()), 6),
         "expected": prompt.expected,
         "answer": answer,
@@ -95,7 +89,7 @@ def _example(engine: Engine, part: Part, one: Looked) -> dict[str, Any]:
 def _maps(part: Part, found: Sequence[Looked], heads: np.ndarray) -> dict[str, Any]:
     """Means over prompts by layer and head; and the map over one prompt, whose value stands nearest its middle."""
     shown = min(found, key=lambda one: abs(one.prompt.depth - 0.5))
-    tokens = len(shown.prompt.token_ids)
+    tokens = shown.prompt.prompt_tokens
     return {
         "metric": "attention_map",
         "corpus": part.corpus,
@@ -117,6 +111,6 @@ def _rounded(values: np.ndarray) -> list[list[float]]:
 
 def check(engine: Engine, documents: Sequence[Document], config: EvaluateConfig) -> None:
     asked: dict[str, Any] = {"seed": config.seed, "chat": config.chat, "task": UUID_KV}
-    make_prompts(engine.tokenizer, documents, window=min(config.windows), num_prompts=1, **asked)
+    prompt_maker(engine.tokenizer, documents, window=min(config.windows), **asked)(0)
     for window in config.windows:
         check_facts(engine.tokenizer, window=window, num_prompts=config.prompts, **asked)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from e2llm.engine import BatchEngine, Request
 from e2llm.evaluate.perplexity import TOKENS_PER_FORWARD
@@ -15,6 +16,12 @@ from e2llm.infer import Engine, RequestPlan
 
 PAGE = 16
 """Tokens of a page of keys and values."""
+_BATCHES = 16
+"""Batches whose prompts are held at once: between two such groups the batch runs empty."""
+HELD_TOKENS = 1 << 21
+"""Tokens of prompts held at once, where a single batch does not need more: some 40 bytes each."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,14 @@ class Reply:
     text: str
     new_tokens: int
     finish_reason: str
+
+
+def groups(items: Sequence[Item], *, window: int, batch: int) -> Iterator[Sequence[Item]]:
+    """`items` cut into those whose prompts (of at most `window` tokens) are made and held together: one where they are
+    asked one by one, else whole batches within HELD_TOKENS, at least one batch."""
+    size = 1 if batch == 1 else batch * max(1, min(_BATCHES, HELD_TOKENS // (batch * window)))
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def replies(

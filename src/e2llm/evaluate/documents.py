@@ -1,12 +1,13 @@
 """Evaluation documents: text files become token arrays, no longer than needed.
 
-One file is one document. Files are read and tokenized only as far as the largest window asks for. Long ones are read
-a block at a time and their tokens lie in a file that is mapped into memory, so that a document of millions of tokens
-takes no more than a short one.
+One file is one document. Files are read and tokenized only as far as the largest window asks for, however long they
+are. Where much is asked for they are read a block at a time and their tokens lie in a file that is mapped into memory,
+so that a document of millions of tokens takes no more than a short one.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +24,9 @@ SUFFIXES = (".txt", ".md", ".py", ".tex", ".rst")
 SAMPLE_CHARACTERS = 16_384
 """Text tokenized first, to learn how many characters a token of this document takes."""
 FILES_TOGETHER = 16
-"""Files tokenized in one call: tokenizers then use several cores."""
+"""Files tokenized in one call, at the most: tokenizers then use several cores."""
+TOKENS_TOGETHER = 1 << 20
+"""Tokens that one call gives, about, at the most."""
 STREAM_TOKENS = 262_144
 """Documents wanted longer than this are tokenized a block at a time, one after the other."""
 BLOCK_CHARACTERS = 1 << 20
@@ -44,7 +47,7 @@ class Document:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.tokens, dtype=np.int32).tobytes()).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.tokens, dtype=np.int32).data).hexdigest()
 
 
 def load_documents(
@@ -68,13 +71,13 @@ def load_documents(
     named = [(file, name) for file, name in named if keep(name)]
     found: list[Document] = []
     longest, longest_name = 0, ""
-    together = FILES_TOGETHER if num_tokens <= STREAM_TOKENS else 1
+    together = max(1, min(FILES_TOGETHER, TOKENS_TOGETHER // num_tokens)) if num_tokens <= STREAM_TOKENS else 1
     for start in range(0, len(named), together):
         group = named[start : start + together]
         if num_tokens > STREAM_TOKENS:
             arrays = [stream_tokens(file, tokenizer, num_tokens) for file, _ in group]
         else:
-            arrays = _tokenize_prefixes([_read(file) for file, _ in group], tokenizer, num_tokens)
+            arrays = _tokenize_prefixes([file for file, _ in group], tokenizer, num_tokens)
         for (file, name), tokens in zip(group, arrays, strict=True):
             if len(tokens) > longest:
                 longest, longest_name = len(tokens), name
@@ -111,11 +114,28 @@ def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
     return files
 
 
-def _read(file: Path) -> str:
+def _read(file: Path, characters: int) -> str:
+    """The text's beginning."""
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as text:
+            return text.read(characters)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: no UTF-8 text at byte {error.start}: convert the file or leave it out") from error
+        raise _no_text(file) from error
+
+
+def _no_text(file: Path) -> ValueError:
+    """Says where the file is no UTF-8: a reader by pieces knows the place inside its piece alone."""
+    decoder, block = codecs.getincrementaldecoder("utf-8")(), b"begin"
+    with file.open("rb") as data:
+        while block:
+            begun = len(decoder.getstate()[0])  # bytes of a letter that the block before ended in
+            block = data.read(BLOCK_CHARACTERS)
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                place = data.tell() - len(block) - begun + error.start
+                return ValueError(f"{file}: no UTF-8 text at byte {place}: convert the file or leave it out")
+    return ValueError(f"{file}: no UTF-8 text: convert the file or leave it out")
 
 
 def stream_tokens(
@@ -132,7 +152,7 @@ def stream_tokens(
             try:
                 read = text.read(block_characters)
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file}: no UTF-8 text ({error}): convert the file or leave it out") from error
+                raise _no_text(file) from error
             if not read and not rest:
                 break
             block, rest = _cut(rest + read, 8 * block_characters) if read else (rest, "")
@@ -155,23 +175,26 @@ def _cut(text: str, longest: int) -> tuple[str, str]:
     return ("", text) if len(text) < longest else (text, "")
 
 
-def _tokenize_prefixes(texts: list[str], tokenizer: Any, num_tokens: int) -> list[np.ndarray]:
-    """First `num_tokens` tokens of each text, fewer where it has no more.
+def _tokenize_prefixes(files: list[Path], tokenizer: Any, num_tokens: int) -> list[np.ndarray]:
+    """First `num_tokens` tokens of each file, fewer where it has no more.
 
     A sample of each text says how far to read; a cut that held too few tokens is doubled. 32 tokens more than wanted
     keep the cut from showing in the last ones.
     """
     wanted = num_tokens + 32
-
-    def encode(cut: dict[int, int]) -> dict[int, list[int]]:
-        ids = tokenizer([texts[i][:end] for i, end in cut.items()], add_special_tokens=False, verbose=False).input_ids
-        return dict(zip(cut, ids, strict=True))
-
-    cut = {i: min(SAMPLE_CHARACTERS, len(text)) for i, text in enumerate(texts)}
-    ids = encode(cut)
-    growth = {i: 1.1 * wanted / max(1, len(tokens)) for i, tokens in ids.items()}
-    while waiting := [i for i, text in enumerate(texts) if cut[i] < len(text) and len(ids[i]) < wanted]:
-        cut |= {i: min(len(texts[i]), round(cut[i] * max(growth[i], 1.1))) for i in waiting}
-        ids |= encode({i: cut[i] for i in waiting})
-        growth = dict.fromkeys(cut, 2.0)
-    return [np.asarray(ids[i][:num_tokens], dtype=np.int32) for i in range(len(texts))]
+    cut = dict.fromkeys(range(len(files)), SAMPLE_CHARACTERS)
+    ids: dict[int, np.ndarray] = {}
+    growth: dict[int, float] = {}
+    waiting = list(cut)
+    while waiting:
+        texts = [_read(files[i], cut[i]) for i in waiting]
+        found = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        ids |= {i: np.asarray(tokens[:wanted], dtype=np.int32) for i, tokens in zip(waiting, found, strict=True)}
+        # A text that is shorter than its cut has ended.
+        waiting = [
+            i for i, text in zip(waiting, texts, strict=True) if len(text) == cut[i] and len(ids[i]) < wanted
+        ]
+        for i in waiting:
+            growth[i] = 2.0 if i in growth else max(1.1, 1.1 * wanted / max(1, len(ids[i])))
+            cut[i] = round(cut[i] * growth[i])
+    return [ids[i][:num_tokens] for i in range(len(files))]

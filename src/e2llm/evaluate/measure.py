@@ -20,7 +20,7 @@ from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.protocols import further, wordings
 from e2llm.evaluate.ranks import Ranks
-from e2llm.evaluate.retrieval import Retrieved, answers, judged, make_prompts, prompt_template, share_by_depth
+from e2llm.evaluate.retrieval import Retrieved, prompt_template, retrieval, share_by_depth
 from e2llm.evaluate.tasks import TASKS, Task
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
@@ -112,16 +112,11 @@ class Measurement:
     def _retrieval(self, part: Part, progress: Callable[[int], None]) -> Results:
         config = self.config
         task = TASKS[part.protocol]
-        asked: dict[str, Any] = {"num_prompts": config.prompts, "seed": config.seed, "chat": config.chat, "task": task}
-        prompts = make_prompts(self.engine.tokenizer, self.corpora[part.corpus], window=part.window, **asked)
-        results = judged(
-            prompts,
-            self.ranks.share(
-                prompts,
-                lambda own: answers(self.engine, own, scale=part.scale, batch=config.batch_size, progress=progress),
-            ),
-            scale=part.scale,
-            task=task,
+        asked: dict[str, Any] = {"window": part.window, "scale": part.scale, "seed": config.seed, "chat": config.chat}
+        asked |= {"task": task, "batch": config.batch_size, "progress": progress}
+        documents = self.corpora[part.corpus]
+        results = self.ranks.share(
+            range(config.prompts), lambda own: retrieval(self.engine, documents, indices=own, **asked)
         )
         labels = self.labels | {k: v for k, v in dataclasses.asdict(part).items() if k != "protocol"}
         labels |= {"task": part.protocol, "seed": config.seed}
@@ -231,7 +226,7 @@ def _key_example(part: Part, result: Retrieved) -> dict[str, Any]:
         "seed": prompt.seed,
         "index": prompt.index,
         "depth": round(prompt.depth, 6),
-        "prompt_tokens": len(prompt.token_ids),
+        "prompt_tokens": prompt.prompt_tokens,
         "expected": prompt.expected,
         "answer": result.answer,
         "correct": result.correct,

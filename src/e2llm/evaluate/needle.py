@@ -51,7 +51,7 @@ def _draft(texts: Texts, random: np.random.Generator, index: int, depths: list[f
         body=lambda size: INTRODUCTION + hide(context(size), needles, depths) + QUESTION.format(**wording),
         answer_start=ANSWER.format(**wording),
         expected=tuple(values[i] for i in order),
-        most=len(texts.pieces[index % len(texts.pieces)]),
+        most=len(texts.running(index)),
         depths=tuple(depths[i] for i in order),
         source=texts.documents[index % len(texts.documents)].name,
     )

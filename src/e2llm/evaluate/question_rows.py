@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from e2llm.evaluate.batched import groups
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.fit import make_frame
 from e2llm.evaluate.needle import depth_bin
@@ -25,11 +25,13 @@ def measure(kind: Kind, context: Context, part: Part, progress: Callable[[int], 
         texts = context.memory["texts", part.corpus] = Texts(context.corpora[part.corpus], engine.tokenizer)
 
     def answer(own: list[int]) -> list[_Result]:
-        questions = [
-            make_question(kind, texts, frame, window=part.window, index=index, seed=config.seed) for index in own
-        ]
-        found = ask(engine, kind, questions, part.scale, progress, batch=config.batch_size)
-        return [_Result(one.score, _found_by_depth(kind, one), _example(kind, part, one)) for one in found]
+        results: list[_Result] = []
+        for group in groups(own, window=part.window, batch=config.batch_size):
+            asked = {"window": part.window, "seed": config.seed}
+            questions = [make_question(kind, texts, frame, index=index, **asked) for index in group]
+            found = ask(engine, kind, questions, part.scale, progress, batch=config.batch_size)
+            results += [_Result(one.score, _found_by_depth(kind, one), _example(kind, part, one)) for one in found]
+        return results
 
     answered = context.ranks.share(range(config.prompts), answer)
     labels = context.labels | {"corpus": part.corpus, "window": part.window, "scale": part.scale}
@@ -77,8 +79,7 @@ def _by_depth(answered: Sequence[_Result]) -> dict[float, list[bool]]:
 
 
 def _example(kind: Kind, part: Part, one: Answered) -> dict[str, Any]:
-    question = dataclasses.asdict(one.question)
-    del question["token_ids"], question["kind"]
+    question = {name: value for name, value in vars(one.question).items() if name not in ("token_ids", "kind")}
     return {
         "metric": kind.metric,
         "task": kind.name,

@@ -7,6 +7,7 @@ model and scale is asked the same. Prompt and answer together never exceed the w
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,14 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import Frame, largest_fit
 from e2llm.evaluate.ruler.score import match_all, match_part
 from e2llm.evaluate.ruler.words import words_of
+from e2llm.evaluate.running import RunningWords
 from e2llm.evaluate.writable import REMEDY, as_written, check_writes, encode
 from e2llm.infer import Engine, RequestPlan
+
+_TEXTS_HELD = 2
+"""Documents whose text is held: some 12 bytes a token each. Another one is decoded when its turn comes."""
+_WORDS_READ = 200_000
+"""Words of a document that names are drawn from."""
 
 SCORES: dict[str, Callable[[str, Sequence[str]], float]] = {"all": match_all, "part": match_part}
 
@@ -101,19 +108,22 @@ class Texts:
     tokenizer: Any
 
     @cached_property
-    def pieces(self) -> list[list[str]]:
-        """Words of each document with the space after them."""
-        import re
+    def _read(self) -> Callable[[int], RunningWords]:
+        return functools.lru_cache(_TEXTS_HELD)(
+            lambda number: RunningWords(self.tokenizer.decode(self.documents[number].tokens.tolist()))
+        )
 
-        return [re.findall(r"\S+\s*", self.tokenizer.decode(d.tokens.tolist())) for d in self.documents]
+    def running(self, index: int) -> RunningWords:
+        """Words of the index-th document, each with the space after it; documents take turns."""
+        return self._read(index % len(self.documents))
 
     @cached_property
     def words(self) -> list[str]:
-        return words_of(["".join(pieces[:200_000]) for pieces in self.pieces])
+        return words_of(self.running(number).beginning(_WORDS_READ) for number in range(len(self.documents)))
 
     def context(self, random: np.random.Generator, index: int) -> Callable[[int], list[str]]:
         """Size -> so many running words of the index-th document, from a place that is drawn once."""
-        pieces = self.pieces[index % len(self.pieces)]
+        pieces = self.running(index)
         place = random.random()
         return lambda size: pieces[(start := int(place * max(0, len(pieces) - size))) : start + size]
 

@@ -1,11 +1,14 @@
 """Retrieval: facts hidden in real text at some depth, one of them asked for at its end, answered greedily.
 
 A prompt is a function of (task, seed, window, index) and of the documents alone: every model and scale is asked the
-same. Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may take.
+same. Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may take. A prompt is
+made when it is asked and its tokens go with the answer: of millions of tokens each, few are held.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from e2llm.evaluate.batched import Asked, replies
+from e2llm.evaluate.batched import Asked, groups, replies
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
 from e2llm.evaluate.tasks import PASS_KEY, Task
@@ -47,12 +50,21 @@ class RetrievalPrompt:
     spans: tuple[range, ...] = ()
     """Places of the values in `token_ids`, the asked one's first."""
 
+    @property
+    def prompt_tokens(self) -> int:
+        return self.window - self.answer_tokens
+
+    def without_tokens(self) -> RetrievalPrompt:
+        """What is kept of a prompt that was asked."""
+        return dataclasses.replace(self, token_ids=())
+
 
 @dataclass(frozen=True)
 class Retrieved:
     """One question and what came back."""
 
     prompt: RetrievalPrompt
+    """Without its tokens."""
     scale: float
     answer: str
     correct: bool
@@ -64,19 +76,25 @@ def retrieval(
     *,
     window: int,
     scale: float,
-    num_prompts: int = 20,
+    indices: Sequence[int],
     seed: int = 0,
     chat: bool = False,
     task: Task = PASS_KEY,
     batch: int = 1,
     progress: Progress = lambda tokens: None,
 ) -> list[Retrieved]:
-    """Ask `num_prompts` questions of `window` tokens at `scale`, `batch` at once; `progress` is told tokens read."""
-    prompts = make_prompts(
-        engine.tokenizer, documents, window=window, num_prompts=num_prompts, seed=seed, chat=chat, task=task
-    )
-    found = answers(engine, prompts, scale=scale, batch=batch, progress=progress)
-    return judged(prompts, found, scale=scale, task=task)
+    """Ask the questions of `window` tokens with these `indices` at `scale`, `batch` at once; `progress` is told tokens
+    read. Raises ValueError as `prompt_maker` does."""
+    make = prompt_maker(engine.tokenizer, documents, window=window, seed=seed, chat=chat, task=task)
+    results: list[Retrieved] = []
+    for group in groups(indices, window=window, batch=batch):
+        prompts = [make(index) for index in group]
+        found = answers(engine, prompts, scale=scale, batch=batch, progress=progress)
+        results += [
+            Retrieved(prompt.without_tokens(), scale, answer, task.is_correct(answer, prompt.expected))
+            for prompt, answer in zip(prompts, found, strict=True)
+        ]
+    return results
 
 
 def answers(
@@ -94,16 +112,6 @@ def answers(
         found.append(reply.text)
         progress(prompt.window)
     return found
-
-
-def judged(
-    prompts: Sequence[RetrievalPrompt], found: Sequence[str], *, scale: float, task: Task = PASS_KEY
-) -> list[Retrieved]:
-    """Prompts with their answers, right or wrong."""
-    return [
-        Retrieved(prompt, scale, answer, task.is_correct(answer, prompt.expected))
-        for prompt, answer in zip(prompts, found, strict=True)
-    ]
 
 
 def share_by_depth(results: Sequence[Retrieved]) -> dict[float, tuple[float, int]]:
@@ -124,23 +132,36 @@ def make_prompts(
     chat: bool = False,
     task: Task = PASS_KEY,
 ) -> list[RetrievalPrompt]:
-    """The prompts of one window. Documents take turns; the part of one that is used, facts and depths are drawn.
+    """The first `num_prompts` prompts of one window, all at once. Raises ValueError as `prompt_maker` and
+    `check_facts` do."""
+    if num_prompts < 1:
+        raise ValueError(f"num_prompts = {num_prompts}: use at least 1")
+    make = prompt_maker(tokenizer, documents, window=window, seed=seed, chat=chat, task=task)
+    check_facts(tokenizer, window=window, num_prompts=num_prompts, seed=seed, chat=chat, task=task)
+    return [make(index) for index in range(num_prompts)]
 
-    Raises ValueError when the window is too small for the question, no document fills it, or the tokenizer cannot write
-    what is asked.
+
+def prompt_maker(
+    tokenizer: Any,
+    documents: Sequence[Document],
+    *,
+    window: int,
+    seed: int,
+    chat: bool = False,
+    task: Task = PASS_KEY,
+) -> Callable[[int], RetrievalPrompt]:
+    """Index -> the prompt. Documents take turns; the part of one that is used, facts and depths are drawn.
+
+    Raises ValueError without a tokenizer or chat template; the function that it returns does when the window is too
+    small for the question or no document fills it. `check_facts` says what the tokenizer cannot write.
     """
     if tokenizer is None:
         raise ValueError(f"tokenizer = None: {task.name} is asked in text")
-    if num_prompts < 1:
-        raise ValueError(f"num_prompts = {num_prompts}: use at least 1")
-    check_facts(tokenizer, window=window, num_prompts=num_prompts, seed=seed, chat=chat, task=task)
     frame = _frame(tokenizer, chat, task)
     first = begin_of_text(tokenizer)
     opening = [] if first is None or chat else [first]
-    return [
-        _prompt(tokenizer, documents, window=window, index=index, seed=seed, opening=opening, frame=frame, task=task)
-        for index in range(num_prompts)
-    ]
+    shared: dict[str, Any] = {"window": window, "seed": seed, "opening": opening, "frame": frame, "task": task}
+    return functools.partial(_prompt, tokenizer, documents, **shared)
 
 
 def check_facts(
@@ -174,9 +195,9 @@ def _drawn(task: Task, seed: int, window: int, index: int) -> tuple[list[tuple[s
 def _prompt(
     tokenizer: Any,
     documents: Sequence[Document],
+    index: int,
     *,
     window: int,
-    index: int,
     seed: int,
     opening: list[int],
     frame: tuple[str, str],

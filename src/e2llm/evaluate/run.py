@@ -25,7 +25,7 @@ from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.progress import progress_bar
 from e2llm.evaluate.protocols import further
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.retrieval import check_facts, make_prompts
+from e2llm.evaluate.retrieval import check_facts, prompt_maker
 from e2llm.evaluate.tasks import TASKS
 from e2llm.evaluate.trained import beyond_trained, check_windows_trained
 from e2llm.hf.self_extend import self_extend
@@ -160,7 +160,7 @@ def plan_parts(
     for name in TASKS.keys() & set(config.protocols):
         documents = next(iter(corpora.values()))
         asked: dict[str, Any] = {"seed": config.seed, "chat": config.chat, "task": TASKS[name]}
-        make_prompts(engine.tokenizer, documents, window=min(config.windows), num_prompts=1, **asked)
+        prompt_maker(engine.tokenizer, documents, window=min(config.windows), **asked)(0)
         for window in config.windows:
             check_facts(engine.tokenizer, window=window, num_prompts=config.prompts, **asked)
     if config.batch_size > 1 and set(config.protocols) - {*LOSSES, "attention"}:

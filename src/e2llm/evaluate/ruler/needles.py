@@ -83,7 +83,7 @@ class Needles:
     ) -> tuple[Callable[[int], list[str]], int]:
         """(size -> pieces of the haystack, largest size)."""
         if self.haystack == "text":
-            return texts.context(random, index), len(texts.pieces[index % len(texts.pieces)])
+            return texts.context(random, index), len(texts.running(index))
         if self.haystack == "noise":
             return noise, _MOST_SENTENCES
         made: list[str] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ LEAST_WORDS = 120
 Draw = Callable[[np.random.Generator], str]
 
 
-def words_of(texts: Sequence[str]) -> list[str]:
+def words_of(texts: Iterable[str]) -> list[str]:
     """Distinct words of 4 to 14 letters, small, sorted. Raises ValueError for texts with too few of them."""
     found = sorted({word.lower() for text in texts for word in _WORD.findall(text[:_TEXT_READ])})
     if len(found) < LEAST_WORDS:
