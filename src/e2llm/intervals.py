@@ -102,11 +102,14 @@ def interval_of_perplexity(nats: Sequence[float], tokens: Sequence[float]) -> In
     return None if found is None else Interval(math.exp(found.low), math.exp(found.high))
 
 
-def interval_of_statistic(samples: int, statistic: Callable[[np.ndarray], float]) -> Interval | None:
-    """Interval of any statistic, a function of the (n,) indices that were drawn; None with a single sample."""
+def interval_of_statistic(
+    samples: int, statistic: Callable[[np.ndarray], float], *, resamples: int = RESAMPLES
+) -> Interval | None:
+    """Interval of any statistic, a function of the (n,) indices that were drawn; None with a single sample.
+    `resamples`: fewer, for a statistic that is slow."""
     if samples < 2:
         return None
-    return _percentiles(_resampled(samples, lambda drawn: np.array([statistic(rows) for rows in drawn])))
+    return _percentiles(_resampled(samples, lambda drawn: np.array([statistic(rows) for rows in drawn]), resamples))
 
 
 def interval_of_average(means: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]) -> Interval:
@@ -134,11 +137,13 @@ def wilson(share: float, n: int) -> Interval:
     return Interval(max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share)))
 
 
-def _resampled(n: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`statistic` of (resamples, n) drawn indices, for RESAMPLES resamples in pieces of bounded size."""
+def _resampled(
+    n: int, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = RESAMPLES
+) -> np.ndarray:
+    """`statistic` of (resamples, n) drawn indices, in pieces of bounded size."""
     random = np.random.default_rng([SEED, 0])
     together = max(1, _DRAWS_TOGETHER // n)
-    pieces = [min(together, RESAMPLES - start) for start in range(0, RESAMPLES, together)]
+    pieces = [min(together, resamples - start) for start in range(0, resamples, together)]
     return np.concatenate([statistic(random.integers(0, n, (rows, n))) for rows in pieces])
 
 

@@ -16,6 +16,7 @@ from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.hf import CheckpointInfo, install, save_model
 from e2llm.infer import Engine
+from e2llm.intervals import interval_of_perplexity
 from e2llm.records import Record
 
 pytest.importorskip("lm_eval")
@@ -65,8 +66,15 @@ def test_record_of_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     own = [e["score"] for e in record.examples if all(e.get(k) == accuracy[k] for k in ("harness_metric", "scale"))]
     assert len(own) == accuracy["n"] == 11 and accuracy["value"] == pytest.approx(sum(own) / 11)
     assert accuracy["metric"] == "accuracy" and accuracy["low"] <= accuracy["value"] <= accuracy["high"]
-    # A corpus perplexity is no mean of its samples: no interval is made up for it.
-    assert "low" not in found["local_text", "byte_perplexity", 1.0]
+    # A corpus perplexity is no mean of its samples: the bootstrap of the ratio, apart from the harness.
+    text = found["local_text", "byte_perplexity", 1.0]
+    pairs = [
+        e["score"] for e in record.examples if e.get("harness_metric") == "byte_perplexity" and e["scale"] == 1.0
+    ]
+    expected = interval_of_perplexity([-nats for nats, _ in pairs], [count for _, count in pairs])
+    assert expected is not None and text["n"] == 11
+    assert (text["low"], text["high"]) == pytest.approx((expected.low, expected.high), rel=1e-6)
+    assert all(row["low"] <= row["value"] <= row["high"] for row in record.rows)
     assert record.config["requests_by_scale"]["local_choice, scale 4"] == {"4": 33}
 
 

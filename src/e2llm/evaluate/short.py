@@ -16,7 +16,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.evaluate.trained import beyond_trained
 from e2llm.infer import Engine
-from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
+from e2llm.intervals import DESCRIPTION, RESAMPLES, Interval, interval_fields, interval_of_mean, interval_of_statistic
 from e2llm.records import SCORES, Record, make_row, portable
 from e2llm.version import __version__
 
@@ -44,6 +44,11 @@ PAPER_TASKS = {
 """The harness' task -> its name in the paper's Table 7. RACE-M, the eighth, is not among the harness' tasks."""
 _METRICS = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "accuracy", "em": "accuracy"}
 """The harness' metric -> ours; the row's label `harness_metric` tells them apart."""
+
+
+_SLOW = ("bleu", "chrf", "chrfpp", "ter")
+SLOW_RESAMPLES = 100
+"""Resamples of metrics that compare whole corpora of text, as many as the harness itself takes of them."""
 
 
 def run(config: SuiteConfig, *, progress: bool = True) -> Record:
@@ -197,7 +202,7 @@ def _measure(
             fewshot_random_seed=config.seed,
         )
     place = {**labels, "task": name, "scale": scale}
-    found = _rows(results["results"][name], results["samples"][name], place)
+    found = _rows(results["results"][name], results["samples"][name], place, task.aggregation())
     if not found["rows"]:
         raise ValueError(f"tasks: {name} gave no number: {results['results'][name]}")
     by_scale = {format(used, "g"): count for used, count in sorted(model.requests_by_scale.items())}
@@ -215,8 +220,14 @@ def _as_one_process() -> Iterator[None]:
             os.environ["LOCAL_RANK"] = given
 
 
-def _rows(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], place: Mapping[str, Any]) -> Results:
-    """One row a metric and filter; `values` is the harness' {"acc,none": 0.5, "acc_stderr,none": …}."""
+def _rows(
+    values: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    place: Mapping[str, Any],
+    aggregation: Mapping[str, Callable[[list[Any]], float]],
+) -> Results:
+    """One row a metric and filter; `values` is the harness' {"acc,none": 0.5, "acc_stderr,none": …}, `aggregation` what
+    makes each of them of its samples."""
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for key, value in values.items():
@@ -227,9 +238,11 @@ def _rows(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], place
         scores = [sample[name] for sample in own]
         metric = _METRICS.get(name, re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_"))
         is_share = all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores)
-        # A metric that is not the mean of its samples (perplexity, a corpus score) has no interval of a mean.
         is_mean = bool(scores) and is_share and abs(sum(scores) / len(scores) - value) < 1e-9
-        spread = interval_fields(interval_of_mean(scores)) if is_mean else {}
+        if is_mean:
+            spread = interval_fields(interval_of_mean(scores))
+        else:
+            spread = interval_fields(_interval_of_aggregate(aggregation.get(name), scores, value))
         unit = "share" if is_mean or metric in SCORES else "score"
         about = {**place, "harness_metric": name, "filter": kind}
         rows.append(make_row(metric, value, unit, max(1, len(scores)), **about, **spread))
@@ -244,6 +257,22 @@ def _rows(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], place
             for sample in own
         ]
     return {"rows": rows, "examples": examples}
+
+
+def _interval_of_aggregate(
+    aggregate: Callable[[list[Any]], float] | None, scores: Sequence[Any], value: float
+) -> Interval | None:
+    """The bootstrap over samples of a metric that is no mean of them (perplexity, F1), by the harness' own function;
+    None where that does not give the harness' value. The harness has a standard error for some of these only."""
+    if aggregate is None or len(scores) < 2 or not math.isclose(aggregate(list(scores)), value, rel_tol=1e-9):
+        return None
+    name = getattr(aggregate, "__name__", "")
+    resamples = SLOW_RESAMPLES if name in _SLOW else RESAMPLES
+    found = interval_of_statistic(
+        len(scores), lambda drawn: aggregate([scores[i] for i in drawn]), resamples=resamples
+    )
+    # A draw may have no value, such as a correlation of answers that are all alike.
+    return found if found is not None and math.isfinite(found.low) and math.isfinite(found.high) else None
 
 
 def _require_harness() -> None:
