@@ -30,6 +30,8 @@ from e2llm.evaluate.config import EvaluateConfig
         ({"batch_size": 0}, "batch_size"),
         ({"qa": {"qa_3": "x"}}, "qa_1 or qa_2"),
         ({"neighbours": 8}, "self_extend"),
+        ({"method": "self_extend", "scales": (2.0,)}, r"scales = \[2\.0\]: self_extend has no scale but 1"),
+        ({"method": "self_extend", "protocols": ("attention",)}, "protocols: attention watches the model's own"),
         ({"out": ""}, "out"),
     ],
 )

@@ -11,7 +11,8 @@ from checkpoints import checkpoint_info
 from harness_tasks import NAMES, write_tasks
 from texts import character_tokenizer
 
-from e2llm.evaluate.short import PAPER_TASKS, _identity, evaluate_short, load_tasks, run
+from e2llm.evaluate.paper_average import PAPER_TASKS
+from e2llm.evaluate.short import _identity, evaluate_short, load_tasks, run
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.hf import CheckpointInfo, install, save_model
@@ -51,7 +52,8 @@ def test_record_of_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     checkpoint = save_model(tiny_model("llama"), character_tokenizer(), tmp_path / "model", info)
     out = tmp_path / "short.json"
-    run(config(folder, model=str(checkpoint), scales=(1, 4), batch_size=4, out=str(out)), progress=False)
+    with pytest.warns(LeftOutWarning, match="requests longer than the model's window lost their beginning") as warned:
+        run(config(folder, model=str(checkpoint), scales=(1, 4), batch_size=4, out=str(out)), progress=False)
     record = Record.load(out)
     found = {(one["task"], one["harness_metric"], one["scale"]): one for one in record.rows}
     assert set(found) == {
@@ -76,6 +78,16 @@ def test_record_of_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     assert (text["low"], text["high"]) == pytest.approx((expected.low, expected.high), rel=1e-6)
     assert all(row["low"] <= row["value"] <= row["high"] for row in record.rows)
     assert record.config["requests_by_scale"]["local_choice, scale 4"] == {"4": 33}
+    # The window of scale 1 holds 64 characters and one that is only scored.
+    tasks, cut = load_tasks(config(folder))[0], record.config["requests_cut"]
+    rows = [(row["question"], row["choices"]) for row in tasks["local_choice"].eval_docs]
+    long = sum(len(question) + 1 + len(choice) > WINDOW + 1 for question, choices in rows for choice in choices)
+    assert 0 < long < 33 and cut["local_choice, scale 1"] == long == accuracy["cut"]
+    assert f"local_choice, scale 1: {long} of 33" in str(warned[0].message)
+    assert cut["local_text, scale 1"] == cut["local_choice, scale 4"] == 0 and set(cut) == {
+        f"{task}, scale {scale}" for task in NAMES for scale in (1, 4)
+    }
+    assert record.config["averages_left_out"] == {} and "requests_by_group" not in record.config
 
 
 def test_a_finished_task_is_not_measured_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +103,8 @@ def test_a_finished_task_is_not_measured_again(folder: Path, tmp_path: Path, mon
         raise AssertionError("measured again")
 
     monkeypatch.setattr("lm_eval.simple_evaluate", fails)
-    assert evaluate_short(engine(), tasks, settings, partial=partial).rows == first.rows
+    again = evaluate_short(engine(), tasks, settings, partial=partial)
+    assert again.rows == first.rows and again.config["requests_cut"] == first.config["requests_cut"]
     with pytest.raises(AssertionError, match="measured again"):
         evaluate_short(engine(), tasks, config(folder, max_examples=4), partial=partial)
 
@@ -113,6 +126,44 @@ def test_other_documents_are_another_measurement(tmp_path: Path) -> None:
     assert _identity(before) == _identity(again)
     (tmp_path / "t" / "rows.json").write_text(rows.replace('"label": 0', '"label": 1', 1))
     assert _identity(load_tasks(settings)[0]["local_choice"]) != _identity(before)
+
+
+def test_the_papers_tasks_have_an_average_row(folder: Path, tmp_path: Path) -> None:
+    """Stand-ins of the same names; one scale each. Without one of them it is named."""
+    text = (folder / "local_choice.yaml").read_text()
+    for name in PAPER_TASKS:
+        (tmp_path / f"{name}.yaml").write_text(text.replace("local_choice", name))
+    settings = config(tmp_path, max_examples=2, scales=(8, 4))
+    tasks, _ = load_tasks(settings)
+    record = evaluate_short(engine(), tasks, settings)
+    averages = [row for row in record.rows if row["task"] == "average"]
+    assert [(row["harness_metric"], row["scale"]) for row in averages] == [
+        (metric, scale) for scale in (8.0, 4.0) for metric in ("acc", "acc_norm")
+    ]
+    for row in averages:
+        own = [one["value"] for one in record.rows if one["task"] in PAPER_TASKS
+               and all(one[name] == row[name] for name in ("scale", "harness_metric"))]  # fmt: skip
+        assert len(own) == 7 and row["n"] == 14 and row["value"] == pytest.approx(sum(own) / 7)
+        assert row["low"] <= row["value"] <= row["high"]
+        assert (row["checkpoint"], row["suite"], row["tasks"]) == ("base", "short", "table7")
+    del tasks["race"]
+    record = evaluate_short(engine(), tasks, config(tmp_path, max_examples=2, scales=(8,)))
+    assert record.config["averages_left_out"] == {"table7": ["race"]}
+    assert all(row["task"] != "average" for row in record.rows)
+
+
+def test_self_extend_reads_short_tasks_too(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    tiny_model("llama").save_pretrained(model)
+    character_tokenizer().save_pretrained(model)
+    settings: dict[str, Any] = {"model": str(model), "tasks": ("local_choice",), "max_examples": 4}
+    out = tmp_path / "short.json"
+    run(config(folder, **settings, method="self_extend", neighbours=20, out=str(out)), progress=False)
+    record = Record.load(out)
+    assert {(row["method"], row["neighbours"]) for row in record.rows} == {("self_extend", 20)}
+    by_group = record.config["requests_by_group"]["local_choice, scale chosen"]
+    assert record.config["method"] == "self_extend" and sum(by_group.values()) == 12 and len(by_group) >= 2
+    assert record.config["requests_cut"] == {"local_choice, scale chosen": 0}
 
 
 def test_every_task_of_a_folder_is_taken(folder: Path) -> None:

@@ -15,10 +15,12 @@ from texts import BYTE_VOCABULARY, byte_tokenizer
 from e2llm.evaluate import suite as suite_module
 from e2llm.evaluate.longbench.averages import SETS
 from e2llm.evaluate.longbench.tasks import TASKS
+from e2llm.evaluate.run import load_engine
 from e2llm.evaluate.suite import evaluate_suite, plan_cells, run
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import SUITES, LeftOutWarning, load_data
 from e2llm.hf import CheckpointInfo, install, save_model
+from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.records import Record
 
@@ -201,6 +203,41 @@ def test_windows_outside_the_models_range_are_refused(folder: Path, checkpoint: 
     assert plan_cells(engine(), config(folder, windows=(2048,)))[0].scale == 32
 
 
+def test_self_extend_answers_with_the_group_of_the_window(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is asked is asked with that group; the same prompt in a larger window is another part."""
+    short = tmp_path / "short"
+    short.mkdir()
+    (short / "hotpotqa.jsonl").write_text(json.dumps(row(0, context="Bob Dylan sang. " * 8)))
+    options: dict[str, Any] = {"method": "self_extend", "neighbours": 16, "windows": (512, 1024), "chat": False}
+    settings = config(short, model=str(checkpoint), out=str(tmp_path / "record.json"), **options)
+    asked: list[tuple[int, float]] = []
+    complete = Engine.complete
+
+    def watched(self: Engine, prompt_ids: Any, plan: Any, **others: Any) -> Any:
+        handle = get_self_extend(self.model)
+        assert handle is not None
+        asked.append((handle.group, plan.scale))
+        return complete(self, prompt_ids, plan, **others)
+
+    monkeypatch.setattr(Engine, "complete", watched)
+    run(settings, progress=False)
+    record = Record.load(settings.out)
+    groups = {512: 11, 1024: 21}  # (64 - 16) * group + 16 tokens hold the window
+    about = [(one["window"], one["scale"], one["method"], one["neighbours"], one["group"]) for one in record.rows]
+    assert about == [(window, 1.0, "self_extend", 16, group) for window, group in groups.items()]
+    assert asked == [(group, 1.0) for group in groups.values()]
+    assert record.config["method"] == "self_extend" and record.config["neighbours"] == 16
+    first, second = record.examples
+    assert first["prompt_sha256"] == second["prompt_sha256"]
+    partial, suite = tmp_path / "kept.jsonl", SUITES["longbench"]
+    for _ in range(2):  # a rerun finds both
+        evaluate_suite(load_engine(settings), suite, load_data(suite, settings), settings, partial=partial)
+    kept = [json.loads(line)["key"] for line in partial.read_text().splitlines() if line]
+    assert len(kept) == len(set(kept)) == 2
+
+
 def test_leval_runs_the_same_way(tmp_path: Path) -> None:
     questions = {
         "instructions": ["Question 1. Which? A. x B. y", "Question 2. Which? A. x B. y"],
@@ -230,6 +267,11 @@ def test_leval_runs_the_same_way(tmp_path: Path) -> None:
         ({"tasks": ("lcc", "lcc")}, "each task once"),
         ({"suite": "short", "windows": (64,)}, "short tasks have no window"),
         ({"model": ""}, "model = ''"),
+        ({"method": "self_extend", "batch_size": 4}, "batch_size = 4: self_extend reads one prompt at a time; use 1"),
+        ({"method": "self_extend", "suite": "short", "batch_size": 8}, "batch_size = 8: self_extend reads one"),
+        ({"method": "self_extend", "scales": (2.0,)}, r"scales = \[2\.0\]: self_extend has no scale but 1; leave"),
+        ({"method": "self_extend", "scale_per_request": True}, "scale_per_request = True: self_extend has no scale"),
+        ({"method": "yarn", "neighbours": 8}, "neighbours = 8: at least 1, and with method = 'self_extend' only"),
     ],
 )
 def test_settings_that_cannot_be(folder: Path, options: dict[str, Any], complaint: str) -> None:

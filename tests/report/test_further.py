@@ -161,6 +161,42 @@ def test_chosen_and_fixed_scales_stand_apart_from_the_other_results() -> None:
     assert 'id="choice"' in page and 'id="perplexity"' not in page
 
 
+def test_short_tasks_at_chosen_and_fixed_scales() -> None:
+    def short(task: str, value: float, scale: float | None, which: str, method: str = "yarn", **more: Any) -> Any:
+        labels = {"base_model": "tiny", "checkpoint": "ours", "method": method, "suite": "short", "choice": which}
+        metric, unit = ("accuracy", "share") if task != "wiki" else ("word_perplexity", "score")
+        own = {"task": task, "scale": scale, "harness_metric": "acc" if unit == "share" else metric, "filter": "none"}
+        return make_row(metric, value, unit, 50, **(labels | own | more))
+
+    rows = [
+        short("piqa", 0.75, 1.0, "chosen", low=0.7, high=0.8),
+        short("piqa", 0.7, 2.0, "fixed"),
+        short("piqa", 0.6, 4.0, "fixed"),
+        short("wiki", 12.5, None, "chosen"),
+        short("wiki", 14.0, 2.0, "fixed"),
+        short("piqa", 0.5, 1.0, "chosen", "linear"),
+        short("piqa", 0.6, 2.0, "fixed", "linear"),
+        short("nq", 0.3, 1.0, "chosen", filter="strict"),
+        short("nq", 0.4, 1.0, "chosen", filter="loose"),
+    ]
+    ((title, table),) = choice_tables(all_rows([record(rows)]))
+    assert title == "short tasks, tiny"
+    assert table.markdown().splitlines() == [
+        "| scale | piqa, acc | wiki, word_perplexity | nq, acc, strict | nq, acc, loose |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| ours · yarn, chosen | **75.0** (70.0–80.0) | 12.5 score | **30.0** | **40.0** |",
+        "| ours · yarn, fixed 2 | 70.0 | 14 score | – | – |",
+        "| ours · yarn, fixed 4 | 60.0 | – | – | – |",
+        "| ours · linear, chosen | 50.0 | – | – | – |",
+        "| ours · linear, fixed 2 | **60.0** | – | – | – |",
+        "| samples | 50 | 50 | 50 | 50 |",
+    ]
+    notes = [cell.note for cell in table.body[0][1] if cell]
+    assert notes[0] == "scale 1, n = 50" and notes[1] == "own scales, n = 50"
+    page = render_page([record(rows)])
+    assert 'id="choice"' in page and 'id="tasks"' not in page and 'id="others"' not in page
+
+
 def attention() -> Record:
     random = np.random.default_rng(0)
     rows = [

@@ -108,6 +108,40 @@ def test_short_tasks_name_their_metric_and_quote_apart() -> None:
     assert quoted.head == ["model", "average of 8", "HellaSwag"] and quoted.body[0][0] == "quoted · Llama2-7B, Table 7"
 
 
+def short_row(task: str, value: float, metric: str = "acc", **labels: Any) -> dict[str, Any]:
+    own: dict[str, Any] = {"suite": "short", "window": None, "filter": "none", "method": "yarn"}
+    own |= {"harness_metric": metric, **labels}
+    return task_row(task, value, "average" if task == "average" else "accuracy", **own)
+
+
+def test_our_average_of_short_tasks_stands_beside_the_quoted_one() -> None:
+    averages = [short_row("average", v, m, n=700, tasks="table7") for m, v in (("acc", 0.5), ("acc_norm", 0.52))]
+    rows = [short_row("hellaswag", 0.4), *averages, short_row("average", 0.45, scale=8.0, n=700, tasks="table7")]
+    (section,) = task_sections(all_rows([record(*rows)]))
+    tasks, beside = section.tables
+    names = [name for name, _ in tasks.body]
+    assert names == ["hellaswag, acc, n = 200", "average of 7, acc, n = 700", "average of 7, acc_norm, n = 700"]
+    assert beside.caption.endswith("average, ours and quoted from the paper")
+    assert beside.head == ["model", "average of 7", "average of 8", "HellaSwag"]
+    found = {name: [cell.text if cell else None for cell in cells] for name, cells in beside.body}
+    assert found["paper · yarn, scale 2, acc, n = 700"] == ["50.0", None, None]
+    assert found["paper · yarn, scale 2, acc_norm, n = 700"] == ["52.0", None, None]
+    assert found["paper · yarn, scale 8, acc, n = 700"] == ["45.0", None, None]
+    assert found["quoted · Llama2-7B, Table 7"] == [None, "53.7", "73.0"]
+    cell = beside.body[0][1][0]
+    assert cell is not None and cell.interval == "45.0–55.0"
+    assert "without RACE-M" in section.note and "No average" not in section.note
+    (other,) = task_sections(all_rows([record(*rows[:1], *[short_row(n, 0.5) for n in ("piqa", "wsc273", "race")])]))
+    assert "No average of ours: without social_iqa, winogrande, nq_open." in other.note
+
+
+def test_rows_of_chosen_and_fixed_scales_are_not_results() -> None:
+    rows = [short_row("hellaswag", 0.4, choice="chosen", scale=1.0), short_row("hellaswag", 0.3, choice="fixed")]
+    assert task_sections(all_rows([record(*rows)])) == []
+    page = render_page([record(*rows)])
+    assert 'id="choice"' in page and 'id="tasks"' not in page and 'id="others"' not in page
+
+
 @pytest.mark.parametrize("render", [results_markdown, render_page])
 def test_page_and_markdown_hold_the_tables_once(render: Any) -> None:
     text = render([longbench()])

@@ -21,8 +21,8 @@ _PROTOCOLS = "whole sliding position difference key_tokens; pass_key uuid_kv nee
 RULER's niah_single_1 to qa_2"
 _SUITES = "of texts, protocols and sizes by name, where what is given beside it counts more. paper: sliding window as \
 in the paper; context: is the context used; needles: retrieval maps; ruler: its thirteen kinds; attention: where the \
-answer looks; choice: the chosen scale against fixed ones, linear and yarn; smoke: everything once, in minutes on two \
-cores. Of tasks, instead of texts: longbench, leval, short"
+answer looks; choice: the chosen scale against fixed ones, linear and yarn, with --tasks-folder on short tasks too; \
+smoke: everything once, in minutes on two cores. Of tasks, instead of texts: longbench, leval, short"
 
 
 def window_tokens(text: str) -> int:
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("suites of tasks").add_argument
     add("--tasks", nargs="+", metavar="TASK", help="tasks of the suite (default: all that the data holds)")
-    folder = "folder or .zip with TASK.jsonl files (short: YAML tasks of the harness), or hub (default)"
+    folder = "folder or .zip with TASK.jsonl files (short, choice: YAML tasks of the harness), or hub (default)"
     add("--tasks-folder", metavar="PATH", help=folder)
     add("--max-examples", type=int, metavar="N", help="samples a task, drawn by --seed (default: all)")
     by_request = "choose the scale from each prompt's length instead of one for the window"
@@ -98,6 +98,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Record, str]:
 
 def _texts(given: dict[str, Any]) -> tuple[Record, str]:
     suite = given.pop("suite", None)
+    short = _short_of_choice(given) if suite == "choice" else None
     _refuse_options(given, EvaluateConfig, extra="corpus", hint="it belongs to --suite longbench, leval or short")
     given["corpora"] = dict(given.pop("corpus", []))
     given |= {name: tuple(given[name]) for name in ("windows", "scales", "protocols", "kv_files") if name in given}
@@ -114,10 +115,25 @@ def _texts(given: dict[str, Any]) -> tuple[Record, str]:
     if suite == "choice":
         from e2llm.evaluate.choice import choice
 
-        return choice(config), config.out
+        return choice(config, short=short), config.out
     from e2llm.evaluate.run import run as evaluate
 
     return evaluate(config), config.out
+
+
+def _short_of_choice(given: dict[str, Any]) -> SuiteConfig | None:
+    """The short tasks that `--suite choice` asks beside texts: takes their options out of `given`."""
+    own = {name: given.pop(name) for name in ("tasks", "tasks_folder", "max_examples") if name in given}
+    if not own:
+        return None
+    if "tasks_folder" not in own:
+        raise ValueError(
+            f"--{next(iter(own)).replace('_', '-')}: name the short tasks' folder, or hub, with --tasks-folder"
+        )
+    own["tasks"] = tuple(own.get("tasks", ()))
+    fields = {field.name for field in dataclasses.fields(SuiteConfig)} - {"windows", "scales", "method"}
+    shared = {name: value for name, value in given.items() if name in fields}
+    return SuiteConfig(suite="short", **shared | own)
 
 
 def _tasks(given: dict[str, Any]) -> tuple[Record, str]:

@@ -96,10 +96,12 @@ class EvaluateConfig:
         strange = sorted(set(self.qa) - {"qa_1", "qa_2"})
         if strange:
             raise ValueError(f"qa = {strange}: name qa_1 or qa_2, e.g. qa_1=squad.json")
-        if self.neighbours is not None and (self.neighbours < 1 or self.method != "self_extend"):
-            raise ValueError(f"neighbours = {self.neighbours}: at least 1, and with method = 'self_extend' only")
-        if self.method == "self_extend" and self.batch_size > 1:
-            raise ValueError(f"batch_size = {self.batch_size}: self_extend reads one prompt at a time; use 1")
+        check_self_extend(self.method, self.neighbours, self.batch_size, self.scales)
+        if self.method == "self_extend" and "attention" in self.protocols:
+            raise ValueError(
+                "protocols: attention watches the model's own attention, and self_extend puts another in its place; "
+                "leave attention out, or name another method"
+            )
         if self.compile not in ("none", "layers"):
             raise ValueError(f"compile = {self.compile!r}: use 'none' or 'layers'")
         if not self.out:
@@ -127,3 +129,15 @@ def check_scales(scales: tuple[float, ...]) -> None:
         raise ValueError(
             f"scales = {list(scales)}: use numbers of at least 1, each once; empty means window / native window"
         )
+
+
+def check_self_extend(method: str | None, neighbours: int | None, batch_size: int, scales: tuple[float, ...]) -> None:
+    """Raise for what SelfExtend's attention cannot be asked for, and for its `neighbours` with another method."""
+    if neighbours is not None and (neighbours < 1 or method != "self_extend"):
+        raise ValueError(f"neighbours = {neighbours}: at least 1, and with method = 'self_extend' only")
+    if method != "self_extend":
+        return
+    if batch_size > 1:
+        raise ValueError(f"batch_size = {batch_size}: self_extend reads one prompt at a time; use 1")
+    if any(scale != 1 for scale in scales):
+        raise ValueError(f"scales = {list(scales)}: self_extend has no scale but 1; leave scales out")

@@ -55,8 +55,6 @@ class Measurement:
         self.memory: dict[Any, Any] = {}
         self.labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
         self.self_extend = get_self_extend(engine.model)
-        if self.self_extend is not None:
-            self.labels |= {"method": "self_extend", "neighbours": self.self_extend.neighbours}
         shared = [__version__, fingerprint(engine), self.first_token, sorted(config.windows), self.labels]
         documents = {label: [d.sha256 for d in found] for label, found in corpora.items()}
         self._shared_key = json.dumps([shared, documents])
@@ -152,14 +150,17 @@ class Measurement:
 
 def model_labels(engine: Engine, model: str, *, base_model: str = "", checkpoint: str = "") -> dict[str, Any]:
     """Labels that rows about this model share; empty names are filled in from the checkpoint, else from its folder."""
-    info = engine.info
+    info, extended = engine.info, get_self_extend(engine.model)
     name = Path(model).stem if model.endswith(".gguf") else Path(model).name
-    return {
+    labels = {
         "base_model": base_model or (Path(info.base_model).name if info else name) or "unnamed",
         "checkpoint": checkpoint or (info.checkpoint if info else "base") or name or "unnamed",
         "method": engine.extension.method,
         "native_window": engine.native_window,
     }
+    if extended is not None:
+        labels |= {"method": "self_extend", "neighbours": extended.neighbours}
+    return labels
 
 
 def described_model(engine: Engine, name: str, labels: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def described_model(engine: Engine, name: str, labels: Mapping[str, Any]) -> dic
     model = engine.model
     return {
         "model": portable(name),
-        "method": engine.extension.method,
+        "method": labels["method"],
         "attention": dataclasses.asdict(engine.extension.attention),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
@@ -200,7 +201,10 @@ def fingerprint(engine: Engine) -> str:
     digest = hashlib.sha256()
     digest.update(f"{engine.extension.method} {engine.native_window} {model.dtype} {model.device.type}".encode())
     digest.update(str(engine.extension.attention).encode())
-    digest.update(str(getattr(model.config, "_attn_implementation", None)).encode())
+    extended = get_self_extend(model)
+    # SelfExtend's attention has a name that counts the models of a process; what it does depends on its neighbours.
+    own = getattr(model.config, "_attn_implementation", None)
+    digest.update(str(own if extended is None else f"self_extend {extended.neighbours}").encode())
     for name, weights in model.named_parameters():
         flat = weights.detach().flatten()
         digest.update(

@@ -26,6 +26,7 @@ from e2llm.evaluate.progress import progress_bar
 from e2llm.evaluate.protocols import further
 from e2llm.evaluate.ranks import Ranks, launched
 from e2llm.evaluate.retrieval import check_facts, prompt_maker
+from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.tasks import TASKS
 from e2llm.evaluate.trained import beyond_trained, check_windows_trained
 from e2llm.hf.self_extend import self_extend
@@ -63,7 +64,7 @@ def check_named(config: EvaluateConfig) -> None:
         raise ValueError("corpora = {}: give at least one LABEL=PATH")
 
 
-def load_engine(config: EvaluateConfig, ranks: Ranks = Ranks()) -> Engine:  # noqa: B008  a frozen value
+def load_engine(config: EvaluateConfig | SuiteConfig, ranks: Ranks = Ranks()) -> Engine:  # noqa: B008  a frozen value
     """The model that `config` names, with its method; `self_extend` reads it with another attention instead."""
     extended = config.method == "self_extend"
     engine = Engine.load(

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.evaluate.measure import Results, described_model, fingerprint, model_labels
+from e2llm.evaluate.paper_average import PAPER_TASKS, average_rows, missing
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.run import finish
+from e2llm.evaluate.run import finish, load_engine
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.evaluate.trained import beyond_trained
@@ -32,16 +33,6 @@ from e2llm.intervals import DESCRIPTION, RESAMPLES, Interval, interval_fields, i
 from e2llm.records import SCORES, Record, make_row, portable
 from e2llm.version import __version__
 
-PAPER_TASKS = {
-    "piqa": "PIQA",
-    "wsc273": "WSC",
-    "hellaswag": "HellaSwag",
-    "social_iqa": "SIQA",
-    "winogrande": "WinoGrande",
-    "race": "RACE-H",
-    "nq_open": "NaturalQuestions",
-}
-"""The harness' task -> its name in the paper's Table 7. RACE-M, the eighth, is not among the harness' tasks."""
 _METRICS = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "accuracy", "em": "accuracy"}
 """The harness' metric -> ours; the row's label `harness_metric` tells them apart."""
 
@@ -53,20 +44,22 @@ SLOW_RESAMPLES = 100
 
 def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     """Load tasks, then the model, measure at each scale, write the Record to `config.out`."""
-    _require_harness()
-    tasks, left_out = load_tasks(config)
+    tasks, left_out = prepare(config)
     ranks = launched(config.device)
-    engine = Engine.load(
-        config.model,
-        method=config.method,
-        dtype=config.dtype,
-        device=ranks.device or config.device,
-        attn_implementation=config.attn_implementation,
-    )
+    engine = load_engine(config, ranks)
     partial = Path(f"{config.out}.partial.jsonl")
     record = evaluate_short(engine, tasks, config, left_out=left_out, partial=partial, progress=progress, ranks=ranks)
     finish(record, config.out, partial, ranks)
     return record
+
+
+def prepare(config: SuiteConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """`load_tasks`, before weights are. ValueError where the harness is not installed."""
+    try:
+        import lm_eval  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f"suite = 'short': {error.name} is not installed: pip install 'e2llm[lm-eval]'") from error
+    return load_tasks(config)
 
 
 def load_tasks(config: SuiteConfig) -> tuple[dict[str, Any], dict[str, str]]:
@@ -115,7 +108,11 @@ def evaluate_short(
     progress: bool = False,
     ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Record:
-    """Measure a loaded model on loaded harness tasks, at every scale of `config` (none: chosen by request)."""
+    """Measure a loaded model on loaded harness tasks, at every scale of `config` (none: chosen by request).
+
+    Rows: one a task, metric and scale, and means over the paper's list where all of it was run. Requests that the
+    model's window cut are counted, in rows and config, and warned about.
+    """
     import lm_eval
 
     labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
@@ -123,10 +120,14 @@ def evaluate_short(
     done = Finished(partial, ranks.index)
     weights = fingerprint(engine)
     used: dict[str, dict[str, int]] = {}
+    groups: dict[str, dict[str, int]] = {}
+    cut: dict[str, int] = {}
+    averages: list[dict[str, Any]] = []
     settings = [config.max_examples, config.seed, bool(config.chat), config.at_once]
 
     def measured(scale: float | None, name: str) -> dict[str, Any]:
         asked = [__version__, lm_eval.__version__, weights, labels, name, _identity(tasks[name]), scale, settings]
+        asked.append("cuts counted")  # what an earlier version kept says nothing of them
         key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         found: Any = done.get(key)
         if found is None:
@@ -137,7 +138,15 @@ def evaluate_short(
     parts = [(scale, name) for scale in config.scales or (None,) for name in tasks]
     results = ranks.share(parts, lambda own: [measured(scale, name) for scale, name in own])
     for (scale, name), found in zip(parts, results, strict=True):
-        used[f"{name}, scale {'chosen' if scale is None else format(scale, 'g')}"] = found["requests_by_scale"]
+        part = part_name(name, scale)
+        used[part], cut[part] = found["requests_by_scale"], found["requests_cut"]
+        if found["requests_by_group"]:
+            groups[part] = found["requests_by_group"]
+    for scale in config.scales or (None,):
+        own = [row for row in (row for found in results for row in found["rows"]) if row["scale"] == scale]
+        averages += average_rows(own, {**labels, "scale": scale})
+    if ranks.is_first:
+        _warn_cut(cut, used)
     described = {
         **dataclasses.asdict(config),
         **described_model(engine, config.model, labels),
@@ -150,12 +159,31 @@ def evaluate_short(
         "lm_eval": lm_eval.__version__,
         "interval": DESCRIPTION,
         "requests_by_scale": used,
+        **({"requests_by_group": groups} if groups else {}),
+        "requests_cut": cut,
         "tasks_without_data": dict(left_out or {}),
+        "averages_left_out": missing(tasks),
     }
     rows, examples = ([row for found in results for row in found[name]] for name in ("rows", "examples"))
     # Longer requests are cut to the scale's window, so that the scale alone says what lies outside.
-    rows = [row | beyond_trained(engine, 0, row["scale"]) for row in rows]
+    rows = [row | beyond_trained(engine, 0, row["scale"]) for row in rows + averages]
     return Record(kind="evaluate", config=described, rows=rows, examples=examples)
+
+
+def part_name(task: str, scale: float | None) -> str:
+    """A task at a scale, as the counts of a Record's config are keyed; None: chosen by request."""
+    return f"{task}, scale {'chosen' if scale is None else format(scale, 'g')}"
+
+
+def _warn_cut(cut: Mapping[str, int], used: Mapping[str, Mapping[str, int]]) -> None:
+    """One line that names every part in which requests were cut."""
+    some = [f"{part}: {count} of {sum(used[part].values())}" for part, count in cut.items() if count]
+    if some:
+        warnings.warn(
+            f"short: requests longer than the model's window lost their beginning; {'; '.join(some)}",
+            LeftOutWarning,
+            stacklevel=3,
+        )
 
 
 def _identity(task: Any) -> str:
@@ -186,7 +214,7 @@ def _measure(
     if shown:
         import sys
 
-        print(f"{name}, scale {'chosen by request' if scale is None else format(scale, 'g')}", file=sys.stderr)
+        print(part_name(name, scale), file=sys.stderr)
     model = E2LM(engine, scale=scale, batch_size=config.at_once)
     with _as_one_process():
         results = simple_evaluate(
@@ -202,11 +230,14 @@ def _measure(
             fewshot_random_seed=config.seed,
         )
     place = {**labels, "task": name, "scale": scale}
-    found = _rows(results["results"][name], results["samples"][name], place, task.aggregation())
+    counted = {"cut": model.requests_cut}
+    found = _rows(results["results"][name], results["samples"][name], place, counted, task.aggregation())
     if not found["rows"]:
         raise ValueError(f"tasks: {name} gave no number: {results['results'][name]}")
     by_scale = {format(used, "g"): count for used, count in sorted(model.requests_by_scale.items())}
-    return {**found, "requests_by_scale": by_scale}
+    by_group = {str(group): count for group, count in sorted(model.requests_by_group.items())}
+    counts = {"requests_by_scale": by_scale, "requests_by_group": by_group, "requests_cut": model.requests_cut}
+    return {**found, **counts}
 
 
 @contextlib.contextmanager
@@ -224,10 +255,11 @@ def _rows(
     values: Mapping[str, Any],
     samples: Sequence[Mapping[str, Any]],
     place: Mapping[str, Any],
+    counted: Mapping[str, int],
     aggregation: Mapping[str, Callable[[list[Any]], float]],
 ) -> Results:
-    """One row a metric and filter; `values` is the harness' {"acc,none": 0.5, "acc_stderr,none": …}, `aggregation` what
-    makes each of them of its samples."""
+    """One row a metric and filter, with what was `counted`; `values` is the harness' {"acc,none": 0.5,
+    "acc_stderr,none": …}, `aggregation` what makes each of them of its samples."""
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for key, value in values.items():
@@ -245,7 +277,7 @@ def _rows(
             spread = interval_fields(_interval_of_aggregate(aggregation.get(name), scores, value))
         unit = "share" if is_mean or metric in SCORES else "score"
         about = {**place, "harness_metric": name, "filter": kind}
-        rows.append(make_row(metric, value, unit, max(1, len(scores)), **about, **spread))
+        rows.append(make_row(metric, value, unit, max(1, len(scores)), **about, **counted, **spread))
         examples += [
             {
                 "metric": metric,
@@ -274,9 +306,3 @@ def _interval_of_aggregate(
     # A draw may have no value, such as a correlation of answers that are all alike.
     return found if found is not None and math.isfinite(found.low) and math.isfinite(found.high) else None
 
-
-def _require_harness() -> None:
-    try:
-        import lm_eval  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(f"suite = 'short': {error.name} is not installed: pip install 'e2llm[lm-eval]'") from error

@@ -21,11 +21,12 @@ from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.progress import progress_bar
 from e2llm.evaluate.prompting import Prompter
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.run import finish, scale_of
+from e2llm.evaluate.run import finish, load_engine, scale_of
 from e2llm.evaluate.samples import Sample, Skipped
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import SUITES, Data, Suite, load_data, warn_skipped
 from e2llm.evaluate.trained import beyond_trained, largest_window
+from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import Record, make_row, portable
@@ -40,13 +41,7 @@ def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     suite = SUITES[config.suite]
     data = load_data(suite, config)
     ranks = launched(config.device)
-    engine = Engine.load(
-        config.model,
-        method=config.method,
-        dtype=config.dtype,
-        device=ranks.device or config.device,
-        attn_implementation=config.attn_implementation,
-    )
+    engine = load_engine(config, ranks)
     partial = Path(f"{config.out}.partial.jsonl")
     record = evaluate_suite(engine, suite, data, config, partial=partial, progress=progress, ranks=ranks)
     finish(record, config.out, partial, ranks)
@@ -77,6 +72,7 @@ def evaluate_suite(
     asker = Asker(engine, prompter, Finished(partial, ranks.index), config.at_once)
     labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
     labels |= {"suite": suite.name, "seed": config.seed}
+    extended = get_self_extend(engine.model)
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     skipped = list(data.skipped)
@@ -84,6 +80,8 @@ def evaluate_suite(
     with progress_bar(progress and ranks.is_first) as bar:
         shown = bar.add_task(suite.name, total=data.num_samples * sum(cell.window for cell in cells))
         for cell in cells:
+            if extended is not None:
+                labels["group"] = extended.fit(cell.window)
             own = labels | beyond_trained(engine, cell.window, cell.scale)
             scores: dict[str, list[float]] = {}
             for task, samples in data.samples.items():
@@ -116,7 +114,8 @@ def plan_cells(engine: Engine, config: SuiteConfig) -> list[Cell]:
     if config.scales:
         return [Cell(window, float(scale)) for window in windows for scale in config.scales]
     largest = largest_window(engine)
-    known = method == "none" or engine.info is not None  # a foreign model under a method has no trained range
+    # A foreign model under a method has no trained range, and SelfExtend none at all.
+    known = (method == "none" or engine.info is not None) and get_self_extend(engine.model) is None
     if known and windows[-1] > largest:
         raise ValueError(
             f"windows = {windows}: {windows[-1]} is above the model's range ({largest} tokens); leave it out, or name "

@@ -1,26 +1,35 @@
-"""The chosen scale against fixed ones: one table a metric and text, equal or not.
+"""The chosen scale against fixed ones: one table a metric and text, and one of short tasks; equal or not.
 
 Flows in: rows with a label `choice` (chosen, fixed). Flows out: `Table`s.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from e2llm.report.beyond import beyond_mark
 from e2llm.report.formats import format_value, format_window, join_words
 from e2llm.report.series import Row, Section, choice_sections
 from e2llm.report.shared_documents import mark_beside
 from e2llm.report.tables import UNITS, Cell, Table, count_foot, interval_text, table_notes
+from e2llm.report.task_tables import task_cell, task_name
 
 
 def choice_tables(rows: Sequence[Row]) -> list[tuple[str, Table]]:
-    """(title, one row a method and scale, one column a window); the best of a method and column in bold."""
-    return [
+    """(title, one row a method and scale, one column a window or short task); the best of a method and column in
+    bold."""
+    found = [
         (join_words(section.title, section.base_model), _table(section))
         for metric in ("perplexity", "retrieval", "string_match")
         for section in choice_sections(rows, metric)
     ]
+    short: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("choice") is not None and row.get("suite") is not None:
+            short.setdefault(str(row.get("base_model") or ""), []).append(row)
+    return found + [(join_words("short tasks", model), _short_table(own)) for model, own in short.items()]
 
 
 def _table(section: Section) -> Table:
@@ -29,21 +38,61 @@ def _table(section: Section) -> Table:
     columns = {w: [row for row in rows if row["window"] == w] for w in windows}
     best = max if section.metric != "perplexity" else min
     body: list[tuple[str, list[Cell | None]]] = []
-    for checkpoint, method in dict.fromkeys((row["checkpoint"], row["method"]) for row in rows):
-        own = [row for row in rows if (row["checkpoint"], row["method"]) == (checkpoint, method)]
+    for method, own in _by_method(rows):
         top = {w: best(row["value"] for row in own if row["window"] == w) for w in windows}
-        fixed = sorted({row["scale"] for row in own if row["choice"] == "fixed"})
-        lines = [("chosen", [row for row in own if row["choice"] == "chosen"])]
-        lines += [
-            (f"fixed {s:g}", [row for row in own if row["choice"] == "fixed" and row["scale"] == s]) for s in fixed
-        ]
-        for name, found in lines:
+        for name, found in _lines(own):
             at = {row["window"]: row for row in found}
             cells = [_cell(section.metric, at.get(w), top[w], columns[w]) for w in windows]
-            body.append((f"{checkpoint} · {method}, {name}", cells))
+            body.append((f"{method}, {name}", cells))
     foot = count_foot(UNITS.get(section.metric, "prompts"), list(columns.values()))
     head, notes = ["scale", *map(format_window, windows)], table_notes(list(columns.values()))
     return Table(f"Chosen and fixed scales, {section.title}", head, body, foot, notes=notes)
+
+
+def _short_table(rows: Sequence[Row]) -> Table:
+    columns: dict[tuple[str, Any], list[Row]] = {}
+    for row in rows:
+        columns.setdefault(_measured(row), []).append(row)
+    names = [name for name, _ in columns]
+    head = [join_words(name, str(filter or "") if names.count(name) > 1 else "") for name, filter in columns]
+    body: list[tuple[str, list[Cell | None]]] = []
+    for method, own in _by_method(rows):
+        shares = [row for row in own if row["unit"] == "share"]  # of other scores nobody said which end is better
+        top = {at: max((row["value"] for row in shares if _measured(row) == at), default=None) for at in columns}
+        for line, found in _lines(own):
+            by_column = {_measured(row): row for row in found}
+            body.append((f"{method}, {line}", [_short_cell(by_column.get(at), top[at]) for at in columns]))
+    foot = count_foot("samples", list(columns.values()))
+    return Table("Chosen and fixed scales, short tasks, shares in percent", ["scale", *head], body, foot)
+
+
+def _measured(row: Row) -> tuple[str, Any]:
+    return task_name(row), row.get("filter")
+
+
+def _short_cell(row: Row | None, best: float | None) -> Cell | None:
+    if row is None:
+        return None
+    cell = task_cell(row, best=row["value"] == best)
+    scale = "own scales" if row["scale"] is None else f"scale {row['scale']:g}"
+    return dataclasses.replace(cell, note=f"{scale}, {cell.note}")
+
+
+def _by_method(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """(checkpoint · method, its rows), in order of first appearance."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(f"{row['checkpoint']} · {row['method']}", []).append(row)
+    return list(found.items())
+
+
+def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """One method's rows by how their scale came about: the chosen one, then each fixed one."""
+    fixed = sorted({row["scale"] for row in rows if row["choice"] == "fixed"})
+    lines = [("chosen", [row for row in rows if row["choice"] == "chosen"])]
+    return lines + [
+        (f"fixed {s:g}", [row for row in rows if row["choice"] == "fixed" and row["scale"] == s]) for s in fixed
+    ]
 
 
 def _cell(metric: str, row: Row | None, best: float, column: Sequence[Row]) -> Cell | None:

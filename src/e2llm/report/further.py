@@ -20,7 +20,10 @@ from e2llm.report.tables import Table
 FURTHER_METRICS = ("string_match", "key_perplexity", "key_share", "whole_over_sliding", *METRICS)
 """Metrics that a section below shows."""
 
-_CHOICE = "The scale that is chosen for a window against scales held fixed, by method; the best of a method in bold."
+_CHOICE = (
+    "The scale that is chosen for a window, or a short request, against scales held fixed, by method; the best of a "
+    "method in bold."
+)
 _RULER = (
     "RULER's kinds of questions: share of the expected strings that the answer holds, with 95 % "
     "intervals over prompts; higher is better."

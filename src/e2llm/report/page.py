@@ -32,7 +32,7 @@ from e2llm.report.rescaled import rescaled
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
 from e2llm.report.tables import scale_table, window_table
-from e2llm.report.task_tables import is_task_row, task_sections
+from e2llm.report.task_tables import task_sections
 
 _MOST_OTHERS = 400  # rows of metrics without a figure; more are counted, not listed
 
@@ -226,7 +226,7 @@ def _is_shown(row: Row) -> bool:
     if row["metric"] == "loss":
         return row.get("step") is not None or row.get("position") is not None
     known = row["metric"] in ("perplexity", "retrieval", *FURTHER_METRICS) and row.get("window") is not None
-    return known or is_task_row(row) or is_cost_row(row)
+    return known or row.get("suite") is not None or is_cost_row(row)
 
 
 def _what_was_run(records: Sequence[Record]) -> Part:

@@ -13,8 +13,8 @@ from typing import Any
 from e2llm.records import Record
 from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.formats import format_count, format_scale, format_window, join_words
-from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_COLUMNS, SHORT_TASKS, Quoted
-from e2llm.report.quoted_tables import printed, quoted_table
+from e2llm.report.quoted import LONGBENCH, MARK, SHORT, SHORT_AVERAGED, SHORT_COLUMNS, SHORT_TASKS, Quoted
+from e2llm.report.quoted_tables import printed
 from e2llm.report.series import Row
 from e2llm.report.skipped import skipped_notes
 from e2llm.report.tables import Cell, Table, interval_text
@@ -28,6 +28,8 @@ SET_NAMES = {
     "zh7": "ZH 5 + 2 code",
     "all21": "all 21",
 }
+_OURS = f"average of {len(SHORT_AVERAGED)}"
+"""Ours of the paper's short tasks: all but one."""
 _NOTE = (
     "Percent, with 95 % intervals over samples; higher is better. n: samples scored. What was cut, left out or guessed "
     "is counted in the files."
@@ -48,16 +50,12 @@ class TaskSection:
     tables: list[Table]
 
 
-def is_task_row(row: Row) -> bool:
-    """Whether a row stands in these tables."""
-    return row.get("suite") is not None
-
-
 def task_sections(rows: Iterable[Row], records: Sequence[Record] = ()) -> list[TaskSection]:
-    """Sections in order of first appearance; `records`: where the rows come from, which say what was left out."""
+    """Sections in order of first appearance; rows that compare a chosen scale with fixed ones stand apart
+    (`choice`). `records`: where the rows come from, which say what was left out."""
     groups: dict[tuple[Any, Any], list[Row]] = {}
     for row in rows:
-        if is_task_row(row):
+        if row.get("suite") is not None and row.get("choice") is None:
             groups.setdefault((row["suite"], row.get("base_model")), []).append(row)
     return [
         _section(str(suite), str(model or ""), group, skipped_notes(group, records))
@@ -69,14 +67,16 @@ def _section(suite: str, base_model: str, rows: Sequence[Row], skipped: tuple[st
     title = join_words(SUITE_NAMES.get(suite, suite), base_model)
     columns = _columns(rows)
     tables = [_task_table(title, [row for row in rows if "task" in row], columns, skipped)]
-    overall = [row for row in rows if row["metric"] == "average"]
+    overall = [row for row in rows if row["metric"] == "average" and "task" not in row]
     quoted = LONGBENCH if suite == "longbench" else ()
     if overall:
         tables.append(_overall_table(f"{title}: overall", overall, columns, quoted))
     in_table_7 = suite == "short" and any(row.get("task") in SHORT_TASKS for row in rows)
     if in_table_7:
-        tables.append(quoted_table(f"{title}: {MARK} from the paper", "model", SHORT, SHORT_COLUMNS))
+        tables.append(_quoted_table(title, rows, columns))
     about = _QUOTED.get(suite, "") if overall or in_table_7 else ""
+    if in_table_7:
+        about += _about_average(rows)
     return TaskSection(title, " ".join(part for part in (_NOTE, about) if part), tables)
 
 
@@ -117,7 +117,7 @@ def _task_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], not
     body: list[tuple[str, list[Cell | None]]] = []
     for place in places:
         own = [row for row in rows if _place(row) == place]
-        name = join_words(str(own[0]["task"]), str(own[0].get("harness_metric") or own[0]["metric"]), _counts(own))
+        name = join_words(task_name(own[0]), _counts(own))
         body.append((name, _cells(own, columns)))
     notes = (*notes, *beyond_notes([rows]))
     return Table(title, ["task", *(column.label for column in columns)], body, notes=notes)
@@ -151,6 +151,30 @@ def _overall_table(title: str, rows: Sequence[Row], columns: Sequence[_Column], 
     return Table(title, ["checkpoint · method", *heads], body, notes=beyond_notes(by_set))
 
 
+def _quoted_table(title: str, rows: Sequence[Row], columns: Sequence[_Column]) -> Table:
+    """Our averages, one line a column of the task table and accuracy, then the printed ones: never in one column."""
+    ours = [row for row in rows if row["metric"] == "average"]
+    head = (_OURS, *SHORT_COLUMNS) if ours else SHORT_COLUMNS
+    title += f": average, ours and {MARK} from the paper" if ours else f": {MARK} from the paper"
+    body: list[tuple[str, list[Cell | None]]] = [
+        (join_words(column.label, str(row["harness_metric"]), _counts([row])), [task_cell(row), None, None])
+        for column in columns
+        for row in ours
+        if column.owns(row)
+    ]
+    body += [(f"{MARK} · {one.name}, {one.where}", [printed(one, name) for name in head]) for one in SHORT]
+    return Table(title, ["model", *head], body)
+
+
+def _about_average(rows: Sequence[Row]) -> str:
+    """What our average is of, or which tasks it lacks."""
+    if any(row["metric"] == "average" for row in rows):
+        return f" Our {_OURS}: the paper's tasks without RACE-M, by plain or, where a task has it, normalized accuracy."
+    run = {row.get("task") for row in rows}
+    lacking = [name for name in SHORT_AVERAGED if name not in run]
+    return f" No average of ours: without {', '.join(lacking)}." if lacking else " No average of ours in these files."
+
+
 def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]:
     """One cell a column; the best of several in bold."""
     values = {row["value"] for row in rows}
@@ -158,12 +182,22 @@ def _cells(rows: Sequence[Row], columns: Sequence[_Column]) -> list[Cell | None]
     found: list[Cell | None] = []
     for column in columns:
         row = next((row for row in rows if column.owns(row)), None)
-        if row is None:
-            found.append(None)
-            continue
-        ends, mark = interval_text(row, _percent), beyond_mark(row)
-        found.append(Cell(_text(row), best=row["value"] == best, note=_note(row), interval=ends, mark=mark))
+        found.append(
+            None if row is None else task_cell(row, best=row["value"] == best)
+        )
     return found
+
+
+def task_name(row: Row) -> str:
+    """A task with what it was measured by."""
+    task = _OURS if row["task"] == "average" else str(row["task"])
+    return join_words(task, str(row.get("harness_metric") or row["metric"]))
+
+
+def task_cell(row: Row, *, best: bool = False) -> Cell:
+    """A score in percent, or with its unit where it is no share."""
+    ends = interval_text(row, _percent)
+    return Cell(_text(row), best=best, note=_note(row), interval=ends, mark=beyond_mark(row))
 
 
 def _text(row: Row) -> str:
