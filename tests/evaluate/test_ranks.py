@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint, three documents (so that shares differ) and two LongBench tasks."""
     root = tmp_path_factory.mktemp("ranks")
     info = CheckpointInfo(
-        method="yarn", native_window=WINDOW, training_window=WINDOW, max_scale=16.0, base_model="x/tiny",
+        method="yarn", native_window=WINDOW, training_window=WINDOW, max_scale=32.0, base_model="x/tiny",
         checkpoint="paper",
     )  # fmt: skip
     save_model(tiny_model("llama", vocab_size=BYTE_VOCABULARY), byte_tokenizer(), root / "model", info)

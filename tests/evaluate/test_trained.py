@@ -17,6 +17,7 @@ from e2llm.evaluate.trained import beyond_trained
 from e2llm.hf import install
 from e2llm.hf.self_extend import self_extend
 from e2llm.infer import Engine
+from e2llm.positions.choose import Step
 
 CORPORA = {"noise": random_documents(1, 16 * WINDOW)}
 REFUSED = (
@@ -45,6 +46,13 @@ def test_a_window_above_the_range_needs_a_scale_by_name(trained: str) -> None:
         plan_parts(engine, CORPORA, config(), windows=(1024,))
     asked = plan_parts(engine, CORPORA, config(scales=(8.0, 16.0)))
     assert [(part.window, part.scale) for part in asked] == [(512, 8), (512, 16), (1024, 8), (1024, 16)]
+
+
+def test_a_window_that_was_calibrated_is_read_at_its_scale_and_marked(trained: str) -> None:
+    engine = Engine.load(trained, device="cpu")
+    engine.extension.schedule = (Step(WINDOW, 1.0), Step(1024, 12.0))
+    assert [(part.window, part.scale) for part in plan_parts(engine, CORPORA, config())] == [(512, 12.0), (1024, 12.0)]
+    assert beyond_trained(engine, 1024, 12.0) == {"beyond_trained": True}
 
 
 def test_rows_beyond_the_range_say_so(trained: str, tmp_path: Path) -> None:

@@ -108,10 +108,10 @@ def _texts(given: dict[str, Any]) -> tuple[Record, str]:
         from e2llm.evaluate.suites import with_suite
 
         given = with_suite(suite, given)
-        if given.get("left_out"):
-            names, first = ", ".join(given["left_out"]), given["left_out"][0]
-            print(f"left out: {names} (questions over documents: give --qa {first}=FILE)", file=sys.stderr)
     config = EvaluateConfig(**given)
+    if config.left_out and config.corpora:
+        names, first = ", ".join(config.left_out), config.left_out[0]
+        print(f"left out: {names} (questions over documents: give --qa {first}=FILE)", file=sys.stderr)
     if suite == "choice":
         from e2llm.evaluate.choice import choice
 

@@ -28,9 +28,9 @@ def has_range(engine: Engine) -> bool:
 
 
 def check_windows_trained(engine: Engine, windows: Sequence[int]) -> None:
-    """ValueError for a window above the trained range, where no scale is named: a number there should be asked for on
-    purpose."""
-    largest = largest_window(engine)
+    """ValueError for a window above the trained range and the calibrated windows, where no scale is named: a number
+    there should be asked for on purpose, as a calibration does."""
+    largest = max([largest_window(engine), *(step.window for step in engine.extension.schedule)])
     if has_range(engine) and max(windows) > largest:
         raise ValueError(
             f"windows = {sorted(windows)}: {max(windows)} is above the checkpoint's trained range ({largest} tokens); "
