@@ -157,7 +157,8 @@ PARTS = (
         ("--suite", "choice", "--protocols", "whole", "pass_key", "--prompts", "100", "--max-documents", "4"),
         LONG[:3],
         ("novels",),
-        small=_FEW,
+        tasks="short",
+        small=(*_FEW, "--max-examples", "2"),
     ),
     *(
         Part(
