@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,12 +36,18 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from e2llm.evaluate.command import measure
+    from e2llm.evaluate.launch import launch, num_processes, visible_gpus
     from e2llm.report import results_markdown
 
     if arguments.suite == "smoke" and not arguments.corpus:  # a text that is on every machine
         from e2llm.data.stdlib_files import HELD_OUT, stdlib_root
 
         arguments.corpus = [("python", str(stdlib_root() / HELD_OUT[0]))]
+    processes = num_processes(arguments.gpus, arguments.device, os.environ, visible_gpus())
+    if processes > 1:
+        kind = "processes" if arguments.device == "cpu" else "GPUs"
+        print(f"evaluate: on {processes} {kind} (--gpus 1: on one)", file=sys.stderr)
+        return launch(processes, arguments.argv)
     record, out = measure(arguments)
     if _is_first_process():
         print(results_markdown([record]))
@@ -306,16 +313,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+FIRST_SPEAKS = 10.0
+"""Seconds that another process than the first waits before it tells of a mistake: mostly the first makes the same one,
+says so and ends, and its launcher ends all, so that it is told once."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl-C, 141 for a closed pipe,
     143 after SIGTERM."""
     arguments = build_parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     stage: Callable[[argparse.Namespace], int] = arguments.stage
     try:
         return stage(arguments)
     except ValueError as error:
         if arguments.traceback:
             raise
+        if not _is_first_process():
+            time.sleep(FIRST_SPEAKS)
         print(f"e2llm {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

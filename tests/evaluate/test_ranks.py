@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from architectures import WINDOW, tiny_model
 from harness_tasks import write_tasks
 from texts import BYTE_VOCABULARY, byte_tokenizer
 
+from e2llm.evaluate.launch import num_processes
 from e2llm.evaluate.partial import Finished, files, remove
 from e2llm.evaluate.ranks import Ranks, launched
 from e2llm.hf import CheckpointInfo, save_model
@@ -84,6 +86,64 @@ def evaluated(folder: Path, processes: int, arguments: list[str], out: str) -> t
     output, errors = (process := start(folder, processes, arguments, out)).communicate(timeout=240)
     assert process.returncode == 0, errors[-3000:]
     return Record.load(folder / out), output
+
+
+def test_the_command_starts_itself_in_several_processes(folder: Path) -> None:
+    """The same Record as alone, one output; a mistake is told once and gives the command's own exit status."""
+    arguments = ["--corpus", "noise=texts", "--windows", "640", "--protocols", "whole", "pass_key", "--prompts", "3"]
+    alone, _ = evaluated(folder, 1, arguments, "alone.json")
+    spread, output = evaluated(folder, 1, [*arguments, "--gpus", "2"], "spread.json")
+    assert spread.rows == alone.rows and spread.examples == alone.examples
+    assert spread.config | {"out": "alone.json"} == alone.config and output.count("spread.json") == 1
+    wrong = start(folder, 1, ["--corpus", "noise=absent", "--gpus", "2"], "wrong.json")
+    output, errors = wrong.communicate(timeout=240)
+    assert wrong.returncode == 2 and not output
+    assert errors.count("e2llm evaluate: absent: no such file or folder") == 1 and "Traceback" not in errors
+
+
+def test_ctrl_c_ends_all_processes_and_keeps_what_is_done(folder: Path) -> None:
+    arguments = ["--corpus", "noise=texts", "--windows", "640", "--protocols", "whole", "pass_key", "--prompts", "5000"]
+    process = start(folder, 1, [*arguments, "--gpus", "2"], "stopped.json")
+    kept = folder / "stopped.json.partial.jsonl"
+    end = time.monotonic() + 120
+    while not files(kept) and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.2)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors[-2000:]
+    assert len(started) >= 2 and not any(one.is_running() for one in started), "a process goes on"
+    assert files(kept) and not (folder / "stopped.json").exists()
+    remove(kept)
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "visible", "processes"),
+    [
+        *[(None, None, 0, 1), (None, None, 4, 4), (None, "cuda", 4, 4), (2, None, 4, 2), (1, None, 4, 1)],
+        *[(None, "cpu", 4, 1), (2, "cpu", 0, 2), (None, "cuda:1", 4, 1), (None, "mps", 0, 1)],
+    ],
+)
+def test_processes_for_the_gpus_there_are(
+    given: int | None, device: str | None, visible: int, processes: int
+) -> None:
+    assert num_processes(given, device, {}, visible) == processes
+    launched_by_others = {"WORLD_SIZE": "3"}
+    assert num_processes(3 if given else None, device, launched_by_others, visible) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "environment", "message"),
+    [
+        (0, None, {}, "gpus = 0: use at least 1"),
+        (5, None, {}, "gpus = 5: 4 are visible"),
+        (2, "cuda:1", {}, "device = 'cuda:1' names one"),
+        (2, None, {"WORLD_SIZE": "3"}, "a launcher has started 3 processes"),
+    ],
+)
+def test_gpus_that_cannot_be_had(given: int, device: str | None, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        num_processes(given, device, environment, 4)
 
 
 @pytest.mark.parametrize("arguments", CASES)

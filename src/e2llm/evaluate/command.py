@@ -16,7 +16,7 @@ from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.suites import NAMES as TEXT_SUITES
 from e2llm.records import Record
 
-_NOT_CONFIG = {"command", "stage", "traceback"}
+_NOT_CONFIG = {"command", "stage", "traceback", "argv", "gpus"}
 _PROTOCOLS = "whole sliding position difference key_tokens; pass_key uuid_kv needle multi_needle kv_pairs; attention; \
 RULER's niah_single_1 to qa_2"
 _SUITES = "of texts, protocols and sizes by name, where what is given beside it counts more. paper: sliding window as \
@@ -70,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task_arguments(parser)
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])
     add("--device")
+    spread = "GPUs of this machine to spread over, a process each (default: all; with --device cpu: processes, 1)"
+    add("--gpus", type=int, metavar="N", help=spread)
     add("--attn-implementation")
     fast = "layers: torch.compile while losses are measured; worth its half minute on a GPU (none)"
     add("--compile", choices=["none", "layers"], help=fast)
