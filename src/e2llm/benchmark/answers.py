@@ -19,9 +19,8 @@ import numpy as np
 import torch
 
 from e2llm.benchmark.contestants import vocabulary_of
-from e2llm.benchmark.evaluate import open_engine
+from e2llm.benchmark.evaluate import ModelChoice, open_engine
 from e2llm.benchmark.kernels import kernel_times, seconds_by_class
-from e2llm.benchmark.shapes import shape_of
 from e2llm.evaluate.batched import Asked, replies
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.infer import Engine, RequestPlan
@@ -33,13 +32,9 @@ SHORT_PROMPT = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerSpeedConfig:
+class AnswerSpeedConfig(ModelChoice):
     """Sizes of the measurement."""
 
-    model: str = ""
-    """Checkpoint folder, hub name or .gguf file; empty: `shape`."""
-    shape: str = ""
-    """Name of a shape (benchmark.shapes), with random weights."""
     windows: tuple[int, ...] = (8192, 32_768)
     """Tokens of a prompt with its answer."""
     prompts: int = 16
@@ -50,14 +45,9 @@ class AnswerSpeedConfig:
     """Prompt tokens that a step of the serving engine reads at most."""
     rounds: int = 3
     """Rounds after the one that warms up."""
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    base_model: str = ""
 
     def __post_init__(self) -> None:
-        if bool(self.model) == bool(self.shape):
-            raise ValueError(f"model = {self.model!r}, shape = {self.shape!r}: name one of the two")
+        super().__post_init__()
         for name in ("prompts", "new_tokens", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: use at least 1")
@@ -67,8 +57,6 @@ class AnswerSpeedConfig:
         shortest = self.new_tokens + self.prompts + SHORT_PROMPT
         if not self.windows or min(self.windows) < shortest:
             raise ValueError(f"windows = {list(self.windows)}: give lengths of at least {shortest} tokens")
-        if self.shape:
-            shape_of(self.shape)
 
     @property
     def ways(self) -> list[tuple[int, int]]:
@@ -167,13 +155,10 @@ def _record(
     config: AnswerSpeedConfig, engine: Engine, found: dict[tuple[int, int, int], list[dict[str, float]]]
 ) -> Record:
     """Rows: medians. Examples: every round's figures."""
-    name = config.base_model or config.shape or config.model.rstrip("/").rsplit("/", 1)[-1]
     rows, examples = [], []
     for (window, batch, chunk), rounds in found.items():
-        labels = {
-            **{"base_model": name, "protocol": "answers", "window": window, "batch_size": batch},
-            "chunk_tokens": chunk,
-        }
+        labels = {"base_model": config.label, "protocol": "answers", "window": window}
+        labels |= {"batch_size": batch, "chunk_tokens": chunk}
         for metric in rounds[0]:
             values = [one[metric] for one in rounds]
             rows.append(make_row(metric, statistics.median(values), UNITS[metric], len(values), **labels))

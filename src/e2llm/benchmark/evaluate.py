@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +35,34 @@ UNITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSpeedConfig:
-    """Sizes of the measurement."""
+class ModelChoice:
+    """Which model is measured: a checkpoint, or a shape with random weights."""
 
     model: str = ""
     """Checkpoint folder, hub name or .gguf file; empty: `shape`."""
     shape: str = ""
     """Name of a shape (benchmark.shapes), with random weights."""
+    seed: int = 0
+    dtype: str | None = None
+    device: str | None = None
+    base_model: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.shape):
+            raise ValueError(f"model = {self.model!r}, shape = {self.shape!r}: name one of the two")
+        if self.shape:
+            shape_of(self.shape)
+
+    @property
+    def label(self) -> str:
+        """What rows call the model."""
+        return self.base_model or self.shape or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpeedConfig(ModelChoice):
+    """Sizes of the measurement."""
+
     windows: tuple[int, ...] = (32_768,)
     """Tokens of a window."""
     stride: int = 256
@@ -52,14 +73,9 @@ class EvaluateSpeedConfig:
     """Rounds after the one that warms up."""
     compile: tuple[str, ...] = ("none", "layers")
     """Ways of reading, which take turns."""
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    base_model: str = ""
 
     def __post_init__(self) -> None:
-        if bool(self.model) == bool(self.shape):
-            raise ValueError(f"model = {self.model!r}, shape = {self.shape!r}: name one of the two")
+        super().__post_init__()
         for name in ("stride", "steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: use at least 1")
@@ -68,8 +84,6 @@ class EvaluateSpeedConfig:
         strange = set(self.compile) - {"none", "layers"}
         if strange or not self.compile:
             raise ValueError(f"compile = {list(self.compile)}: use none, layers or both")
-        if self.shape:
-            shape_of(self.shape)
 
 
 def window_flops(model: Any, window: int, scored: int) -> float:
@@ -114,21 +128,6 @@ def benchmark_evaluate(
         record = _record(config, engine, rounds)
         save(record)
     return record
-
-
-class ModelChoice(Protocol):
-    """What says which model is measured."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def shape(self) -> str: ...
-    @property
-    def dtype(self) -> str | None: ...
-    @property
-    def device(self) -> str | None: ...
-    @property
-    def seed(self) -> int: ...
 
 
 def open_engine(config: ModelChoice) -> Engine:
@@ -181,10 +180,10 @@ def _record(
     config: EvaluateSpeedConfig, engine: Engine, rounds: dict[tuple[int, str], list[dict[str, float]]]
 ) -> Record:
     """Rows: medians. Examples: every round's figures."""
-    name = config.base_model or config.shape or config.model.rstrip("/").rsplit("/", 1)[-1]
     rows, examples = [], []
     for (window, way), found in rounds.items():
-        labels = {"base_model": name, "protocol": "sliding", "window": window, "compile": way, "stride": config.stride}
+        labels = {"base_model": config.label, "protocol": "sliding", "window": window}
+        labels |= {"compile": way, "stride": config.stride}
         for metric in found[0]:
             values = [one[metric] for one in found]
             rows.append(make_row(metric, statistics.median(values), UNITS[metric], len(values), **labels))
