@@ -72,7 +72,7 @@ def queues(arguments: argparse.Namespace) -> list[list[Job]]:
     litgpt = ["litgpt"] if importlib.util.find_spec("litgpt") else []
     unsloth = ["unsloth"] if importlib.util.find_spec("unsloth") else []
     smollm2 = ["e2llm:8,16,32", "hf:8", "e2llm-plain-positions:16", "e2llm-far-keys:16", *litgpt, "hf-liger:8,16"]
-    smollm2 += ["hf-liger-compile:8", "hf-compile:8"]
+    smollm2 += ["hf-liger-compile:8", "hf-liger-compile-own-loss:8", "hf-liger-compile-own-rope:8", "hf-compile:8"]
     smollm2 += [name for one in unsloth for name in (f"{one}:8", f"{one}-float32:8")]
     llama = ["e2llm", "hf", "hf-liger", "hf-liger-compile", *litgpt, *unsloth]
     adapters = ["e2llm:1,2,3", "hf:1", "hf-liger:1,2", "hf-liger-compile:1", *(f"{one}:1,2" for one in unsloth)]

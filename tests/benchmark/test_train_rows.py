@@ -79,6 +79,20 @@ def test_ratios_take_each_trainers_fastest_batch_size_and_pair_rounds() -> None:
     assert ("hf", 2) not in values(rows, "ratio_to_hf"), "nobody is measured against itself"
 
 
+def test_liger_and_compile_count_at_the_fastest_choice_of_kernels_that_runs() -> None:
+    rows, _ = rows_of(
+        [
+            measured("e2llm", 1, 1),  # 100 tokens/s
+            measured("hf-liger-compile-own-rope", 2, 2),  # 50
+            measured("hf-liger-compile-own-loss", 1.25, 1.25, batch=2),  # 160
+            measured("hf-liger-compile-own-loss", 4, 4),  # 25
+        ]
+    )
+    (row,) = [row for row in rows if row["metric"] == "ratio_to_hf_liger_compile"]
+    assert (row["trainer"], row["value"]) == ("e2llm", pytest.approx(100 / 160))
+    assert (row["peer"], row["peer_batch_size"]) == ("hf-liger-compile-own-loss", 2)
+
+
 def test_memory_is_compared_at_the_same_batch_size_and_the_highest_peak_counts() -> None:
     rows, _ = rows_of(
         [

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import shape_of
-from e2llm.benchmark.train_contestants import FULL_LENGTH, POSITIONS, TRAINERS, Contestant, recipe_of
+from e2llm.benchmark.train_contestants import DEFAULT_TRAINERS, FULL_LENGTH, POSITIONS, TRAINERS, Contestant, recipe_of
 from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY, TOO_LONG, run_in_process
 from e2llm.benchmark.train_rows import Measurement, rows_of
 from e2llm.records import Record, portable
 
 Progress = Callable[[str], None]
-DEFAULT_TRAINERS = ("e2llm", "e2llm-plain-positions", "hf", "hf-compile", "hf-liger", "hf-liger-compile")
 LIMIT_SECONDS = 600.0
 NEVER = float("inf")
 PROFILED_STEPS = 5

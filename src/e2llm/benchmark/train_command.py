@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import SHAPES
-from e2llm.benchmark.train_contestants import TRAINERS
+from e2llm.benchmark.train_contestants import DEFAULT_TRAINERS, TRAINERS
 from e2llm.records import Record, write_atomic
 
 SHOWN = {
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trainers",
         nargs="+",
         metavar="NAME",
-        help=f"of {', '.join(TRAINERS)} (all but full-length, litgpt, unsloth's); hf:1,2 gives one its own batch sizes",
+        help=f"of {', '.join(TRAINERS)} (default: {', '.join(DEFAULT_TRAINERS)}); hf:1,2 gives one its own batch sizes",
     )
     add("--window", nargs="*", metavar="TOKENS", help="of a training window (4096; --figure1: 4k 8k)")
     add(

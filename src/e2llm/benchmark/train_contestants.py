@@ -17,11 +17,22 @@ LITGPT = "litgpt"
 FULL_LENGTH = "full-length"
 PLAIN_POSITIONS = "e2llm-plain-positions"
 FAR_KEYS = "e2llm-far-keys"
+LIGER_COMPILE: dict[str, dict[str, bool]] = {
+    "hf-liger-compile": {},
+    "hf-liger-compile-own-loss": {"fused_linear_cross_entropy": False},
+    "hf-liger-compile-own-rope": {"rope": False},
+    "hf-liger-compile-loss-only": {"rope": False, "rms_norm": False, "swiglu": False},
+}
+"""Trainer -> Liger kernels that it goes without. With all of them and torch.compile, torch 2.11 and Liger 0.8 end in an
+illegal memory access; a peer's own best settings are the fastest of those that run."""
 HF_OPTIONS: dict[str, dict[str, Any]] = {
     "hf": {},
     "hf-compile": {"torch_compile": True},
     "hf-liger": {"use_liger_kernel": True},
-    "hf-liger-compile": {"torch_compile": True, "use_liger_kernel": True},
+    **{
+        name: {"torch_compile": True, "use_liger_kernel": True, "liger_kernel_config": left_out or None}
+        for name, left_out in LIGER_COMPILE.items()
+    },
 }
 """Trainer -> what transformers' TrainingArguments are given beyond bf16 and the batch; all else is theirs."""
 UNSLOTH_OPTIONS: dict[str, dict[str, Any]] = {"unsloth": {}, "unsloth-float32": {"float32_mixed_precision": True}}
@@ -46,8 +57,10 @@ POSITIONS: dict[str, tuple[str, ...]] = {
 the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window /
 native window; far keys: those that count for others, as the recipe has them, which makes heads wider."""
 TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT, *UNSLOTH_OPTIONS)
+DEFAULT_TRAINERS = ("e2llm", PLAIN_POSITIONS, "hf", "hf-compile", "hf-liger", "hf-liger-compile")
 PACKAGES = {
-    **{"hf-liger": "liger-kernel", "hf-liger-compile": "liger-kernel", LITGPT: "litgpt"},
+    **dict.fromkeys(("hf-liger", *LIGER_COMPILE), "liger-kernel"),
+    LITGPT: "litgpt",
     **dict.fromkeys(UNSLOTH_OPTIONS, "unsloth"),
 }
 """Trainer -> the optional package that it needs."""

@@ -12,18 +12,19 @@ from typing import Any
 
 from e2llm.benchmark.kernels import KernelTime, class_of, seconds_by_class
 from e2llm.benchmark.shapes import DENSE_BF16_FLOPS, flops_per_token, shape_of
-from e2llm.benchmark.train_contestants import FAR_KEYS, FULL_LENGTH, PLAIN_POSITIONS, Contestant
+from e2llm.benchmark.train_contestants import FAR_KEYS, FULL_LENGTH, LIGER_COMPILE, PLAIN_POSITIONS, Contestant
 from e2llm.records import make_row
 
 Row = dict[str, Any]
-RATIOS = (
-    ("ratio_to_hf", "hf"),
-    ("ratio_to_hf_compile", "hf-compile"),
-    ("ratio_to_hf_liger", "hf-liger"),
-    ("ratio_to_hf_liger_compile", "hf-liger-compile"),
-    ("ratio_to_unsloth", "unsloth"),
-    ("ratio_to_plain_positions", PLAIN_POSITIONS),
+RATIOS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("ratio_to_hf", ("hf",)),
+    ("ratio_to_hf_compile", ("hf-compile",)),
+    ("ratio_to_hf_liger", ("hf-liger",)),
+    ("ratio_to_hf_liger_compile", tuple(LIGER_COMPILE)),
+    ("ratio_to_unsloth", ("unsloth",)),
+    ("ratio_to_plain_positions", (PLAIN_POSITIONS,)),
 )
+"""Metric and the peers whose fastest it stands against."""
 SPEED_UP = "ratio_to_one_gpu"
 """Tokens a second of all GPUs over those of one, each at its fastest batch size."""
 LONGEST = 40
@@ -108,12 +109,12 @@ def _figures(group: Sequence[Measurement]) -> list[Row]:
 
 
 def best_of(measured: Iterable[Measurement]) -> list[Measurement]:
-    """The rounds of the batch size that was fastest; none of none."""
-    groups: dict[int, list[Measurement]] = {}
+    """The rounds of the trainer and batch size that were fastest; none of none."""
+    groups: dict[tuple[str, int], list[Measurement]] = {}
     for one in measured:
-        groups.setdefault(one.contestant.batch_size, []).append(one)
-    speed = {size: statistics.median(m.tokens_per_second for m in group) for size, group in groups.items()}
-    return groups[max(speed, key=lambda size: speed[size])] if speed else []
+        groups.setdefault((one.contestant.trainer, one.contestant.batch_size), []).append(one)
+    speed = {which: statistics.median(m.tokens_per_second for m in group) for which, group in groups.items()}
+    return groups[max(speed, key=lambda which: speed[which])] if speed else []
 
 
 def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
@@ -127,12 +128,12 @@ def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
         kinds.setdefault((who.window, who.trainer, who.gpus, who.parallelism), []).append(one)
     rows = []
     for (window, trainer, gpus, parallelism), all_mine in kinds.items():
-        peers = [(metric, (window, peer, gpus, parallelism)) for metric, peer in RATIOS]
-        peers += [(SPEED_UP, (window, trainer, 1, "none"))] if gpus > 1 else []
-        for metric, key in peers:
-            plain = key[1] == PLAIN_POSITIONS
-            itself = trainer == key[1] and metric != SPEED_UP
-            all_theirs = kinds.get(key, [])
+        peers = [(metric, [(window, peer, gpus, parallelism) for peer in names]) for metric, names in RATIOS]
+        peers += [(SPEED_UP, [(window, trainer, 1, "none")])] if gpus > 1 else []
+        for metric, keys in peers:
+            plain = keys[0][1] == PLAIN_POSITIONS
+            itself = metric != SPEED_UP and any(trainer == key[1] for key in keys)
+            all_theirs = [one for key in keys for one in kinds.get(key, [])]
             if itself or not all_theirs or (plain and trainer not in ("e2llm", FAR_KEYS)):
                 continue
             mine = best_of(_as_large_as(all_theirs, all_mine) if plain else all_mine)
@@ -141,7 +142,8 @@ def _speed_ratios(measured: Sequence[Measurement]) -> list[Row]:
             if not pairs:
                 continue
             found = [m.tokens_per_second / other.tokens_per_second for m, other in pairs]
-            labels = labels_of(mine[0].contestant) | {"peer_batch_size": pairs[0][1].contestant.batch_size}
+            peer = pairs[0][1].contestant
+            labels = labels_of(mine[0].contestant) | {"peer": peer.trainer, "peer_batch_size": peer.batch_size}
             rows.append(make_row(metric, statistics.median(found), "ratio", len(found), **labels))
     return rows
 
