@@ -17,7 +17,7 @@ from e2llm.config import load_recipe
 from e2llm.evaluate.calibrate import best_scale
 from e2llm.records import Record
 from e2llm.report import perplexity_figure, results_markdown, write_coverage
-from e2llm.report.formats import format_count, format_quantity, format_value, format_window, slug
+from e2llm.report.formats import format_count, format_value, format_window, slug
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.shared_documents import mark_of
 from e2llm.report.tables import window_table
@@ -50,7 +50,7 @@ def measured(records: Sequence[Record]) -> list[Record]:
 
 
 def results_page(found: Sequence[Record]) -> str:
-    """docs/results.md: figures, tables, what the tables say, and the training runs."""
+    """docs/results.md: figures, tables, and what the tables say."""
     records = measured(found)
     head, tables = results_markdown(records).split("\n\n## ", 1)
     head = head.replace("`e2llm report --markdown`", "`python scripts/docs.py`")
@@ -58,7 +58,7 @@ def results_page(found: Sequence[Record]) -> str:
     checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
     blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
     blocks += calibration_block([record for record in found if record.kind == "calibrate"])
-    blocks += [*serving_blocks(records), *reading_blocks(records), "## Training runs", training_table(records)]
+    blocks += [*serving_blocks(records), *reading_blocks(records)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -177,25 +177,6 @@ def _claim(text: str, pairs: Sequence[tuple[Row, Row]]) -> Iterator[tuple[str, s
         yield text, figures, "not measured on the same text"
     else:
         yield text, figures, "yes" if all(lower["value"] < higher["value"] for lower, higher in pairs) else "**no**"
-
-
-def training_table(records: Sequence[Record]) -> str:
-    """Steps, tokens, speed and memory of the training runs."""
-    head = ("run", "steps", "tokens a device", "speed (median of log lines)", "time", "peak GPU memory")
-    lines: list[tuple[str, ...]] = [head, ("---",) * len(head)]
-    for record in records:
-        if record.kind != "train" or record.path is None:
-            continue
-        config, value = record.config, {row["metric"]: row for row in record.rows}
-        train = config["train"]
-        windows = train["steps"] * train["batch_size"] * train["gradient_accumulation"]
-        cells = [
-            format_quantity(value[metric]["value"], value[metric]["unit"]) if metric in value else "–"
-            for metric in ("tokens_per_second", "train_seconds", "peak_memory_bytes")
-        ]
-        tokens = format_count(windows * config["data"]["window"])
-        lines.append((f"`{record.path.stem}`", str(train["steps"]), tokens, *cells))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _figures(records: Sequence[Record]) -> Iterator[tuple[str, str, Section | str]]:

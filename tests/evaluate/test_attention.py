@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from architectures import WINDOW, tiny_model
 from texts import character_tokenizer, random_documents
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from e2llm.evaluate.attention import STRETCHES, _Sums, look
 from e2llm.evaluate.config import EvaluateConfig
@@ -99,3 +101,30 @@ def test_rows_of_an_evaluation(engine: Engine) -> None:
     maps = record.examples[-1]
     assert maps["metric"] == "attention_map" and len(maps["by_stretch"]) == 2 and len(maps["on_span"][0]) == 4
     assert values["attention_of_best_head"]["value"] == pytest.approx(np.max(maps["on_span"]), abs=1e-6)
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return found
+
+
+def test_no_tensor_grows_with_the_square_of_the_prompt(engine: Engine) -> None:
+    """Twice the prompt: at most twice the largest tensor, far below all pairs of tokens."""
+    found = []
+    for window in (4096, 8192):
+        (prompt,) = make_prompts(
+            character_tokenizer(), random_documents(1, 9000), window=window, num_prompts=1, seed=0, task=UUID_KV
+        )
+        with _Largest() as largest:
+            look(engine, dataclasses.replace(prompt, answer_tokens=2), scale=window / WINDOW)
+        found.append(largest.elements)
+        assert largest.elements < window * window / 16, "all pairs of tokens of one head are more"
+    assert found[1] <= 2.1 * found[0]

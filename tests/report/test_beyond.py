@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from e2llm.records import Record, make_row
-from e2llm.report import perplexity_table
+from e2llm.report import perplexity_figure, perplexity_table
 from e2llm.report.attention import METRICS, attention_tables
+from e2llm.report.canvas import WIDE
 from e2llm.report.choice import choice_tables
 from e2llm.report.context import metric_tables, position_sections, position_table
+from e2llm.report.palette import LIGHT
 from e2llm.report.ruler import ruler_tables
 from e2llm.report.series import all_rows, sections, series_of
 from e2llm.report.tables import Table, scale_table
@@ -58,6 +60,20 @@ def test_a_grid_of_scales() -> None:
     (section,) = sections(all_rows(record(rows)), "perplexity")
     table = scale_table(section, series_of(section)[0])
     assert table is not None and marked(table) == ["1.00", "1.00#"] * 2
+
+
+def test_points_of_a_chart_are_hollow_and_the_axis_says_why() -> None:
+    figures = [
+        perplexity_figure(*sections(all_rows(record(rows)), "perplexity"))
+        for rows in (rows_of("perplexity"), [row | {"beyond_trained": False} for row in rows_of("perplexity")])
+    ]
+    beyond, inside = (figure for figure in figures if figure is not None)
+    assert "hollow: beyond training" in beyond.svg() and "Hollow points" in beyond.description
+    assert "hollow" not in inside.svg().lower()
+    shown = beyond.draw(LIGHT, WIDE)
+    whole, empty = shown.axes[0].get_lines()
+    assert list(whole.get_xdata()) == [512, 1024] and list(empty.get_xdata()) == [1024]
+    assert empty.get_markerfacecolor() == LIGHT.paper
 
 
 @pytest.mark.parametrize("kind", ["ruler", "context", "position", "choice", "attention", "tasks"])

@@ -15,7 +15,7 @@ from e2llm.report.attention import attention_figures, attention_tables
 from e2llm.report.canvas import NARROW, WIDE
 from e2llm.report.choice import choice_tables
 from e2llm.report.context import metric_tables, position_figure, position_sections, position_table
-from e2llm.report.native import FAILED
+from e2llm.report.native import FAILED, MARK
 from e2llm.report.palette import LIGHT
 from e2llm.report.ruler import ruler_tables
 from e2llm.report.series import all_rows, sections
@@ -159,6 +159,22 @@ def test_chosen_and_fixed_scales_stand_apart_from_the_other_results() -> None:
     ]
     page = render_page([record(rows)])
     assert 'id="choice"' in page and 'id="perplexity"' not in page
+
+
+def test_what_fails_at_the_native_window_is_marked_beside_fixed_scales_too() -> None:
+    """By its chosen scale: a fixed one that fails at a short window is what the table is to show."""
+    rows = [
+        row("retrieval", value, window, checkpoint, task="pass_key", scale=scale, choice=choice)
+        for checkpoint, values in (("ours", (0.9, 0.1)), ("weak", (0.2, 0.1)))
+        for window, scale, choice, value in ((4096, 1.0, "chosen", values[0]), (4096, 4.0, "fixed", values[1]))
+    ]
+    ((_, table),) = choice_tables(all_rows([record(rows)]))
+    names = [name for name, _ in table.body]
+    assert names[:2] == ["ours · yarn, chosen", "ours · yarn, fixed 4"]
+    assert names[2:] == [f"weak · yarn, chosen{MARK}", f"weak · yarn, fixed 4{MARK}"]
+    assert table.notes[-1].startswith("† fails inside its native window") and table.notes[-1].endswith(": weak · yarn.")
+    perplexities = [one | {"metric": "perplexity", "unit": "ratio", "value": 1 + one["value"]} for one in rows]
+    assert MARK not in choice_tables(all_rows([record(perplexities)]))[0][1].markdown()
 
 
 def test_short_tasks_at_chosen_and_fixed_scales() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from e2llm.report.beyond import beyond_mark
 from e2llm.report.formats import format_value, format_window, join_words
-from e2llm.report.series import Row, Section, choice_sections
+from e2llm.report.native import MARK, failing_sentence, fails
+from e2llm.report.series import Row, Section, Series, choice_sections
 from e2llm.report.shared_documents import mark_beside
 from e2llm.report.tables import UNITS, Cell, Table, count_foot, interval_text, table_notes
 from e2llm.report.task_tables import task_cell, task_name
@@ -37,16 +38,26 @@ def _table(section: Section) -> Table:
     windows = sorted({row["window"] for row in rows})
     columns = {w: [row for row in rows if row["window"] == w] for w in windows}
     best = max if section.metric != "perplexity" else min
+    shares = section.metric != "perplexity"
+    served = {method: _as_served(own) for method, own in _by_method(rows) if shares}
     body: list[tuple[str, list[Cell | None]]] = []
     for method, own in _by_method(rows):
+        mark = MARK if shares and fails(served[method]) else ""
         top = {w: best(row["value"] for row in own if row["window"] == w) for w in windows}
         for name, found in _lines(own):
             at = {row["window"]: row for row in found}
             cells = [_cell(section.metric, at.get(w), top[w], columns[w]) for w in windows]
-            body.append((f"{method}, {name}", cells))
+            body.append((f"{method}, {name}{mark}", cells))
     foot = count_foot(UNITS.get(section.metric, "prompts"), list(columns.values()))
-    head, notes = ["scale", *map(format_window, windows)], table_notes(list(columns.values()))
+    head, failing = ["scale", *map(format_window, windows)], failing_sentence(list(served.values()))
+    notes = (*table_notes(list(columns.values())), *([failing] if failing else []))
     return Table(f"Chosen and fixed scales, {section.title}", head, body, foot, notes=notes)
+
+
+def _as_served(rows: Sequence[Row]) -> Series:
+    """One method's rows at the chosen scale: whether it can do the task at all is seen there."""
+    key = {"checkpoint": rows[0]["checkpoint"], "method": rows[0]["method"]}
+    return Series(key, {row["window"]: row for row in rows if row["choice"] == "chosen"})
 
 
 def _short_table(rows: Sequence[Row]) -> Table:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from e2llm.report.beyond import beyond_mark
 from e2llm.report.canvas import SMALL, Drawing, letter, new_axes, new_figure, words, wrapped
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
@@ -22,6 +23,9 @@ from e2llm.report.shared_documents import apart_words, comparison_notes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+HOLLOW = "Hollow points are beyond what the checkpoint was trained for: a larger window or scale."
 
 
 def perplexity_figure(section: Section, *, name: str = "perplexity") -> Drawing | None:
@@ -164,7 +168,8 @@ def _line(
     thin: bool = False,
 ) -> Line:
     values = tuple(row["value"] for row in points.values())
-    return Line(label, tuple(points), values, colour, dash, marker, strong, thin)
+    hollow = frozenset(x for x, row in points.items() if beyond_mark(row))
+    return Line(label, tuple(points), values, colour, dash, marker, strong, thin, hollow)
 
 
 def _line_chart(
@@ -175,11 +180,13 @@ def _line_chart(
         f"{format_value(section.metric, line.y[-1])} at {format_window(line.x[-1])}"
         for line in lines
     )
-    description = " ".join([f"One line each, first and last point: {ends}.", *notes])
+    hollow = [HOLLOW] if any(line.hollow for line in lines) else []
+    description = " ".join([f"One line each, first and last point: {ends}.", *notes, *hollow])
     metric = METRIC_NAMES.get(section.metric, section.metric)
 
     def draw(palette: Palette, width: int) -> Figure:
-        return draw_lines(lines, palette, width, y_name=metric, x_name="Window, tokens")
+        x_name = "Window, tokens" + ("; hollow: beyond training" if hollow else "")
+        return draw_lines(lines, palette, width, y_name=metric, x_name=x_name)
 
     return Drawing(slug(name), title, description, draw)
 

@@ -34,7 +34,8 @@ _TALLEST = 8.0  # a log axis ends at this multiple of the lowest value: what run
 class Line:
     """One line: its name, x and y, and how it looks. `colour`: a name of the palette, such as ("hues", 0).
 
-    `strong`: the line that the chart is about; `thin`: one of those that it is held against."""
+    `strong`: the line that the chart is about; `thin`: one of those that it is held against.
+    """
 
     label: str
     x: tuple[float, ...]
@@ -44,6 +45,8 @@ class Line:
     marker: str = "o"
     strong: bool = False
     thin: bool = False
+    hollow: frozenset[float] = frozenset()
+    """x of points with hollow markers."""
 
 
 def draw_lines(
@@ -65,7 +68,13 @@ def draw_lines(
     axes = ruled(new_axes(figure, palette, left=left, top=34, width=plot_width, height=plot_height), palette)
     for line in sorted(lines, key=lambda item: item.strong):
         leaves = max(line.y) > cap
-        axes.plot(line.x, line.y, **_look(line, palette), zorder=4 if line.strong else 3, clip_on=leaves)
+        above = 4 if line.strong else 3
+        axes.plot(line.x, line.y, **_look(line, palette), zorder=above, clip_on=leaves)
+        empty = [(x, y) for x, y in zip(line.x, line.y, strict=True) if x in line.hollow]
+        if empty:
+            look = _look(line, palette) | {"linestyle": "none", "markerfacecolor": palette.paper}
+            look["markeredgecolor"] = _colour(palette, line)
+            axes.plot(*zip(*empty, strict=True), **look, zorder=above + 0.5, clip_on=leaves)
     if windows:
         _window_axis(axes, sorted({x for line in lines for x in line.x}), ticks)
     else:

@@ -40,8 +40,13 @@ def cannot(series: Sequence[Series]) -> tuple[bool, bool]:
 def failing_note(section: Section) -> str:
     """The sentence beneath a retrieval table; "" where nothing in it fails."""
     series = series_of(section)
+    return failing_sentence(series) if section.metric == "retrieval" else ""
+
+
+def failing_sentence(series: Sequence[Series]) -> str:
+    """Which of them fail inside their native window; "" where none does."""
     names = [one.label for one in series if fails(one)]
-    if section.metric != "retrieval" or not names:
-        return ""
     more = ": longer windows say nothing about the extension" if cannot(series)[0] else ""
-    return f"{MARK.strip()} fails inside its native window (share there below {FAILED:g}){more}: {', '.join(names)}."
+    where = f"inside its native window (share there below {FAILED:g})"
+    sentence = f"{MARK.strip()} fails {where}{more}: {', '.join(names)}."
+    return sentence if names else ""
