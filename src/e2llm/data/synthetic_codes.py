@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from e2llm.data.synthetic import Draw, code_key, drawing, fill, names, phrase, value, weave
+from e2llm.data.synthetic_wordings import ask, statement
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _DIGITS = "0123456789"
@@ -32,25 +33,6 @@ FEWEST, MOST = 3, 8
 """Facts of a set, where the host is long enough."""
 _UUID = re.compile(r"\w{8}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{12}|^[0-9a-fA-F]{32}$")
 _FIVE_DIGITS = re.compile(r"(?<!\w)\d{5}(?!\w)")  # a pass key
-
-STATEMENTS = (
-    "K = V", "K -> V", "K => V", "K: V", "K | V", "K; V", "K\tV", "K (V)", "set K V", "assign(K, V)", "K\n    V",
-    "K maps to V.", "K stands for V.", "K goes with V.", "The entry for K is V.", "The code of K is V.",
-    "V was given to K.", "V is filed under K.", "Under K they wrote V.", "Take V for K.", "K was exchanged for V.",
-    "id K, token V", "item K\ncontent V",
-)  # fmt: skip
-ASKS = (
-    "K = V", "K -> V", "K: V", "K | V", "K\n    V", "K?\nV", "get(K) == V", "find K\nfound: V", "query: K\nresult: V",
-    "Input: K\nOutput: V", "request K\nresponse V", "Q: K?\nA: V", "What does K map to? V", "What goes with K? V",
-    "Look up K.\nV", "Look up K: V", "Which code belongs to K? It is V.", "As said, K goes with V.",
-    "The entry for K, again: V", "Asked for K, they gave V.", "Name: K\nIts match: V", "Recall what K has: V",
-    "Of all these, K stands for V.", "Wanted: K\nFound above: V", "The one for K was V.",
-)  # fmt: skip
-
-TWO_LINES = tuple(ask for ask in ASKS if "\n" in ask and ask not in STATEMENTS)
-"""Drawn for half of the questions and a share of the rest. No statement looks like these: going on as the same line
-went on before does not answer them."""
-
 
 def is_allowed(code: str) -> bool:
     """Whether `code` is none of an evaluation's values: no UUID in any alphabet or with any separator, no five digits
@@ -138,7 +120,7 @@ def pairs(draw: Draw, most: int) -> list[tuple[str, str]]:
 
 def statements(draw: Draw, facts: list[tuple[str, str]]) -> list[str]:
     """Blocks of lines that state `facts`, all in one wording."""
-    blocks = _written(draw, draw.pick(STATEMENTS), facts)
+    blocks = _written(draw, statement(draw), facts)
     if draw.chance(0.3):
         blocks = ["\n" + block + "\n" for block in blocks]
     if draw.chance(0.3):
@@ -153,21 +135,41 @@ def asks(draw: Draw, facts: list[tuple[str, str]]) -> list[str]:
     """
     order = draw.rng.permutation(len(facts)).tolist()
     order += draw.rng.permutation(len(facts)).tolist()[: draw.number(0, len(facts) // 2)]
-    wordings = [draw.pick(TWO_LINES if draw.chance(0.5) else ASKS) for _ in order]
-    return [_written(draw, wording, [facts[i]])[0] for i, wording in zip(order, wordings, strict=True)]
+    return [_written(draw, ask(draw), [facts[i]])[0] for i in order]
 
 
 def _written(draw: Draw, template: str, facts: list[tuple[str, str]]) -> list[str]:
     """`facts` in one wording, names and values in quotes of one kind each."""
     (a, b), (c, d) = draw.pick(QUOTES), draw.pick(QUOTES)
-    if draw.chance(0.15):  # quotes around one of the two: around both they would be the evaluation's
+    if draw.chance(0.7):  # mostly one kind for both: else quotes would tell names from values
+        c, d = a, b
+    if draw.chance(0.15):  # double ones around one of the two: around both they would be the evaluation's
         (a, b), (c, d) = (('"', '"'), ("", "")) if draw.chance(0.5) else (("", ""), ('"', '"'))
     return [fill(template, a + name + b, c + stored + d) for name, stored in facts]
 
 
 def plant_codes(seed: int, index: int, host: str) -> str:
-    """`host` with facts of long codes between its lines and questions about them later and at its end."""
-    draw = drawing(host, seed, index, 3)
-    # A fact takes some 180 characters with its questions, of more tokens than as much text: a short host holds few.
-    facts = pairs(draw, min(MOST, max(2, len(host) // 800)))
-    return weave(draw, host.split("\n"), statements(draw, facts), asks(draw, facts))
+    """`host` with facts of long codes between its lines and questions about them later.
+
+    The questions of half of the sets stand together, midway and at the end, those of the others one by one: an
+    evaluation's stands alone.
+    """
+    draw, lines = drawing(host, seed, index, 3), host.split("\n")
+    # A fact takes some 220 characters with its questions, of more tokens than as much text: a short host holds few.
+    facts = pairs(draw, min(MOST, max(2, len(host) // 1000)))
+    stated, asked = statements(draw, facts), asks(draw, facts)
+    if draw.chance(0.5):
+        return weave(draw, lines, stated, asked)
+    cut = draw.number(len(lines) // 4, len(lines) // 2)
+    before = weave(draw, lines[:cut], stated, []).removesuffix("\n")
+    return "\n".join([before, *_scattered(draw, lines[cut:], asked)]) + "\n"
+
+
+def _scattered(draw: Draw, lines: list[str], asked: list[str]) -> list[str]:
+    """`lines` with questions between them, one at a place, and one at the end."""
+    places = sorted(draw.rng.integers(0, len(lines), size=len(asked) - 1).tolist())
+    found, blank = [], "\n" * draw.number(0, 1)
+    for i, line in enumerate(lines):
+        found += [f"{blank}{one}{blank}" for one, place in zip(asked, places, strict=False) if place == i]
+        found.append(line)
+    return [*found, f"{blank}{asked[-1]}"]
