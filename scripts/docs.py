@@ -1,6 +1,7 @@
 """Make everything in the documentation that is made: python scripts/docs.py [--check]
 
     docs/results.md, docs/images/*.svg, the tables in README.md   from benchmarks/results/*.json
+    docs/evaluation.md                                            from benchmarks/results/evaluate_*.json
     docs/study.md                                                 from benchmarks/study.toml and its Records
     docs/study-tiny.md                                            from benchmarks/tiny.toml and its Records
     docs/training-speed.md                                        from benchmarks/results/train_*.json
@@ -16,11 +17,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import docs_clusters
+import docs_evaluation
 import docs_final
 import docs_reference
 import docs_results
@@ -28,7 +31,8 @@ import docs_study
 import docs_tiny
 import docs_training
 
-from e2llm.records import write_atomic
+from e2llm.records import Record, write_atomic
+from e2llm.report import Drawing
 
 ROOT = Path(__file__).parent.parent
 MARKER = "<!-- generated: {name} -->"
@@ -48,6 +52,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     return {
         root / "README.md": readme,
         root / "docs" / "results.md": docs_results.results_page(records),
+        root / "docs" / "evaluation.md": docs_evaluation.evaluation_page(records),
         root / "docs" / "study.md": docs_study.study_page(ROOT, records),
         root / "docs" / "study-tiny.md": docs_tiny.tiny_page(ROOT, records),
         root / "docs" / "training-speed.md": docs_training.training_page(records),
@@ -75,8 +80,12 @@ def outdated(root: Path = ROOT) -> list[str]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             found.append(str(path.relative_to(root)))
     records = docs_results.load(root / "benchmarks" / "results")
-    images = [*docs_results.image_files(records), *docs_training.image_drawings(records)]
+    images = [*docs_results.image_files(records), *_drawings(records)]
     return found + [f"docs/images/{file}" for file in images if not (root / "docs" / "images" / file).is_file()]
+
+
+def _drawings(records: Sequence[Record]) -> dict[str, Drawing]:
+    return docs_training.image_drawings(records) | docs_evaluation.image_drawings(records)
 
 
 def main() -> int:
@@ -94,7 +103,7 @@ def main() -> int:
     records, images = docs_results.load(ROOT / "benchmarks" / "results"), ROOT / "docs" / "images"
     for path in docs_results.draw(records, images):
         print(path.relative_to(ROOT))
-    for file, drawing in docs_training.image_drawings(records).items():
+    for file, drawing in _drawings(records).items():
         print(drawing.save(images / file).relative_to(ROOT))
     return 0
 

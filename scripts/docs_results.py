@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from docs_evaluation import evaluation_records
 from docs_reading import reading_blocks
 from docs_serving import serving_blocks
 
@@ -43,10 +44,11 @@ def named(records: Sequence[Record], prefix: str) -> list[Record]:
 
 
 def measured(records: Sequence[Record]) -> list[Record]:
-    """Those that results are reported on: neither runs of the study (docs/study.md), calibrations nor training
-    speed (docs/training-speed.md)."""
+    """Those that results are reported on: neither runs of the study (docs/study.md), evaluations of all suites
+    (docs/evaluation.md), calibrations nor training speed (docs/training-speed.md)."""
     elsewhere = ("study", "study_final", "calibrate", "benchmark_train", "train_losses", "train_resume")
-    return [record for record in records if record.kind not in elsewhere]
+    apart = {id(record) for record in evaluation_records(records)}
+    return [record for record in records if record.kind not in elsewhere and id(record) not in apart]
 
 
 def results_page(found: Sequence[Record]) -> str:

@@ -91,6 +91,24 @@ def test_claims_follow_the_figures(docs: ModuleType) -> None:
         assert found.count("| not measured on the same text |") == count and found.count("| yes |") == 3 - count
 
 
+def test_evaluations_of_all_suites_have_a_page_of_their_own(docs: ModuleType, tmp_path: Path) -> None:
+    labels: dict = {"base_model": "m", "corpus": "c", "protocol": "whole", "native_window": 64, "method": "yarn"}
+    records = []
+    for name, value in (("evaluate_base_grid", 6.0), ("smollm2_base", 7.0)):
+        rows = [
+            make_row("perplexity", value, "ratio", 10, checkpoint="base", window=w, scale=w / 64, **labels)
+            for w in (64, 128)
+        ]
+        Record(kind="evaluate", config={}, rows=rows, environment={}).save(tmp_path / f"{name}.json")
+        records.append(Record.load(tmp_path / f"{name}.json"))
+    page = docs.docs_evaluation.evaluation_page(records)
+    assert "| base · yarn | 6.00 | 6.00 |" in page and "7.00" not in page
+    assert list(docs.docs_evaluation.image_drawings(records)) == ["evaluation-perplexity-c-whole.svg"]
+    assert "evaluation-perplexity-c-whole.svg" in page
+    assert docs.docs_results.measured(records) == records[1:]
+    assert docs.docs_evaluation.evaluation_page(records[1:]).endswith("\nNo Record yet.\n")
+
+
 def test_tables_of_the_docs_are_of_the_documents_that_all_read(docs: ModuleType) -> None:
     records = [Record.load(path) for path in sorted((ROOT / "tests" / "report" / "records").glob("*.json"))]
     page = docs.docs_results.results_page(records)
