@@ -1,11 +1,12 @@
 """Commands of a file, one on each GPU at a time, until all are done or the time is up.
 
-    python benchmarks/lanes.py jobs.txt --gpus 4 --until 540 --logs logs
+    python benchmarks/lanes.py jobs.txt --gpus 4 --until 540 --logs logs [--done DIR]
 
 A line of the file is `NAME [after NAME …]: COMMAND`; it begins when a GPU is free and those that it comes after are
 done, in the file's order. {left} in a command is the time it has, in seconds. Each runs in a shell with
 CUDA_VISIBLE_DEVICES set and writes NAME.log. At the end of the time what still runs is interrupted, and killed some
-seconds later. What comes after a command that failed is not run.
+seconds later. What comes after a command that failed is not run. --done remembers those that ended well in a folder, so
+that the same call goes on with the rest.
 """
 
 from __future__ import annotations
@@ -53,12 +54,17 @@ def read_jobs(text: str) -> list[Job]:
     return list(found.values())
 
 
-def run(jobs: Sequence[Job], gpus: Sequence[int], until: float, logs: Path) -> dict[str, int | None]:
+def run(
+    jobs: Sequence[Job], gpus: Sequence[int], until: float, logs: Path, done: Path | None = None
+) -> dict[str, int | None]:
     """Name -> exit status; None for what was not begun."""
     end = time.monotonic() + until
-    logs.mkdir(parents=True, exist_ok=True)
-    found: dict[str, int | None] = {job.name: None for job in jobs}
-    waiting, running, free = list(jobs), dict[str, tuple[subprocess.Popen[bytes], int, float]](), list(gpus)
+    for folder in filter(None, (logs, done)):
+        folder.mkdir(parents=True, exist_ok=True)
+    before = {job.name for job in jobs if done is not None and (done / job.name).exists()}
+    found: dict[str, int | None] = {job.name: 0 if job.name in before else None for job in jobs}
+    waiting = [job for job in jobs if job.name not in before]
+    running, free = dict[str, tuple[subprocess.Popen[bytes], int, float]](), list(gpus)
     try:
         while (waiting or running) and time.monotonic() < end:
             ready = [job for job in waiting if all(found[name] == 0 for name in job.after)]
@@ -73,6 +79,8 @@ def run(jobs: Sequence[Job], gpus: Sequence[int], until: float, logs: Path) -> d
             for name, (process, gpu, begin) in list(running.items()):
                 if process.poll() is not None:
                     found[name] = process.returncode
+                    if done is not None and process.returncode == 0:
+                        (done / name).touch()
                     print(f"[{time.monotonic() - begin:.0f} s] {name}: {process.returncode}", flush=True)
                     del running[name]
                     free.append(gpu)
@@ -114,12 +122,13 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, default=1, help="GPUs 0, 1, … (1)")
     parser.add_argument("--until", type=float, default=float("inf"), metavar="SECONDS", help="all ends then")
     parser.add_argument("--logs", type=Path, default=Path("logs"))
+    parser.add_argument("--done", type=Path, metavar="DIR", help="what ended well is noted there and not run again")
     args = parser.parse_args()
     try:
         jobs = read_jobs(args.jobs.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SystemExit(f"lanes.py: {args.jobs}: {error}") from error
-    found = run(jobs, range(args.gpus), args.until, args.logs)
+    found = run(jobs, range(args.gpus), args.until, args.logs, args.done)
     unfinished = {name: code for name, code in found.items() if code != 0}
     print(
         "not finished:",

@@ -40,6 +40,16 @@ def test_a_job_waits_for_others_and_is_not_run_after_a_failure(script: Any, tmp_
     assert found == {"make": 0, "use": 0, "bad": 3, "never": None}
 
 
+def test_what_ended_well_is_not_run_again(script: Any, tmp_path: Path) -> None:
+    file, ready = tmp_path / "marks", tmp_path / "ready"
+    text = f"first: echo first >> {file}\nsecond after first: test -e {ready} && echo second >> {file}"
+    jobs = script.read_jobs(text)
+    assert script.run(jobs, [0], 60.0, tmp_path / "logs", tmp_path / "done") == {"first": 0, "second": 1}
+    ready.touch()
+    assert script.run(jobs, [0], 60.0, tmp_path / "logs", tmp_path / "done") == {"first": 0, "second": 0}
+    assert file.read_text().split() == ["first", "second"]
+
+
 def test_at_the_end_of_the_time_a_job_is_interrupted_and_saves(script: Any, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     text = f"long: echo {{left}}; trap 'touch {saved}; exit 130' INT; sleep 30 & wait\nlater: true"
