@@ -8,6 +8,8 @@ checkpoint is calibrated on) and eval/<corpus> (those that are reported). Contes
 of baselines.toml: --rival, or the one whose study_<name>.json reads the longest window best. Writes
 study_final_<name>_<seed>.json, rows labelled with the seed of training.
 
+A run of final.toml with a `method` is the base as it is, read with that method: nothing is trained, and it stands once.
+
 Seeds come one after the other, so that what a short hour leaves out is left out of all. At --until seconds all ends: a
 training or calibration is stopped and keeps what it has, a Record is written of what is measured and names what is not
 (`unfinished`). The same command goes on from there.
@@ -28,6 +30,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from study_plan import Run, read_plan
 from study_text import FolderText
@@ -37,6 +40,7 @@ from e2llm.evaluate.command import window_tokens
 from e2llm.evaluate.config import EvaluateConfig, check_windows
 from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.run import evaluate, scale_of
+from e2llm.hf import CheckpointInfo, get_extension, load_model, save_model
 from e2llm.infer import Engine
 from e2llm.records import Record, portable, write_atomic
 
@@ -108,7 +112,12 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
     runs = [*read_plan(HERE / "final.toml", sources, settings, []), *rival]
     tokens = tokens_of(next(run for run in runs if run.name == "recommended").recipe)
     runs = [with_tokens(run, tokens) for run in runs if not args.only or run.name in args.only]
-    return [Contestant(run, seed, args.work / f"{run.name}-{seed}") for seed in args.seeds for run in runs]
+    return [
+        Contestant(run, seed, args.work / f"{run.name}-{seed}")
+        for seed in args.seeds
+        for run in runs
+        if run.method is None or seed == args.seeds[0]
+    ]
 
 
 def tokens_of(recipe: Recipe, steps: int | None = None) -> int:
@@ -147,8 +156,11 @@ def call(arguments: Sequence[str], end: float, stop: signal.Signals) -> bool:
 
 
 def trained(one: Contestant, end: float) -> bool:
-    """Train, or go on training; whether the model is there."""
+    """Train, or go on training; whether the model is there. The base as it is gets an e2llm.json and nothing else."""
     if (one.folder / "model").is_dir():
+        return True
+    if one.run.method is not None:
+        save_untrained(one)
         return True
     recipe = dataclasses.replace(
         one.run.recipe,
@@ -163,16 +175,36 @@ def trained(one: Contestant, end: float) -> bool:
     return call(["train", str(file), *resume], end, signal.SIGTERM)
 
 
+def save_untrained(one: Contestant) -> None:
+    """The base's weights in a folder that a calibration can write its schedule into."""
+    assert one.run.method is not None
+    given = one.run.recipe.model
+    model, tokenizer, _ = load_model(given.name, dtype=given.dtype, method=one.run.method)
+    extension = get_extension(model)
+    assert extension is not None
+    window = extension.native_window
+    info = CheckpointInfo(
+        method=one.run.method, native_window=window, training_window=window, max_scale=1.0, checkpoint=one.run.name
+    )
+    one.folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, tokenizer, one.folder / "model", info)
+
+
+def method_of(run: Run) -> str:
+    """Frequency method that a contestant is read with."""
+    return run.recipe.method if run.method is None else run.method
+
+
 def calibrated(one: Contestant, args: argparse.Namespace, end: float) -> bool:
     """Find each window's scale on the documents kept for that; whether it is done. Method none has none to find.
 
     A recipe of one fixed scale is also tried at that scale."""
     out = one.folder / "calibration.json"
-    if out.is_file() or one.run.recipe.method == "none" or not args.calibrate_windows:
+    if out.is_file() or method_of(one.run) == "none" or not args.calibrate_windows:
         return True
     native, ratios = native_window(one), set(args.ratios)
     scales = one.run.recipe.scales
-    if scales.distribution == "fixed" and scales.max_scale > 1:
+    if one.run.method is None and scales.distribution == "fixed" and scales.max_scale > 1:
         ratios |= {scales.max_scale * native / window for window in args.calibrate_windows}
     corpora = [f"{label.name}={label}" for label in sorted((args.text / "dev").iterdir())]
     options = [part for corpus in corpora for part in ("--corpus", corpus)]
@@ -255,14 +287,18 @@ def final_record(
     one: Contestant, engine: Engine, records: Sequence[Record], shared_gpu: bool, unfinished: Sequence[str]
 ) -> Record:
     """All rows with the label of the training's seed; the prompts' own stands in the config."""
-    kept = () if shared_gpu else SPEED
-    speed = [row for row in Record.load(one.folder / "train.json").rows if row["metric"] in kept]
-    rows = [{**row, "seed": one.seed, "checkpoint": one.run.name} for row in speed]
+    rows: list[dict[str, Any]] = []
+    recipe: dict[str, Any] = {"method": one.run.method}
+    if one.run.method is None:
+        kept = () if shared_gpu else SPEED
+        speed = [row for row in Record.load(one.folder / "train.json").rows if row["metric"] in kept]
+        rows += [{**row, "seed": one.seed, "checkpoint": one.run.name} for row in speed]
+        recipe = to_plain(load_recipe(str(one.folder / "recipe.toml")))
     rows += [{**row, "seed": one.seed} for record in records for row in record.rows]
-    recipe = to_plain(load_recipe(str(one.folder / "recipe.toml")))
     config = {
         "recipe": {**recipe, "name": one.run.name},
         "seed": one.seed,
+        "trained": one.run.method is None,
         "prompts_seed": records[-1].config["seed"],
         "prompt": {r.config["protocols"][0]: r.config["prompt"] for r in records if r.config["prompt"]},
         "native_window": engine.native_window,

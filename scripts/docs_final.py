@@ -12,11 +12,12 @@ from typing import Any
 from e2llm.records import Record
 from e2llm.report.formats import TASK_NAMES, format_count, format_value, format_window, sentence_case
 
-ORDER = ("plain", "paper", "recommended", "recommended-planted")
+ORDER = ("base-none", "base-ntk", "base-yarn", "plain", "paper", "recommended", "recommended-planted")
 """Checkpoints in the order of the table; the rival comes last."""
 NOTE = (
     "Each contestant trained, calibrated on the development documents and measured once a seed, with the same budget; "
-    "`benchmarks/final.py` makes the Records. Mean over seeds ± their standard deviation."
+    "`benchmarks/final.py` makes the Records. Mean over seeds ± their standard deviation. `base-…` is the model before "
+    "any training, read with that method."
 )
 Key = tuple[str, str]
 """Corpus, and what was measured."""
@@ -51,7 +52,10 @@ def readme_block(records: Sequence[Record]) -> list[str]:
     if not blocks:
         return []
     finals = [record for record in records if record.kind == "study_final"]
-    train, data = finals[0].config["recipe"]["train"], finals[0].config["recipe"]["data"]
+    trained = [record for record in finals if _is_trained(record)]
+    if not trained:
+        return []
+    train, data = trained[0].config["recipe"]["train"], trained[0].config["recipe"]["data"]
     devices = sorted({str(record.environment.get("gpu") or record.environment.get("cpu")) for record in finals})
     windows = train["batch_size"] * train["gradient_accumulation"]
     steps = f"{format_count(train['steps'])} steps of {windows} windows of {data['window']} tokens for each"
@@ -61,6 +65,11 @@ def readme_block(records: Sequence[Record]) -> list[str]:
     )
     # What rests on one seed is said below the tables.
     return [head, *(block.replace(" (one seed)", "") for block in blocks[2:])]
+
+
+def _is_trained(record: Record) -> bool:
+    """Older Records, of trained contestants all, do not say."""
+    return bool(record.config.get("trained", True))
 
 
 def _key(row: Mapping[str, Any]) -> Key | None:
@@ -80,21 +89,25 @@ def _table(found: Mapping[str, Mapping[int, Mapping[int, float]]], metric: str) 
     windows = sorted({window for one in found.values() for window in one})
     lines = [["checkpoint", *map(format_window, windows)], ["---", *["---:"] * len(windows)]]
     for name in _ordered(found):
-        lines.append([f"`{name}`", *(_cell(list(found[name].get(w, {}).values()), metric) for w in windows)])
+        values = {window: list(found[name].get(window, {}).values()) for window in windows}
+        untrained = name.startswith("base-")
+        lines.append([f"`{name}`", *(_cell(values[window], metric, untrained) for window in windows)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(values: Sequence[float], metric: str) -> str:
-    """Mean ± standard deviation; a single value says that it is one."""
+def _cell(values: Sequence[float], metric: str, untrained: bool) -> str:
+    """Mean ± standard deviation; a single value of a trained checkpoint says that it is one."""
     if not values:
         return "–"
     mean = format_value(metric, fmean(values))
+    if untrained:
+        return mean
     return f"{mean} ± {stdev(values):.2g}" if len(values) > 1 else f"{mean} (one seed)"
 
 
 def _seeds(finals: Sequence[Record]) -> str:
     seeds: dict[str, list[int]] = {}
-    for record in finals:
+    for record in filter(_is_trained, finals):
         seeds.setdefault(record.config["recipe"]["name"], []).append(record.config["seed"])
     said = ", ".join(f"`{name}` {', '.join(map(str, sorted(seeds[name])))}" for name in _ordered(seeds))
     single = [f"`{name}`" for name in _ordered(seeds) if len(seeds[name]) == 1]

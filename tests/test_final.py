@@ -108,6 +108,31 @@ def test_two_seeds_from_training_to_the_page(
     assert sum(block.count(" ± ") for block in page[2:]) == 2 * 2 * 2  # tables × checkpoints × windows
 
 
+@pytest.mark.slow  # a process that loads torch
+def test_the_base_stands_once_untrained_and_is_calibrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final = loaded("final", "benchmarks", monkeypatch)
+    argv = ["final.py", "--model", str(TINY), "--base-model", "t", "--text", str(write_text(tmp_path / "text"))]
+    argv += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--windows", "512", "1024", "--seeds"]
+    argv += ["3", "4", "--rival", "pi", "--only", "base-none", "base-yarn", "--prompts", "2", "--tasks", "pass_key"]
+    argv += ["--calibrate-windows", "1k", "--ratios", "0.75", "1", "--calibrate-prompts", "0"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert final.main() == 0
+    said = capsys.readouterr().out
+    assert "contestants: base-none_3, base-yarn_3\n" in said and "$ e2llm train" not in said
+    records = [Record.load(tmp_path / "out" / f"study_final_base-{m}_3.json") for m in ("none", "yarn")]
+    for record, scales in zip(records, ({1.0}, {1.5, 2.0}), strict=True):
+        assert record.config["trained"] is False and record.config["recipe"]["name"].startswith("base-")
+        far = {row["scale"] for row in record.rows if row["window"] == 1024 and row["metric"] == "perplexity"}
+        assert far <= scales and far
+        near = [row["value"] for row in record.rows if row["window"] == 512 and row["metric"] == "perplexity"]
+        assert len(near) == 1
+    assert records[0].rows[0]["value"] == pytest.approx(records[1].rows[0]["value"], rel=1e-5), "scale 1 is the base"
+    page = loaded("docs_final", "scripts", monkeypatch)
+    assert "(one seed)" not in "".join(page.final_block(records)[2:-1]) and page.readme_block(records) == []
+
+
 def test_the_rival_is_the_baseline_that_reads_the_longest_window_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
