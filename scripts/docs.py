@@ -44,6 +44,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     records = docs_results.load(root / "benchmarks" / "results")
     readme = (root / "README.md").read_text(encoding="utf-8")
     for name, text in (
+        ("headline", docs_final.headline(records)),
         ("final", "\n\n".join(docs_final.readme_block(records))),
         ("study", docs_results.study_block(records)),
         ("quickstart", docs_results.quickstart_block(records)),

@@ -14,6 +14,8 @@ from e2llm.report.formats import TASK_NAMES, format_count, format_value, format_
 
 ORDER = ("base-none", "base-ntk", "base-yarn", "plain", "paper", "recommended", "recommended-planted")
 """Checkpoints in the order of the table; the rival comes last."""
+HERO = "recommended"
+"""What the README's first sentence is about: no made-up facts in its text."""
 NOTE = (
     "Each contestant trained, calibrated on the development documents and measured once a seed, with the same budget; "
     "`benchmarks/final.py` makes the Records. Mean over seeds ± their standard deviation. `base-…` is the model before "
@@ -44,6 +46,44 @@ def final_block(records: Sequence[Record]) -> list[str]:
     for key in sorted(values, key=lambda key: (metrics[key] != "perplexity", key[1], key[0])):
         blocks += [f"{sentence_case(key[1])}, {key[0]}:", _table(values[key], metrics[key])]
     return [*blocks, _seeds(finals)]
+
+
+def headline(records: Sequence[Record]) -> str:
+    """The README's first figure: the longest window of the first corpus, ours against its own native window and
+    against the same budget spent otherwise; "" before `recommended` was measured."""
+    finals = [record for record in records if record.kind == "study_final" and _is_trained(record)]
+    ours = next((record for record in finals if record.config["recipe"]["name"] == HERO), None)
+    if ours is None:
+        return ""
+    native, corpus = ours.config["native_window"], min(_perplexity(ours))[0]
+    longest = max(window for name, window in _perplexity(ours) if name == corpus)
+    at = {record.config["recipe"]["name"]: _mean(finals, record, corpus, longest) for record in finals}
+    near, recipe = _mean(finals, ours, corpus, native), ours.config["recipe"]
+    others = [
+        f"{words} {format_value('perplexity', at[name])}"
+        for name, words in (("paper", "the paper's recipe gives"), ("plain", "plain fine-tuning"))
+        if name in at
+    ]
+    relation = "below" if at[HERO] < near else "above"
+    against = f" With the same budget {', '.join(others)}." if others else ""
+    return (
+        f"{ours.rows[-1]['base_model']}, made for windows of {format_window(native)}, after "
+        f"{format_count(recipe['train']['steps'])} steps on windows of {format_window(recipe['data']['window'])} "
+        f"reads {corpus} at {format_window(longest)} with perplexity **{format_value('perplexity', at[HERO])}**, "
+        f"{relation} its own {format_value('perplexity', near)} at {format_window(native)}.{against}"
+    )
+
+
+def _perplexity(record: Record) -> dict[tuple[str, int], float]:
+    """(corpus, window) -> perplexity."""
+    return {(r["corpus"], r["window"]): r["value"] for r in record.rows if _key(r) == (r.get("corpus"), "perplexity")}
+
+
+def _mean(finals: Sequence[Record], like: Record, corpus: str, window: int) -> float:
+    """Over the seeds of one contestant."""
+    name = like.config["recipe"]["name"]
+    seeds = [_perplexity(record) for record in finals if record.config["recipe"]["name"] == name]
+    return fmean(found[corpus, window] for found in seeds if (corpus, window) in found)
 
 
 def readme_block(records: Sequence[Record]) -> list[str]:

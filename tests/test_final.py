@@ -148,6 +148,28 @@ def test_the_rival_is_the_baseline_that_reads_the_longest_window_best(
     assert final.best_rival(tmp_path, ["pi", "pose", "paper"]) == "pose"  # paper is a contestant anyway
 
 
+def test_the_headline_follows_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = loaded("docs_final", "scripts", monkeypatch)
+
+    def record(name: str, seed: int, far: float, trained: bool = True) -> Record:
+        rows: list[Any] = [
+            make_row("perplexity", value, "ratio", 10, corpus=corpus, window=w, scale=1.0, seed=seed, base_model="m")
+            for corpus, more in (("maths", 0.0), ("novels", 9.0))
+            for w, value in ((64, 5.0 + more), (1024, far + more))
+        ]
+        recipe = {"name": name, "train": {"steps": 2300}, "data": {"window": 32}}
+        config = {"recipe": recipe, "seed": seed, "native_window": 64, "trained": trained}
+        return Record("study_final", config, rows, environment={})
+
+    said = page.headline([record("recommended", 0, 4.0), record("recommended", 1, 4.5), record("plain", 0, 8.0)])
+    assert said == (
+        "m, made for windows of 64, after 2,300 steps on windows of 32 reads maths at 1k with perplexity **4.25**, "
+        "below its own 5.00 at 64. With the same budget plain fine-tuning 8.00."
+    )
+    assert "**6.00**, above its own 5.00" in page.headline([record("recommended", 0, 6.0)])
+    assert page.headline([record("plain", 0, 6.0), record("base-yarn", 0, 9.0, trained=False)]) == ""
+
+
 def test_mean_spread_and_single_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     page = loaded("docs_final", "scripts", monkeypatch)
 
