@@ -58,6 +58,24 @@ BOTH = ("mathematics", "novels")
 _FEW = ("--prompts", "2", "--max-documents", "1")
 _LOSS = ("--max-documents", "1", "--max-strides", "2")
 PARTS = (
+    # whole windows: the documents that reach 256k, the same tokens at both
+    Part("far", ("--protocols", "whole"), FAR, BOTH, small=("--max-documents", "1")),
+    # which scale the longest window wants
+    Part(
+        "far_scales",
+        ("--protocols", "whole", "--max-documents", "3", "--scales", "16", "20", "24", "28", "32"),
+        FAR[1:],
+        BOTH,
+        small=("--max-documents", "1"),
+    ),
+    # short text as the base reads it: scale 1, whatever a schedule says
+    Part(
+        "short",
+        ("--suite", "short", "--scales", "1", "--batch-size", "32"),
+        (),
+        tasks="short",
+        small=("--max-examples", "2", "--batch-size", "2"),
+    ),
     Part(
         "keys",
         ("--protocols", "pass_key", "uuid_kv", "--prompts", "100", "--batch-size", "4"),
@@ -87,16 +105,6 @@ PARTS = (
         ("128k",),
         BOTH,
         small=_LOSS[:2],
-    ),
-    # whole windows: the documents that reach 256k, the same tokens at both
-    Part("far", ("--protocols", "whole"), FAR, BOTH, small=("--max-documents", "1")),
-    # short text as the base reads it: scale 1, whatever a schedule says
-    Part(
-        "short",
-        ("--suite", "short", "--scales", "1", "--batch-size", "32"),
-        (),
-        tasks="short",
-        small=("--max-examples", "2", "--batch-size", "2"),
     ),
     Part(
         "context",

@@ -48,13 +48,13 @@ def test_every_part_is_a_call_that_the_command_takes(
         call = script.command(part, "base", str(TINY), tmp_path / f"{part.name}.json", args)
         assert main(call[3:]) == 0
         assert seen[-1].checkpoint == "base" and seen[-1].out == str(tmp_path / f"{part.name}.json")
-    assert len(seen) == len(script.PARTS) == 20
+    assert len(seen) == len(script.PARTS) == 21
     by_part = dict(zip((part.name for part in script.PARTS), seen, strict=True))
     assert by_part["ruler"].qa == {name: str(tmp_path / f"ruler/{name}.jsonl") for name in ("qa_1", "qa_2")}
     assert by_part["ruler"].left_out == () and by_part["kv_files"].kv_files == (str(tmp_path / files[2]),)
     assert [by_part[f"method-{m}"].method for m in script.WITHOUT_TRAINING] == [*script.WITHOUT_TRAINING]
     if not small:
-        keys = seen[0]
+        keys = by_part["keys"]
         assert by_part["sliding"].max_strides == 64 and by_part["unseen"].scales == tuple(map(float, script.UNSEEN))
         assert by_part["far"].windows == (8192, 262_144) and by_part["short"].scales == (1.0,)
         assert keys.prompts == 100 and max(keys.windows) == 131_072 and keys.method == "yarn"
