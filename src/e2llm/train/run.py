@@ -39,6 +39,7 @@ from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
+from e2llm.train.memory import check_memory
 from e2llm.train.offloading import check_room, offload, remove_offloaded
 from e2llm.train.optimizers import optimizer_of
 from e2llm.train.saving import base_name, save
@@ -71,6 +72,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     processes = distributed.start(recipe)
     check_room(recipe, folder)
     check_model(recipe)
+    check_memory(recipe, processes)
     checkpoint = _prepare_folder(recipe, folder, resume, processes)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
