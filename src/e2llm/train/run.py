@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -42,6 +41,7 @@ from e2llm.train.distributed import Processes
 from e2llm.train.memory import check_memory
 from e2llm.train.offloading import check_room, offload, remove_offloaded
 from e2llm.train.optimizers import optimizer_of
+from e2llm.train.packages import check_packages
 from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.tensor_parallel import check_model
@@ -227,7 +227,7 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
         raise ValueError("model.name = '': name the base model, e.g. --set model.name=HuggingFaceTB/SmolLM2-135M")
     if not recipe.data.sources:
         raise ValueError("data.sources = []: give text, e.g. --set 'data.sources=[{path=\"my-text/\"}]'")
-    _check_devices(recipe)
+    check_packages(recipe)
     found = complete_checkpoints(folder / "checkpoints")
     used = (folder / "recipe.toml").is_file()
     if used and not resume:
@@ -246,17 +246,6 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
         temporary.write_text(to_toml(recipe), encoding="utf-8")
         os.replace(temporary, folder / "recipe.toml")
     return found[-1] if resume and found else None
-
-
-def _check_devices(recipe: Recipe) -> None:
-    for tracker in recipe.train.trackers:
-        try:
-            importlib.metadata.version(tracker)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ValueError(
-                f"train.trackers = {list(recipe.train.trackers)!r}: {tracker} is not installed: "
-                f"pip install 'e2llm[{tracker}]'"
-            ) from error
 
 
 def _build_trainer(
