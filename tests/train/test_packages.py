@@ -86,7 +86,8 @@ def test_triton_is_asked_for_on_a_gpu(
     base: Path, tmp_path: Path, bare: pytest.MonkeyPatch, settings: tuple[str, ...], message: str
 ) -> None:
     recipe = small(base, tmp_path / "run", *settings)
-    check_packages(recipe)  # a CPU needs none
+    if "flex" not in message:
+        check_packages(recipe)  # a CPU needs none
     bare.setattr(torch.cuda, "is_available", lambda: True)
     bare.setattr(run, "check_memory", lambda *given: None)
     with pytest.raises(ValueError, match=message):
@@ -94,6 +95,12 @@ def test_triton_is_asked_for_on_a_gpu(
     assert not (tmp_path / "run").exists()
     bare.setattr(importlib.util, "find_spec", lambda name: object())
     check_packages(recipe)
+
+
+@pytest.mark.usefixtures("bare")
+def test_flex_attention_is_trained_on_a_gpu(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.attn_implementation = 'flex_attention': .* for GPUs alone; use sdpa"):
+        train(small(base, tmp_path / "run", "model.attn_implementation=flex_attention"), quiet=True)
 
 
 def test_what_transformers_misses_is_one_line_too(

@@ -1,4 +1,4 @@
-"""What a recipe asks for and this machine lacks, told with the line to install before weights are read."""
+"""What a recipe asks for and this machine lacks, told with the line that mends it before weights are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from e2llm.hf.packages import check_attention, has_triton
 
 
 def check_packages(recipe: Recipe) -> None:
-    """Raise ValueError for a tracker, an attention or, on a GPU, kernels whose package is not installed."""
+    """Raise ValueError for a tracker, an attention or, on a GPU, kernels whose package is not installed, and for an
+    attention that only a GPU trains."""
     for tracker in recipe.train.trackers:
         try:
             importlib.metadata.version(tracker)
@@ -20,7 +21,12 @@ def check_packages(recipe: Recipe) -> None:
                 f"train.trackers = {list(recipe.train.trackers)!r}: {tracker} is not installed: "
                 f"pip install 'e2llm[{tracker}]'"
             ) from error
-    check_attention(recipe.model.attn_implementation)
+    attention = recipe.model.attn_implementation
+    check_attention(attention)
+    if attention == "flex_attention" and not torch.cuda.is_available():
+        raise ValueError(
+            f"model.attn_implementation = {attention!r}: PyTorch has its backward pass for GPUs alone; use sdpa here"
+        )
     if not torch.cuda.is_available() or has_triton():
         return
     if recipe.train.optimizer == "adamw_split":
