@@ -116,6 +116,15 @@ def test_bad_override_names_the_key(override: str, message: str) -> None:
         load_recipe("paper", [override])
 
 
+def test_flash_attention_keeps_documents_apart_in_batches_of_one_row() -> None:
+    both = ["data.document_mask=true", "model.attn_implementation=flash_attention_2"]
+    with pytest.raises(ValueError, match=r"train\.batch_size = 2: data\.document_mask with flash attention needs 1"):
+        load_recipe("paper", [*both, "train.batch_size=2"])
+    load_recipe("paper", [*both, "train.batch_size=1"])
+    load_recipe("paper", [both[0], "model.attn_implementation=flex_attention", "train.batch_size=2"])
+    load_recipe("paper", [both[1], "train.batch_size=2"])
+
+
 def test_unknown_recipe_is_suggested() -> None:
     with pytest.raises(ValueError, match="did you mean 'recommended'"):
         load_recipe("recomended")

@@ -28,7 +28,7 @@ ALLOWED = {
     "intervals": set(),
     "hf": {"positions"},
     "data": {"config_sections"},
-    "train": {"config", "config_distributed", "config_sections", "records", "positions", "hf", "data"},
+    "train": {"config", "config_distributed", "config_sections", "records", "positions", "hf", "data", "plan"},
     "infer": {"config", "positions", "hf"},
     "evaluate": {"config", "records", "intervals", "positions", "hf", "infer", "engine"},
     "report": {"records", "intervals"},

@@ -76,7 +76,15 @@ class Recipe:
             f"keeps a whole copy of the base in each process; distributed.strategy = {self.distributed.strategy} "
             "shards what would not fit: use strategy ddp, or train.distill = 0",
         )
-
+        flash = "flash" in (self.model.attn_implementation or "")
+        require(
+            not (self.data.document_mask and flash and self.train.batch_size > 1),
+            "train.batch_size",
+            self.train.batch_size,
+            "data.document_mask with flash attention needs 1 (and train.gradient_accumulation): transformers looks for "
+            "documents in batches of one row alone, in others they would see each other; or use "
+            "model.attn_implementation = flex_attention",
+        )
         require(
             self.distributed.tensor_parallel == 1 or self.lora.rank == 0,
             "distributed.tensor_parallel",

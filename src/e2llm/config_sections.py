@@ -176,6 +176,9 @@ class TrainConfig:
     """Steps between log lines."""
     workers: int = 2
     """Processes that read windows and draw placements; 0 does it in the main one."""
+    check_memory: bool = True
+    """Refuse, before weights are read, a run that by `e2llm plan`'s count does not fit the GPU; false warns and goes
+    on."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Also log to these; metrics.jsonl is always written."""
 

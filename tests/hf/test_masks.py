@@ -55,3 +55,15 @@ def test_versions_without_the_search_are_left_as_they_are(monkeypatch: pytest.Mo
     with one_document_a_row():
         assert not hasattr(masking_utils, "find_packed_sequence_indices")
     assert not hasattr(masking_utils, "find_packed_sequence_indices")
+
+
+def test_flash_attention_looks_for_documents_in_batches_of_one_row_alone() -> None:
+    """Why a recipe with both is refused for more: transformers hands a batch without a mask to the flash kernels whole,
+    each row one document."""
+    from transformers.modeling_flash_attention_utils import _is_packed_sequence
+
+    positions = torch.arange(16).repeat(2)[None]
+    assert _is_packed_sequence(positions, 1)
+    assert not _is_packed_sequence(positions.expand(2, -1), 2)
+    mask = masking_utils.flash_attention_mask(2, 32, 32, mask_function=masking_utils.causal_mask_function)
+    assert mask is None

@@ -18,6 +18,7 @@ from torch import nn
 from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.hf.exported import exported_window
 from e2llm.hf.extension import get_extension, install
+from e2llm.hf.packages import check_attention
 from e2llm.hf.read_once import read_once
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.attention import AttentionConfig
@@ -25,6 +26,10 @@ from e2llm.positions.choose import parse_schedule
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 ADAPTER_CONFIG = "adapter_config.json"
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, SafetensorError, PickleError),
+    ImportError,  # of a package that this model or its tokenizer needs
+)
 
 
 def _gguf_arguments(path: Path) -> tuple[str, dict[str, Any]]:
@@ -102,7 +107,7 @@ def _reading(name: str, path: Path, part: str = "") -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, SafetensorError, PickleError) as error:
+    except _UNREADABLE as error:
         whole = str(error).strip()
         # An OSError goes on with advice for other cases; a ValueError says what to do.
         reason = whole.split("\n")[0] if isinstance(error, OSError) else " ".join(whole.split())[:600]
@@ -147,9 +152,10 @@ def load_model(
     layer become 4-bit normal floats, double quantized, that compute in dtype; needs bitsandbytes.
     once: of a process group, the first process alone reads weights (`hf.read_once`); the others hold none, on the host.
     A folder with a PEFT adapter is merged into the base that its config names, e2llm.json read from either. Raises
-    ValueError for what is no model, here or on the hub.
+    ValueError for what is no model, here or on the hub, and for an attention whose package is missing.
     """
     path = _check_name(name)
+    check_attention(attn_implementation)
     base = _base_of_adapter(path) if path.is_dir() and is_adapter(path) else None
     device = _device(device)
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")

@@ -75,7 +75,7 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
 
 def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
     from e2llm.plan.exchange import exchanged
-    from e2llm.plan.fitting import fits
+    from e2llm.plan.fitting import fits, offers
     from e2llm.plan.memory import offloaded_bytes, training_memory
     from e2llm.plan.speed import tokens_per_second
 
@@ -90,7 +90,7 @@ def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
         place = "host memory" if recipe.model.offload == "cpu" else "files of the run folder"
         lines.append(f"  {away / 1e9:.2f} GB more in {place}; every batch brings {2 * away / 1e9:.2f} GB to the GPU")
     if verdict != "fits":
-        lines += _instead(shape, recipe, gpu, gpus)
+        lines += [f"  {line}" for line in offers(shape, recipe, gpu.memory_bytes, gpus)]
     speed = tokens_per_second(shape, recipe, gpu)
     if speed is None:
         unknown = "float32 arithmetic, mixtures of experts, 4-bit or offloaded bases and teachers"
@@ -107,18 +107,6 @@ def _training(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
             f"  a step: {alone:.2f} s of computing; exchange {moved.inside / 1e9:,.1f} GB inside a node and "
             f"{moved.between / 1e9:,.1f} GB between nodes for each GPU, {moved.seconds:.2f} s"
         )
-    return lines
-
-
-def _instead(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> list[str]:
-    from e2llm.plan.fitting import alternatives
-
-    found = alternatives(shape, recipe, gpu.memory_bytes, gpus)
-    if not found:
-        return ["  nothing smaller fits this GPU: a larger one, a shorter data.window, or fsdp2 over several"]
-    lines = ["  what would fit:"]
-    for way in found:
-        lines.append(f"  {way.size / 1e9:10.2f} GB  {' '.join(f'--set {setting}' for setting in way.settings)}")
     return lines
 
 

@@ -15,6 +15,8 @@ from e2llm.plan.shape import Shape
 
 USABLE = 0.95
 """Share of a GPU's memory that a run may plan with."""
+ERROR = 0.10
+"""Share by which a peak may differ from its prediction."""
 Changes = dict[str, Any]
 """section.key -> value."""
 
@@ -34,6 +36,11 @@ def fits(size: float, memory: float) -> bool:
     return size < USABLE * memory
 
 
+def cannot_fit(size: float, memory: float) -> bool:
+    """Whether a run of `size` predicted bytes is above `memory` bytes by more than the prediction may be wrong."""
+    return size * (1 - ERROR) > memory
+
+
 def alternatives(shape: Shape, recipe: Recipe, memory: float, gpus: int = 1) -> list[Alternative]:
     """Those that fit `memory` bytes on each of `gpus` GPUs: one window at a time, then checkpointing, then adapters,
     and under these four bits or an offloaded base. Each keeps what the ones before it changed. What the rest of the
@@ -44,6 +51,17 @@ def alternatives(shape: Shape, recipe: Recipe, memory: float, gpus: int = 1) -> 
         if fits(size, memory):
             found.append(Alternative(tuple(f"{key}={_toml(value)}" for key, value in changes.items()), size))
     return found
+
+
+def offers(shape: Shape, recipe: Recipe, memory: float, gpus: int = 1) -> list[str]:
+    """`alternatives` as lines to read, each with its gigabytes; one line that says so where there are none."""
+    found = alternatives(shape, recipe, memory, gpus)
+    if not found:
+        return ["nothing smaller fits this GPU: a larger one, a shorter data.window, or fsdp2 over several"]
+    lines = ["what would fit:"]
+    for way in found:
+        lines.append(f"  {way.size / 1e9:10.2f} GB  {' '.join(f'--set {setting}' for setting in way.settings)}")
+    return lines
 
 
 def _smaller(recipe: Recipe) -> Iterator[tuple[Changes, Recipe]]:

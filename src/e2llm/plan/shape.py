@@ -55,13 +55,13 @@ def read_config(name: str) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"model = {name!r}: its config cannot be read: {error}") from error
 
 
-def shape_of(config: Any) -> Shape:
+def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     """`Shape` of a causal LM's config. Raises ValueError for a config of something else."""
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise ValueError(f"model type {config.model_type!r}: no causal language model is known for it") from error
     text = config.get_text_config()

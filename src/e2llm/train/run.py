@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,8 +38,11 @@ from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
+from e2llm.train.masks import tell_of_masks
+from e2llm.train.memory import check_memory
 from e2llm.train.offloading import check_room, offload, remove_offloaded
 from e2llm.train.optimizers import optimizer_of
+from e2llm.train.packages import check_packages
 from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.tensor_parallel import check_model
@@ -71,6 +73,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     processes = distributed.start(recipe)
     check_room(recipe, folder)
     check_model(recipe)
+    check_memory(recipe, processes)
     checkpoint = _prepare_folder(recipe, folder, resume, processes)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
@@ -141,6 +144,7 @@ def _run(
 ) -> TrainResult:
     """Train, measure the held-out loss, write what a run folder holds."""
     teacher = _teacher(recipe, model)  # of the weights as they are before anything is trained
+    tell_of_masks(recipe, model, Processes.of_environment())
     # Before layers are compiled or sharded: it reads a few tokens to see whether the model can.
     with attending_far(model) if recipe.placement.far_weight else nullcontext():
         trainer, (metrics, bar, stop) = _build_trainer(recipe, model, corpus, folder, console, quiet)
@@ -225,7 +229,7 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
         raise ValueError("model.name = '': name the base model, e.g. --set model.name=HuggingFaceTB/SmolLM2-135M")
     if not recipe.data.sources:
         raise ValueError("data.sources = []: give text, e.g. --set 'data.sources=[{path=\"my-text/\"}]'")
-    _check_devices(recipe)
+    check_packages(recipe)
     found = complete_checkpoints(folder / "checkpoints")
     used = (folder / "recipe.toml").is_file()
     if used and not resume:
@@ -244,17 +248,6 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
         temporary.write_text(to_toml(recipe), encoding="utf-8")
         os.replace(temporary, folder / "recipe.toml")
     return found[-1] if resume and found else None
-
-
-def _check_devices(recipe: Recipe) -> None:
-    for tracker in recipe.train.trackers:
-        try:
-            importlib.metadata.version(tracker)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ValueError(
-                f"train.trackers = {list(recipe.train.trackers)!r}: {tracker} is not installed: "
-                f"pip install 'e2llm[{tracker}]'"
-            ) from error
 
 
 def _build_trainer(

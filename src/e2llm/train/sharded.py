@@ -41,10 +41,11 @@ def described(recipe: Recipe, world: int) -> dict[str, Any]:
 
 
 def same_run(first: Recipe, second: Recipe) -> bool:
-    """Whether two recipes make the same steps: how these are spread over processes may differ."""
+    """Whether two recipes make the same steps: how these are spread over processes may differ, and what is checked
+    before."""
 
     def core(recipe: Recipe) -> Recipe:
-        train = dataclasses.replace(recipe.train, batch_size=1, gradient_accumulation=1)
+        train = dataclasses.replace(recipe.train, batch_size=1, gradient_accumulation=1, check_memory=True)
         return dataclasses.replace(recipe, train=train, distributed=DistributedConfig())
 
     return core(first) == core(second)

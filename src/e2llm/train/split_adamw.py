@@ -122,11 +122,8 @@ class SplitAdamW(torch.optim.Optimizer):
 
 
 def _has_kernel(parameter: torch.Tensor) -> bool:
-    if not parameter.is_cuda:
-        return False
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None
+    """Whether it is where the kernel runs. That Triton is installed there, `packages` has looked before."""
+    return parameter.is_cuda
 
 
 def _update(

@@ -1,0 +1,41 @@
+"""What a recipe asks for and this machine lacks, told with the line that mends it before weights are read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import torch
+
+from e2llm.config import Recipe
+from e2llm.hf.packages import check_attention, has_triton
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Raise ValueError for a tracker, an attention or, on a GPU, kernels whose package is not installed, and for an
+    attention that only a GPU trains."""
+    for tracker in recipe.train.trackers:
+        try:
+            importlib.metadata.version(tracker)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise ValueError(
+                f"train.trackers = {list(recipe.train.trackers)!r}: {tracker} is not installed: "
+                f"pip install 'e2llm[{tracker}]'"
+            ) from error
+    attention = recipe.model.attn_implementation
+    check_attention(attention)
+    if attention == "flex_attention" and not torch.cuda.is_available():
+        raise ValueError(
+            f"model.attn_implementation = {attention!r}: PyTorch has its backward pass for GPUs alone; use sdpa here"
+        )
+    if not torch.cuda.is_available() or has_triton():
+        return
+    if recipe.train.optimizer == "adamw_split":
+        raise ValueError(
+            "train.optimizer = 'adamw_split': on a GPU it is a kernel in Triton, which is not installed: pip install "
+            "triton, or use adamw with model.dtype = float32"
+        )
+    if recipe.train.compile == "layers":
+        raise ValueError(
+            "train.compile = 'layers': on a GPU torch.compile writes Triton, which is not installed: pip install "
+            "triton, or use train.compile = none, which is slower"
+        )
