@@ -1,6 +1,6 @@
 """Is the fast arithmetic the exact one? The same run in several, loss beside loss.
 
-    python benchmarks/loss_curves.py --model SmolLM2-135M-Instruct.gguf --text DIR/train --steps 100
+    python benchmarks/loss_curves.py --model SmolLM2-135M-Instruct.gguf --shape smollm2-135m --text DIR/train
 
 Trains one recipe on the same windows, scales and offsets, in float32 throughout (the reference), with bfloat16
 arithmetic over float32 weights (what most trainers do: the yardstick), and with bfloat16 weights whose float32 masters
@@ -61,12 +61,22 @@ def train(name: str, settings: tuple[str, ...], args: argparse.Namespace) -> dic
     return json.loads(record.read_text(encoding="utf-8"))
 
 
+def loss_rows(found: dict[str, Any], **labels: str) -> list[dict[str, Any]]:
+    """The losses (nats a token) of a run's train.json, with what tells this run from others. It had one process."""
+    from e2llm.records import labels_of, make_row
+
+    own = {"trainer": "e2llm", "window": found["config"]["data"]["window"], "gpus": 1, "parallelism": "none"}
+    losses = [row for row in found["rows"] if row["metric"] == "loss"]
+    return [make_row("loss", row["value"], "nats", row["n"], **labels_of(row), **own, **labels) for row in losses]
+
+
 def main() -> None:
     """One run after another, then the Record."""
-    from e2llm.records import Record, make_row
+    from e2llm.records import Record
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
+    parser.add_argument("--shape", required=True, help="the model's shape, as rows name it: smollm2-135m")
     parser.add_argument("--text", type=Path, required=True, help="folder of .txt files")
     parser.add_argument("--recipe", default="recommended")
     parser.add_argument("--steps", type=int, default=100)
@@ -84,10 +94,7 @@ def main() -> None:
             raise SystemExit(f"{args.work}: ran on {environment.get('gpu')} and on {where.get('gpu')}: remove one")
         environment = where
         config[name] = {"settings": list(settings), "train": found["config"]["train"]}
-        for row in found["rows"]:
-            if row["metric"] == "loss":
-                labels = {k: v for k, v in row.items() if k not in ("metric", "value", "unit", "n")}
-                rows.append(make_row("loss", row["value"], "nats", row["n"], **labels, arithmetic=name))
+        rows += loss_rows(found, shape=args.shape, arithmetic=name)
     given = [setting for setting in args.set if not setting.startswith("data.cache_dir=")]  # a place, not a choice
     shared = {"recipe": args.recipe, "steps": args.steps, "set": given, "arithmetic": config}
     Record(kind="train_losses", config=shared, rows=rows, environment=environment).save(args.out)

@@ -16,11 +16,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-STEPS, STOP = 120, 20
+STEPS, STOP, WINDOW = 120, 20, 256
+BASE = "tiny-512"
 WHOLE, SPREAD, MOVED = "one", "two", "two, then one"
 
 
@@ -29,11 +31,11 @@ def command(folder: Path, text: Path, processes: int, *, resume: bool = False) -
     stays FSDP2, in one process too."""
     launched = processes > 1 or resume
     settings = [
-        f"model.name={ROOT / 'src' / 'e2llm' / 'assets' / 'tiny-512'}",
+        f"model.name={ROOT / 'src' / 'e2llm' / 'assets' / BASE}",
         f"output={folder}",
         f'data.sources=[{{path="{text}"}}]',
         f"data.cache_dir={text.parent / 'tokens'}",
-        "data.window=256",
+        f"data.window={WINDOW}",
         "data.held_out_fraction=0",
         f"train.steps={STEPS}",
         "train.log_every=1",
@@ -68,9 +70,28 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def loss_rows(found: dict[str, list[float]], stopped_after: int) -> list[dict[str, Any]]:
+    """A row a loss and one of the largest difference, for each run by its name. `gpus`: those of the step."""
+    from e2llm.records import make_row
+
+    rows = []
+    for run, values in found.items():
+        strategy = "none" if run == WHOLE else "fsdp2"
+        common = {"run": run, "trainer": "e2llm", "shape": BASE, "window": WINDOW, "parallelism": strategy}
+        gpus = [2 if run == SPREAD or (run == MOVED and step < stopped_after) else 1 for step in range(len(values))]
+        rows += [
+            make_row("loss", value, "nats", 1, step=step + 1, gpus=gpus[step], **common)
+            for step, value in enumerate(values)
+        ]
+        largest = max(abs(a - b) for a, b in zip(values, found[WHOLE], strict=True))
+        whole = gpus[0] if len(set(gpus)) == 1 else None  # a run that moved has no one number
+        rows.append(make_row("largest_loss_difference", largest, "nats", len(values), gpus=whole, **common))
+    return rows
+
+
 def main() -> None:
     from e2llm.benchmark.trainers import write_text
-    from e2llm.records import Record, make_row
+    from e2llm.records import Record
     from e2llm.train.sharded import COMPLETE
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,15 +109,13 @@ def main() -> None:
             raise SystemExit(f"the run ended after {ended} steps, before SIGTERM reached it: nothing to resume")
         run(command(moved, text, 1, resume=True))
         found = {WHOLE: losses(whole), SPREAD: losses(spread), MOVED: losses(moved)}
-    rows = []
     for name, values in found.items():
         if len(values) != STEPS:
             raise SystemExit(f"{name}: {len(values)} losses of {STEPS}")
-        common = {"gpus": name, "parallelism": "none" if name == WHOLE else "fsdp2"}
-        rows += [make_row("loss", value, "nats", 1, step=i + 1, **common) for i, value in enumerate(values)]
-        largest = max(abs(a - b) for a, b in zip(values, found[WHOLE], strict=True))
-        rows.append(make_row("largest_loss_difference", largest, "nats", STEPS, **common))
-        print(f"{name:14} first {values[0]:.4f}, last {values[-1]:.4f}, largest difference {largest:.6f}")
+    rows = loss_rows(found, ended)
+    for row in rows:
+        if row["metric"] == "largest_loss_difference":
+            print(f"{row['run']:14} largest difference {row['value']:.6f}")
     Record("train_resume", config={"steps": STEPS, "stopped_after": ended}, rows=rows).save(args.out)
     print(args.out)
 

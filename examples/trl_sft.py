@@ -1,8 +1,8 @@
 """e2llm inside TRL's SFTTrainer: python examples/trl_sft.py MODEL CHATS.jsonl OUTPUT [--packing] [--assistant-only]
 
 Each line of CHATS.jsonl is {"messages": [{"role": "user", "content": "…"}, …]}. Scales are drawn in the model, so they
-arrive whatever the collator drops. Packed windows are cut to one length ("wrapped"): TRL's other way to pack joins a
-batch into one row, in which each chat would have a scale of its own.
+arrive whatever the collator drops. Packed windows are cut to one length ("wrapped"), each with one scale: TRL's other
+ways to pack join a batch into one row, in which each chat has a scale and offsets of its own.
 """
 
 from __future__ import annotations

@@ -26,5 +26,5 @@ pip install "$torch" huggingface_hub==1.17.0 peft==0.20.0 tokenizers==0.23.1 tra
   pycountry s3fs gcsfs matplotlib rich safetensors 'pytest>=8,<10' 'pytest-timeout>=2,<3'
 pip install --no-deps "$axolotl" bitsandbytes liger-kernel==0.8.1 torchao==0.17.0 mistral-common==1.11.5 trackio==0.19.0
 pip install --no-deps -e .
-OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest tests/test_axolotl_plugin.py tests/hf/test_documents.py \
-  --durations 5
+OMP_NUM_THREADS=1 "$work/venv/bin/python" -m pytest tests/test_axolotl_plugin.py \
+  tests/hf/test_packed_documents.py --durations 5

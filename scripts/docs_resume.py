@@ -31,9 +31,9 @@ def _table(record: Record) -> str:
     apart: dict[str, float] = {}
     for row in record.rows:
         if row["metric"] == "loss":
-            losses.setdefault(row["gpus"], {})[row["step"]] = row["value"]
+            losses.setdefault(row["run"], {})[row["step"]] = row["value"]
         else:
-            apart[row["gpus"]] = row["value"]
+            apart[row["run"]] = row["value"]
     lines = [["GPUs", "first loss", "last loss", "apart from one GPU, the most"], ["---"] + ["---:"] * 3]
     for name, curve in losses.items():
         largest = f"{apart[name]:.4f}" if apart[name] else ""

@@ -170,44 +170,6 @@ def test_serving_tables_hold_what_records_say(docs: ModuleType, tmp_path: Path) 
     assert docs.docs_results.serving_blocks([]) == []
 
 
-def train_record(tmp_path: Path, rows: list[dict], *, name: str = "train_x", **config: object) -> Record:
-    facts = {"shape": "llama-1b", "rounds": 1, "figure1": False, "failed": {}, "out_of_memory": [], "not_run": []}
-    path = tmp_path / f"{name}.json"
-    return Record("benchmark_train", {**facts, **config}, rows, environment={"gpu": "G"}, path=path)
-
-
-def train_rows(trainer: str, window: int = 4096, *, recompute: bool = False, **values: float) -> list[dict]:
-    labels: dict = {"trainer": trainer, "shape": "llama-1b", "window": window, "batch_size": 4}
-    labels["checkpointing"] = recompute
-    units = {"tokens_per_second": "tokens/s", "peak_memory_bytes": "bytes", "model_flops_utilization": "share"}
-    units |= {"seconds_per_million_tokens": "s"}
-    return [
-        make_row(metric, value, units.get(metric, "ratio"), 3, **labels, low=value / 2, high=value * 2)
-        for metric, value in values.items()
-    ]
-
-
-def test_training_tables_and_targets_follow_the_figures(docs: ModuleType, tmp_path: Path) -> None:
-    ours = {"model_flops_utilization": 0.51, "memory_ratio_to_hf": 0.7, "ratio_to_plain_positions": 0.996}
-    rows = train_rows("e2llm", tokens_per_second=60_000, peak_memory_bytes=40e9, ratio_to_hf=1.5, **ours)
-    rows += train_rows("hf", tokens_per_second=40_000, peak_memory_bytes=57e9)
-    profiled: dict = {"trainer": "e2llm", "batch_size": 4, "window": 4096, "kernels": "loss"}
-    rows.append(make_row("device_seconds_per_step", 0.2, "s", 5, **profiled))
-    record = train_record(tmp_path, rows, failed={"hf-liger": "no such package"}, out_of_memory=["hf 8 x 4096"])
-    page = docs.docs_training.training_page([record])
-    assert "## llama-1b, G (`train_x`)" in page
-    assert "| e2llm | 4 × 4k | 60,000 (30,000–120,000) | 51.0% | 40.0 GB | 1.500 | 0.996 | 0.700 |" in page
-    assert "| hf | 4 × 4k | 40,000 (20,000–80,000) |  | 57.0 GB |  |  |  |" in page
-    assert "| at least half of the card's dense peak | 0.510 | yes |" in page
-    assert "| at most 0.6 of hf's peak memory | 0.700 | **no** |" in page
-    assert "| random scales and offsets cost at most 0.5 % | 0.996 | yes |" in page
-    assert "`hf-liger` failed: no such package" in page and "`hf 8 x 4096` ran out of memory." in page
-    assert "| loss | 200.0 | 100.0% |" in page
-    seen = "| llama-1b | random scales and offsets cost at most 0.5 % | 0.996 (G, one round) |"
-    assert seen in page and "| llama-1b | at most 0.6 of hf's peak memory | **0.700 (G)** |" in page
-    assert "No Record yet" in docs.docs_training.training_page([])
-
-
 def test_reading_against_the_peak(docs: ModuleType, tmp_path: Path) -> None:
     reading = docs.docs_results.reading_blocks
     assert reading([]) == []
@@ -227,52 +189,6 @@ def test_reading_against_the_peak(docs: ModuleType, tmp_path: Path) -> None:
     assert "40% of the peak for smollm2-135m at 32k is reached: 42.0%." in found
     found = "\n".join(reading([Record("evaluate_speed", config, rows[:3], environment={"gpu": "G"})]))
     assert "is not reached: 21.0%." in found
-
-
-def test_losses_of_the_fast_arithmetic_are_compared_step_by_step(docs: ModuleType, tmp_path: Path) -> None:
-    curves = {"float32": [3.0, 2.0, 1.0], "bfloat16": [3.0, 2.1, 0.9], "bfloat16, adamw_split": [3.3, 2.0, 1.0]}
-    rows = []
-    for arithmetic, curve in curves.items():
-        labels: dict = {"arithmetic": arithmetic, "seed": 0}
-        rows += [make_row("loss", y, "nats", 1, **labels, split="train", step=s + 1) for s, y in enumerate(curve)]
-        held = {"split": "held_out", "step": 3, "scale": 4.0}
-        rows.append(make_row("loss", curve[-1] + 1, "nats", 9, **labels, **held))
-    config = {"recipe": "recommended", "steps": 3}
-    record = Record("train_losses", config, rows, environment={"gpu": "G"}, path=tmp_path / "train_losses.json")
-    page = docs.docs_training.training_page([record])
-    assert "## Losses of the fast arithmetic: 3 steps of `recommended`, G" in page
-    assert "| float32 | 2.0000 | 2.0000 |  |  |" in page
-    assert "| bfloat16 | 2.0000 | 1.9000 | 0.0667 | 0.1000 |" in page
-    assert "| bfloat16, adamw_split | 2.1000 | 2.0000 | 0.1000 | 0.3000 |" in page
-    ((file, drawing),) = docs.docs_training.image_drawings([record]).items()
-    assert f"(images/{file})" in page and file == "losses-train-losses.svg"
-    assert "bfloat16, adamw_split" in drawing.save(tmp_path / file).read_text(encoding="utf-8")
-
-
-def test_figure_1_adds_up_windows_of_several_records(docs: ModuleType, tmp_path: Path) -> None:
-    def record(name: str, *rows: list[dict]) -> Record:
-        together = [row for some in rows for row in some]
-        return train_record(tmp_path, together, name=name, figure1=True, not_run=[f"last of {name}"])
-
-    def one(trainer: str, window: int, seconds: float, **more: bool) -> list[dict]:
-        values = {"seconds_per_million_tokens": seconds, "tokens_per_second": 1e6 / seconds, "peak_memory_bytes": 2e10}
-        return train_rows(trainer, window, **more, **values)
-
-    first = record("a", one("e2llm", 4096, 50), one("full-length", 16_384, 150, recompute=True))
-    second = record("b", one("full-length", 32_768, 250, recompute=True))
-    page = docs.docs_training.training_page([first, second])
-    assert page.count("## Figure 1") == 1
-    assert "| ours, random scales | 4k | 20.0 GB | 20,000 | 50.0 | kept |" in page
-    assert "| full length, YaRN | 32k | 20.0 GB | 4,000 | 250.0 | recomputed |" in page
-    assert "To serve 16k, 32k," in page and "400.0 s; ours, one run" in page
-    assert "- at windows of 4k: 50.0 s, 0.125 of that" in page
-    assert "`last of a` was not run" in page and "`last of b` was not run" in page
-    images = docs.docs_training.image_drawings([first, second])
-    assert len(images) == 2
-    for file, drawing in images.items():
-        assert f"(images/{file})" in page
-        text = drawing.save(tmp_path / file).read_text(encoding="utf-8")
-        assert "full length, recomputed" in text and "128k" not in text
 
 
 def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import py_compile
 import subprocess
+import sys
 import tomllib
 import types
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_run import logged, make_base, small, write
 from transformers import AutoModelForCausalLM
 
 import e2llm
@@ -21,6 +24,7 @@ from e2llm.config import load_recipe
 from e2llm.hf import CheckpointInfo, get_extension
 from e2llm.positions.frequencies import frequencies
 from e2llm.positions.placement import PositionSampler
+from e2llm.train import train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
@@ -143,6 +147,26 @@ def test_kubeflow_job_has_the_fields_of_a_pytorchjob() -> None:
         (container,) = replica["template"]["spec"]["containers"]
         assert container["name"] == "pytorch" and container["command"][:3] == ["torchrun", "-m", "e2llm"]
         assert str(container["resources"]["limits"]["nvidia.com/gpu"]) == job["spec"]["nprocPerNode"]
+
+
+def test_ray_trains_as_one_process_does(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="pip install 'ray[train]'")
+    base = make_base(tmp_path)
+    batch = ("train.batch_size=2", "distributed.global_batch=4")
+    train(small(base, tmp_path / "one", *batch), quiet=True)
+    file = write(base, tmp_path, "two", *batch, "distributed.strategy=fsdp2")
+    # Ray keeps results and a token in the home folder.
+    own = {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(e2llm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(EXAMPLES / "ray_train.py"), file, "--workers", "2", "--cpu"]
+    done = subprocess.run(
+        command, env=os.environ | own | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "world_rank=1" in done.stdout + done.stderr, "two workers"
+    expected, found = logged(tmp_path / "one", "loss"), logged(tmp_path / "two", "loss")
+    assert len(expected) == 6 and found == pytest.approx(expected, abs=1e-5)
+    assert (tmp_path / "two" / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import e2llm
 from e2llm.records import Record, check_row, environment_snapshot, labels_of, make_row, merge, source_names
 
 
@@ -148,6 +151,25 @@ def test_environment_snapshot():
     assert snapshot["num_cpus"] >= 1
     assert snapshot["torch"]
     json.dumps(snapshot)
+
+
+def test_versions_are_of_the_code_that_runs_and_of_the_peers(tmp_path):
+    site = tmp_path / "litgpt-9.9.dist-info"
+    site.mkdir()
+    (site / "METADATA").write_text("Name: litgpt\nVersion: 9.9\n")
+    code = "import json, e2llm.records as r; print(json.dumps(r.environment_snapshot()))"
+    folders = [str(Path(e2llm.__file__).parents[1]), str(tmp_path)]
+    # -S: no installed package, as where a checkout is put on the path.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["e2llm"] == e2llm.__version__ and found["litgpt"] == "9.9"
+    assert {"triton", "liger-kernel", "unsloth", "torch"} <= found.keys() and found["unsloth"] is None
 
 
 def test_imports_no_torch():

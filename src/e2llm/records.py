@@ -24,6 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from e2llm.version import __version__
+
 SCHEMA = 1
 
 ROW_FIELDS = ("metric", "value", "unit", "n")
@@ -58,7 +60,11 @@ METRIC_RANGES = {
 }
 """Metric -> lowest and highest value that is possible. perplexity: ratio; retrieval: share; loss: nats a token."""
 
-PACKAGES = ("e2llm", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy")
+PACKAGES = (
+    "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "triton", "liger-kernel",
+    "bitsandbytes", "deepspeed", "litgpt", "unsloth",
+)  # fmt: skip
+"""Packages whose versions figures depend on: what runs a model, kernels, and the trainers that ours stands beside."""
 
 _METRIC = re.compile(r"[a-z][a-z0-9_]*")
 _KEYS = ("schema", "kind", "environment", "config", "rows", "examples")
@@ -214,7 +220,7 @@ def portable(value: Any) -> Any:
 
 
 def environment_snapshot() -> dict[str, Any]:
-    """Where this runs: Python, platform, processor, versions (None: not installed), time.
+    """Where this runs: Python, platform, processor, versions of e2llm and of `PACKAGES` (None: not installed), time.
 
     GPU names and their count only if torch is imported already: asking must not cost its import.
     """
@@ -224,6 +230,8 @@ def environment_snapshot() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        # Not the installed package's: what runs may be a checkout beside it, or the only one there is.
+        "e2llm": __version__,
         **{name: _version(name) for name in PACKAGES},
     }
     torch = sys.modules.get("torch")

@@ -118,7 +118,8 @@ def test_figure_1_one_run_against_one_for_each_window() -> None:
     cost = {r["trainer"]: r for r in rows if r["metric"] == "serving_seconds_per_million_tokens"}
     four = 1e6 * (8 / 16_384 + 24 / 32_768)
     assert cost["full-length"]["value"] == pytest.approx(four) and cost["full-length"]["n"] == 2
-    assert cost["full-length"]["serves"] == "16k 32k"
+    assert cost["full-length"]["serves"] == "16k 32k" and cost["full-length"]["window"] is None
+    assert cost["e2llm"]["window"] == 4096
     (ratio,) = [r["value"] for r in rows if r["metric"] == "cost_ratio_to_full_length"]
     assert ratio == pytest.approx(1e6 / 4096 / four)
 

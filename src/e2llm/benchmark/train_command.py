@@ -132,7 +132,7 @@ def table(record: Record) -> str:
             key = tuple(row[name] for name in _KEY)
             lines.setdefault(key, {})[row["metric"]] = row["value"]
         elif "serves" in row:
-            where = f"{row['trainer']} {row.get('window', '')} serves {row['serves']}"
+            where = f"{row['trainer']} {row['window'] or 'at each'} serves {row['serves']}"
             others.append(f"{where}: {row['metric']} {row['value']:.4g} {row['unit']}")
     used = [metric for metric in SHOWN if any(metric in cells for cells in lines.values())]
     text = [f"{'contestant':44}" + "".join(f"{SHOWN[metric]:>19}" for metric in used)]

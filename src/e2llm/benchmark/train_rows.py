@@ -168,7 +168,8 @@ def _memory_ratios(groups: dict[str, list[Measurement]]) -> list[Row]:
 def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
     """What it costs to serve every full-length window that was measured: one run of ours against one run for each.
 
-    Seconds for a million tokens of training each; runs of as many tokens are compared.
+    Seconds for a million tokens of training each; runs of as many tokens are compared. `serves` names the windows;
+    full length trains at each of them, so it has no one `window`.
     """
     seconds: dict[str, dict[int, float]] = {}
     for group in groups:
@@ -182,7 +183,7 @@ def _cost_rows(groups: Sequence[Sequence[Measurement]]) -> list[Row]:
     serves = " ".join(str(window) if window % 1024 else f"{window // 1024}k" for window in sorted(full))
     common: Row = {"shape": shape, "gpus": 1, "parallelism": "none", "serves": serves}
     total, metric = sum(full.values()), "serving_seconds_per_million_tokens"
-    rows = [make_row(metric, total, "s", len(full), trainer=FULL_LENGTH, **common)]
+    rows = [make_row(metric, total, "s", len(full), trainer=FULL_LENGTH, window=None, **common)]
     for window, own in sorted(seconds["e2llm"].items()):
         labels = {"trainer": "e2llm", "window": window, **common}
         rows.append(make_row(metric, own, "s", 1, **labels))
