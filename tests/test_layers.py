@@ -42,7 +42,7 @@ ALLOWED = {
     "export": {"positions", "hf", "infer", "records"},
     "llamacpp": {"engine", "export", "hf", "infer", "positions"},
     "axolotl_plugin": {"api", "config", "hf", "positions"},
-    "plan": {"config", "positions", "hf"},
+    "plan": {"config", "positions", "hf", "infer", "export", "vllm_plugin"},
     "benchmark": {
         *("config", "config_sections", "data", "engine", "evaluate", "hf", "infer", "llamacpp", "records", "train"),
     },

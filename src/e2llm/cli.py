@@ -284,8 +284,8 @@ _export_text = """Write a checkpoint at one fixed scale, as other runtimes serve
 with the engine: frequencies, logits, perplexity. Nothing is left behind where they differ. A GGUF without a window or a
 scale holds the unscaled weights, for `e2llm serve --engine llamacpp`."""
 _plan_text = """Estimate, without weights, what training by a recipe needs on each GPU and how long it takes, what
-keys and values of every window need, and which scale each window gets; and warn of what runtimes stumble over in the
-config."""
+keys and values of every window need, which scale each window gets, and which scales each runtime would really apply;
+and warn of what runtimes stumble over in the config."""
 _benchmark_text = """Measure speed. What is compared takes turns on the same requests; the Record holds medians over
 rounds and the ratios between them."""
 

@@ -210,7 +210,7 @@ def test_warnings(raw: dict[str, Any], info: CheckpointInfo | None, found: list[
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["plan", str(TINY), "--gpu", "h100", "--set", "data.window=512"]) == 0
     told = capsys.readouterr().out
-    assert "native window 512" in told and "fits" in told and "warning" not in told
+    assert "native window 512" in told and "fits" in told and "warning:" not in told
     assert "16,384      32" in told, "the largest window and its scale"
     assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2"]) == 2
     assert "gpus = 2 with distributed.strategy = 'none'" in capsys.readouterr().err

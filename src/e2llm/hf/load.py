@@ -16,13 +16,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from e2llm.hf.checkpoint import CheckpointInfo
-from e2llm.hf.exported import exported_window
-from e2llm.hf.extension import get_extension, install
+from e2llm.hf.extended import extend_as_told
+from e2llm.hf.extension import get_extension
 from e2llm.hf.packages import check_attention
 from e2llm.hf.read_once import read_once
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.attention import AttentionConfig
-from e2llm.positions.choose import parse_schedule
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 ADAPTER_CONFIG = "adapter_config.json"
@@ -177,28 +176,7 @@ def load_model(
     info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
     if info is None and base is not None and Path(base).expanduser().is_dir():
         info = CheckpointInfo.load(Path(base).expanduser())
-    scaled_to = exported_window(model.config) if info is None else None
-    if scaled_to is not None:
-        if method not in (None, "none"):
-            raise ValueError(
-                f"method = {method!r}: {name!r} is an export, its config is scaled to {scaled_to} tokens already; "
-                "leave method out, or load the checkpoint that it was made from"
-            )
-        method, native_window = "none", native_window or scaled_to
-    window = native_window or (info.native_window if info else None)
-    if method is None and info is None and attention is None:
-        _install_default(model, window)
-    else:
-        # Slopes and schedule belong to the method that was trained with them.
-        own = info is not None and method in (None, info.method)
-        extension = install(
-            model,
-            method=method or (info.method if info else "yarn"),
-            native_window=window,
-            attention=attention or (info.attention_config() if own and info is not None else None),
-        )
-        extension.max_scale = info.max_scale if info else 1.0
-        extension.schedule = parse_schedule(info.schedule) if own and info is not None else ()
+    extend_as_told(model, name, info, method=method, native_window=native_window, attention=attention)
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
 
 
@@ -300,17 +278,6 @@ def _merged(model: nn.Module, adapter: Path) -> Any:
         kind = adapted.active_peft_config.peft_type
         raise ValueError(f"model = {str(adapter)!r}: an adapter of type {kind} cannot be merged; use one such as LoRA")
     return adapted.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
-
-
-def _install_default(model: nn.Module, native_window: int | None) -> None:
-    """yarn where the base is unscaled, its own longrope factors where it has them, else linear, which composes."""
-    for method in ("yarn", "longrope"):
-        try:
-            install(model, method=method, native_window=native_window)
-            return
-        except ValueError:
-            continue
-    install(model, method="linear", native_window=native_window)
 
 
 def enable_activation_checkpointing(model: Any, *, early_stop: bool = True) -> None:

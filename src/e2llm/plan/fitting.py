@@ -5,7 +5,7 @@ Flows in: a `Shape`, a recipe, the bytes of a GPU. Flows out: settings and the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,8 @@ def alternatives(shape: Shape, recipe: Recipe, memory: float, gpus: int = 1) -> 
     return found
 
 
-def offers(shape: Shape, recipe: Recipe, memory: float, gpus: int = 1) -> list[str]:
+def offers(found: Sequence[Alternative]) -> list[str]:
     """`alternatives` as lines to read, each with its gigabytes; one line that says so where there are none."""
-    found = alternatives(shape, recipe, memory, gpus)
     if not found:
         return ["nothing smaller fits this GPU: a larger one, a shorter data.window, or fsdp2 over several"]
     lines = ["what would fit:"]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from e2llm.hf.extended import empty_model
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -57,13 +59,7 @@ def read_config(name: str) -> tuple[Any, dict[str, Any]]:
 
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     """`Shape` of a causal LM's config. Raises ValueError for a config of something else."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        raise ValueError(f"model type {config.model_type!r}: no causal language model is known for it") from error
+    model = empty_model(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     visited = getattr(text, "num_experts_per_tok", None) or 1

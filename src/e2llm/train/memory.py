@@ -12,7 +12,7 @@ import torch
 
 from e2llm.config import Recipe
 from e2llm.hf.load import load_config
-from e2llm.plan.fitting import ERROR, cannot_fit, fits, offers
+from e2llm.plan.fitting import ERROR, alternatives, cannot_fit, fits, offers
 from e2llm.plan.memory import training_memory
 from e2llm.plan.shape import shape_of
 from e2llm.train.distributed import Processes
@@ -49,7 +49,7 @@ def check_memory(recipe: Recipe, processes: Processes) -> None:
         f"a step of {recipe.train.batch_size} x {recipe.data.window} tokens needs {size / 1e9:.1f} GB on {where}, as "
         f"`e2llm plan` counts it (to {ERROR:.0%}), and {torch.cuda.get_device_name()} has {memory / 1e9:.1f} GB"
     )
-    ways = "\n".join(offers(shape, recipe, memory, processes.world))
+    ways = "\n".join(offers(alternatives(shape, recipe, memory, processes.world)))
     if recipe.train.check_memory and cannot_fit(size, memory):
         raise ValueError(f"model.name = {model.name!r}: {told}; to try it: --set train.check_memory=false\n{ways}")
     return _tell(processes, f"model.name = {model.name!r}: may not fit: {told}\n{ways}")
