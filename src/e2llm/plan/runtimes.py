@@ -106,6 +106,8 @@ def _said(config: Any, info: CheckpointInfo | None, factors: tuple[float, ...]) 
 def _transformers(config: Any, info: CheckpointInfo | None) -> Applied:
     rope, kind, named = _rope(config)
     factors, notes = _said(config, info, named)
+    if kind == "llama3":
+        notes.append("as its makers published it, up to max_position_embeddings; e2llm calls that scale 1")
     if kind == "dynamic":
         notes.append("the factor grows with the length read; keys in the cache keep the one they were written with")
     if kind == "longrope" and len(factors) > 1:
