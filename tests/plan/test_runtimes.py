@@ -164,6 +164,7 @@ def test_models_without_a_rotary_embedding_are_refused_by_ours() -> None:
     config = GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=64, vocab_size=64)
     rows = {row.runtime: row for row in applied(config, None, "model")}
     assert rows["e2llm"].scales == () and "absolute positions" in rows["e2llm"].notes[0]
+    assert rows["vLLM"] == Applied("vLLM", "none", (1.0,), 64) and rows["transformers"].notes == ()
 
 
 def test_the_command_shows_the_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
