@@ -51,6 +51,8 @@ def test_strategies_move_what_they_must() -> None:
     ddp = exchanged(shape, recipe("distributed.strategy=ddp"), 8)
     assert ddp.inside == pytest.approx(2 * weights * 7 / 8) and ddp.between == 0.0
     assert exchanged(shape, recipe("distributed.strategy=ddp"), 8, batches=4) == ddp, "gradients go once a step"
+    low = "model.dtype=bfloat16", "train.optimizer=adamw_split"
+    assert exchanged(shape, recipe("distributed.strategy=ddp", *low), 8).inside == ddp.inside / 2
     # bfloat16 weights gathered forward and backward, float32 gradients scattered: as much as DDP
     sharded = exchanged(shape, recipe("distributed.strategy=fsdp2"), 8)
     assert sharded.inside == pytest.approx(ddp.inside)

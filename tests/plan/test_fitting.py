@@ -17,7 +17,8 @@ from e2llm.hf.offload import offload_frozen
 from e2llm.plan.fitting import alternatives, fits
 from e2llm.plan.memory import offloaded_bytes, training_memory
 from e2llm.plan.shape import shape_of
-from e2llm.plan.speed import GPUS, tokens_per_second
+from e2llm.plan.speed import GPUS
+from e2llm.plan.step import step_of
 
 SEVEN = "llama-2-7b"
 OFFLOADED = ("model.dtype=bfloat16", "lora.rank=16", "train.batch_size=1", "train.gradient_checkpointing=true")
@@ -72,7 +73,7 @@ def test_an_offloaded_base_leaves_one_layer_on_the_gpu() -> None:
     assert away["fetched layer"] == layer
     assert whole["weights"] - away["weights"] == 32 * layer
     assert sum(whole.values()) - sum(away.values()) == pytest.approx(31 * layer)
-    assert tokens_per_second(shape, recipe(*OFFLOADED, "model.offload=cpu"), GPUS["h100"]) is None
+    assert step_of(shape, recipe(*OFFLOADED, "model.offload=cpu"), GPUS["h100"]) is None
 
 
 def test_the_command_says_what_would_fit_and_what_waits_elsewhere(

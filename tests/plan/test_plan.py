@@ -20,11 +20,9 @@ from e2llm.hf import CheckpointInfo
 from e2llm.plan.checks import warnings_of
 from e2llm.plan.memory import UNCOMPILED, trained_parameters, training_memory
 from e2llm.plan.shape import cache_bytes, shape_of
-from e2llm.plan.speed import GPUS, flops_per_token, tokens_per_second
-from e2llm.records import Record
+from e2llm.plan.speed import GPUS, Work, flops_per_token, work_of
+from e2llm.plan.step import copied_bytes, step_of
 
-Row = dict[str, Any]
-ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
 
 
@@ -99,50 +97,55 @@ def test_memory_and_speed_follow_the_recipe() -> None:
     of_far = shape.num_query_channels + 2 * 32 * heads  # the answer with and without them; queries, keys, values
     tokens = once.train.batch_size * once.data.window
     assert kept[1] - kept[0] == pytest.approx(2 * UNCOMPILED * of_far * shape.num_layers * tokens)
-    fast, slow = (tokens_per_second(shape, made, GPUS["h100"]) for made in (once, weighed))
-    assert fast is not None and slow is not None and fast > slow
-    plain, compiled = (tokens_per_second(shape, recipe(f"train.compile={c}"), GPUS["h100"]) for c in ("none", "layers"))
-    assert plain is not None and compiled is not None and compiled > 1.5 * plain
-    assert tokens_per_second(shape, recipe("train.precision=float32"), GPUS["h100"]) is None
-    assert tokens_per_second(shape_of(tiny_config("qwen3_moe")), recipe(), GPUS["h100"]) is None
+    h100 = GPUS["h100"]
+    fast, slow = (step_of(shape, made, h100) for made in (once, weighed))
+    assert fast is not None and slow is not None and fast.tokens_per_second > slow.tokens_per_second
+    plain, compiled = (step_of(shape, recipe(f"train.compile={c}"), h100) for c in ("none", "layers"))
+    assert plain is not None and compiled is not None
+    assert compiled.tokens_per_second > 1.5 * plain.tokens_per_second
+    assert step_of(shape, recipe("train.precision=float32"), h100) is None
+    assert step_of(shape_of(tiny_config("qwen3_moe")), recipe(), h100) is None
 
 
-def measured() -> list[tuple[str, Recipe, Row, float]]:
-    """(name, recipe, row of the peak in bytes, tokens a second) of our own trainer's rows in the committed Records."""
-    found = []
-    for file in sorted((ROOT / "benchmarks" / "results").glob("train_*.json")):
-        record = Record.load(file)
-        for row in record.rows:
-            if row["metric"] != "peak_memory_bytes" or row["trainer"] not in ("e2llm", "full-length"):
-                continue
-            keys = ("trainer", "window", "batch_size", "checkpointing", "gpus", "parallelism")
-            (speed,) = [
-                other["value"]
-                for other in record.rows
-                if other["metric"] == "tokens_per_second" and all(other[k] == row[k] for k in keys)
-            ]
-            shape = SHAPES[row["shape"]]
-            settings = [f"data.window={row['window']}", f"train.batch_size={row['batch_size']}"]
-            settings += ["train.compile=layers", f"train.gradient_checkpointing={str(row['checkpointing']).lower()}"]
-            settings += [f"distributed.strategy={row['parallelism']}", "placement.far_weight=0"]
-            adapters = f"lora.rank={shape.lora_rank}", f"model.quantization={shape.quantization}"
-            settings += ["model.dtype=bfloat16", *adapters] if shape.lora_rank else []
-            name = f"{file.stem} {row['trainer']} {row['batch_size']} x {row['window']} {row['gpus']}"
-            found.append((name, recipe(*settings, *record.config["settings"]), row, speed))
-    return found
+def test_a_steps_optimizer_counts_once_for_all_its_tokens() -> None:
+    shape, h100 = shape_of(tiny_config("llama")), GPUS["h100"]
+    one, four = (step_of(shape, recipe(f"train.batch_size={n}"), h100) for n in (1, 4))
+    assert one is not None and four is not None
+    assert four.computing == pytest.approx(4 * one.computing) and four.optimizer == one.optimizer
+    moved = 4 * shape.num_parameters * (4 + 3 + 3)  # read with two moments, written without gradients; clipped
+    assert one.optimizer == pytest.approx(moved / h100.bytes_per_second)
+    low = step_of(shape, recipe("model.dtype=bfloat16", "train.optimizer=adamw_split"), h100)
+    assert low is not None and low.optimizer == pytest.approx(0.7 * one.optimizer)
+    sharded = step_of(shape, recipe("distributed.strategy=fsdp2"), h100, 8)
+    assert sharded is not None and sharded.optimizer == one.optimizer / 8
 
 
-@pytest.mark.parametrize(("name", "made", "row", "speed"), measured(), ids=lambda v: v if isinstance(v, str) else "")
-def test_the_plan_is_what_was_measured(name: str, made: Recipe, row: Row, speed: float) -> None:
-    """Within 10 % of peak memory and 20 % of throughput, on H100s."""
-    sizes = shape_of(SHAPES[row["shape"]].config())
-    planned = sum(training_memory(sizes, made, row["gpus"]).values())
-    assert planned == pytest.approx(row["value"], rel=0.10)
-    a_gpu = tokens_per_second(sizes, made, GPUS["h100"])
-    if a_gpu is None:
-        assert made.model.quantization != "none"
-    elif row["gpus"] == 1:  # communication is not modelled
-        assert a_gpu == pytest.approx(speed, rel=0.20)
+def test_sharding_copies_weights_in_and_out_of_buffers() -> None:
+    shape = shape_of(tiny_config("llama"))
+    weights = shape.num_parameters
+    assert copied_bytes(shape, recipe("distributed.strategy=ddp"), 8) == 0
+    sharded = copied_bytes(shape, recipe("distributed.strategy=fsdp2"), 8)
+    assert sharded == weights * (2 * (6 / 8 + 4) + 6)
+    kept = copied_bytes(shape, recipe("distributed.strategy=fsdp2", "distributed.reshard=false"), 8)
+    assert sharded - kept == weights * (6 / 8 + 4)
+    assert copied_bytes(shape, recipe("distributed.strategy=deepspeed"), 8) == 0
+    third = copied_bytes(shape, recipe("distributed.strategy=deepspeed", "distributed.zero_stage=3"), 8)
+    assert third == sharded
+
+
+def test_recomputing_a_frozen_weight_is_half_of_its_work_again() -> None:
+    """2 operations a weight forward, 2 backward where it is frozen, 4 where it is trained; 2 for the forward again."""
+    shape = shape_of(tiny_config("llama"))
+
+    def both(*given: str) -> list[Work]:
+        return [work_of(shape, recipe(*given, f"train.gradient_checkpointing={c}")) for c in ("false", "true")]
+
+    once, again = both()
+    assert again.products == pytest.approx(once.products * 8 / 6)
+    assert again.moved == pytest.approx(once.moved * 4 / 3)
+    once, again = both("lora.rank=4")
+    adapters = trained_parameters(shape, recipe("lora.rank=4"))
+    assert again.products - once.products == 2 * (shape.num_parameters + adapters)
 
 
 def test_four_bits_split_masters_and_a_teacher_are_counted() -> None:

@@ -149,6 +149,10 @@ def test_types_that_runtimes_read_differently() -> None:
     longrope = rows_with(rope_type="longrope", factor=4.0, original_max_position_embeddings=32, **factors)
     assert longrope["transformers"].scales == longrope["vLLM"].scales == (1.0, 4.0)
     assert "switches at 32 tokens" in longrope["transformers"].notes[0] and longrope["e2llm"].method == "longrope"
+    own = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    published = rows_with(rope_type="llama3", factor=4.0, **own)
+    assert published["vLLM"].window == published["e2llm"].window == WINDOW, "its length is not multiplied"
+    assert published["e2llm"].scales == (1.0,) and "e2llm calls that scale 1" in published["transformers"].notes[0]
     local = rows_with(checkpoint_info(), "gemma3_text")
     assert local["e2llm"].scales == (1.0, 2.0, 4.0, 8.0)
     assert "GGUF is written for" in local["e2llm over llama.cpp"].notes[0]
@@ -160,6 +164,7 @@ def test_models_without_a_rotary_embedding_are_refused_by_ours() -> None:
     config = GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=64, vocab_size=64)
     rows = {row.runtime: row for row in applied(config, None, "model")}
     assert rows["e2llm"].scales == () and "absolute positions" in rows["e2llm"].notes[0]
+    assert rows["vLLM"] == Applied("vLLM", "none", (1.0,), 64) and rows["transformers"].notes == ()
 
 
 def test_the_command_shows_the_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

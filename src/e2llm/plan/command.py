@@ -98,13 +98,14 @@ def _training(facts: Facts, offload: str) -> list[str]:
         lines += [f"  {line}" for line in offers(ways)]
     step = facts["step"]
     if step is None:
-        unknown = "float32 arithmetic, mixtures of experts, 4-bit or offloaded bases and teachers"
+        unknown = "float32 arithmetic, mixtures of experts, 4-bit bases, offloading and teachers"
         return [*lines, f"  speed: not known for {unknown}"]
     speeds = f"{step['tokens_per_second']:,.0f} tokens/s, {step['hours']:,.2f} hours"
     lines.append(f"  {speeds} for {facts['steps']} steps of {step['windows']} windows")
     if facts["gpus"] > 1:
         lines.append(
-            f"  a step: {step['computing_seconds']:.2f} s of computing; exchange "
+            f"  a step: {step['computing_seconds']:.2f} s of computing, {step['optimizer_seconds']:.2f} s of the "
+            "optimizer; exchange beside computing: "
             f"{step['exchange_bytes_inside'] / 1e9:,.1f} GB inside a node and "
             f"{step['exchange_bytes_between'] / 1e9:,.1f} GB between nodes for each GPU, "
             f"{step['exchange_seconds']:.2f} s"

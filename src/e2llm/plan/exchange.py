@@ -17,7 +17,8 @@ from e2llm.plan.shape import Shape
 NODE = 8
 """GPUs of a node."""
 INSIDE = 329e9
-"""Bytes a second of one GPU's links inside a node: an all-reduce of 1 GiB between two H100 over NVLink, measured."""
+"""Bytes a second of one GPU's links inside a node: an all-reduce of 1 GiB between two H100 over NVLink, timed once by
+hand; no Record holds it, and none can tell it from another, because no measured step waits for its exchange."""
 BETWEEN = 40e9
 """Bytes a second of one GPU's network card: 400 Gbit/s, of which four fifths; not measured."""
 
@@ -58,8 +59,9 @@ def exchanged(shape: Shape, recipe: Recipe, gpus: int, batches: int = 1) -> Exch
         return Exchange(0.0, 0.0)
     if config.strategy == "none":
         raise ValueError(f"distributed.strategy = 'none' with {gpus} GPUs: use ddp, fsdp2 or deepspeed")
-    if config.strategy == "ddp":
-        return gather(gradients, gpus).times(2)
+    if config.strategy == "ddp":  # in the type of the weights; adapters are float32 whatever the base is
+        own = 2.0 if recipe.model.dtype in ("bfloat16", "float16") and not recipe.lora.rank else 4.0
+        return gather(own * trained_parameters(shape, recipe), gpus).times(2)
     if config.strategy == "deepspeed" and config.zero_stage == 2:
         return gather(gradients, gpus) + gather(gradients, gpus)  # sums scattered, new weights gathered
     shard = config.shard or gpus

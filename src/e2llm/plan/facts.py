@@ -69,6 +69,7 @@ def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
         else {
             "windows": step.windows,
             "computing_seconds": step.computing,
+            "optimizer_seconds": step.optimizer,
             "exchange_seconds": step.exchange.seconds,
             "exchange_bytes_inside": step.exchange.inside,
             "exchange_bytes_between": step.exchange.between,

@@ -14,9 +14,10 @@ from e2llm.plan.shape import Shape
 # Against peaks measured on one H100 at T = 4096 (135M and 1B full, 7B LoRA, layers compiled) the count is within 5 %.
 UNCOMPILED = 1.9
 """Kept bytes of a layer that is not compiled, relative to a compiled one: one measurement of the 135M shape."""
-RECOMPUTED, RECOMPUTED_ADAPTERS = 1.05, 1.7
+RECOMPUTED, RECOMPUTED_ADAPTERS = 1.15, 1.85
 """Bytes held while one layer is computed again and its gradients are made, relative to what it keeps, where all weights
-train and where adapters do: the 1B shape's peak at 128k, and the slope of the 7B shape's between 16k and 64k."""
+train and where adapters do: least squares over the Records' recomputed runs (`plan.calibration`). The first rests on
+the 1B shape's windows of 64k and 128k, the second on the 7B shape's, the only one with adapters."""
 NF4 = 0.5 + (1 + 4 / 256) / 64
 """Bytes of a 4-bit weight: half a byte, and for 64 of them a scale of one byte with a float32 for 256 of those."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -80,11 +81,19 @@ def _resident_parameters(shape: Shape) -> int:
     return shape.num_parameters - linear
 
 
-def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, float]:
-    """Bytes by part on each of `gpus` GPUs, at the peak of a step."""
-    config, train = recipe.distributed, recipe.train
+def shards_of(recipe: Recipe, gpus: int) -> tuple[int, bool]:
+    """(GPUs that share gradients and optimizer, whether they share the weights too)."""
+    config = recipe.distributed
     shards = {"fsdp2": config.shard or gpus, "deepspeed": gpus}.get(config.strategy, 1)
-    of_weights = shards if config.strategy == "fsdp2" or config.zero_stage == 3 else 1
+    return shards, shards > 1 and (config.strategy == "fsdp2" or config.zero_stage == 3)
+
+
+def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1, recomputed: float | None = None) -> dict[str, float]:
+    """Bytes by part on each of `gpus` GPUs, at the peak of a step. `recomputed`: another factor than `RECOMPUTED` or
+    `RECOMPUTED_ADAPTERS`, to find it by."""
+    config, train = recipe.distributed, recipe.train
+    shards, sharded = shards_of(recipe, gpus)
+    of_weights = shards if sharded else 1
     trained = trained_parameters(shape, recipe)
     number, tokens = _BYTES[recipe.model.dtype], train.batch_size * recipe.data.window
     split = train.optimizer == "adamw_split"  # bfloat16 gradients; two moments and the lower half of each master
@@ -118,7 +127,7 @@ def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1) -> dict[str, fl
     if train.gradient_checkpointing:
         # Each layer's input, and the larger of two: the loss's logits, which are gone before a layer is computed again,
         # or all of such a layer and its gradients.
-        again = layer * (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED)
+        again = layer * (recomputed or (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED))
         parts["activations"] = shape.num_layers * residual + max(again - logits, 0.0)
     parts["logits"] = logits
     return parts

@@ -74,12 +74,13 @@ def table(rows: list[Applied]) -> list[str]:
 
 
 def _rope(config: Any) -> tuple[dict[str, Any], str, tuple[float, ...]]:
-    """(parameters of the layers that see everything, their rope_type, the factors that it names)."""
+    """(parameters of the layers that see everything, their rope_type, the factors that it names); without rotary
+    positions ({}, "none", (1,))."""
     text = config.get_text_config()
     parameters = dict(getattr(text, "rope_parameters", None) or {})
     layers = {key: value for key, value in parameters.items() if isinstance(value, dict) and not is_local(key)}
     rope = dict(next(iter(layers.values()))) if layers else parameters
-    kind = str(rope.get("rope_type") or "default")
+    kind = str(rope.get("rope_type") or "default") if rope else "none"
     factor = float(rope.get("factor") or 1.0)
     original = rope.get("original_max_position_embeddings")
     if kind == "longrope" and original:
@@ -106,6 +107,8 @@ def _said(config: Any, info: CheckpointInfo | None, factors: tuple[float, ...]) 
 def _transformers(config: Any, info: CheckpointInfo | None) -> Applied:
     rope, kind, named = _rope(config)
     factors, notes = _said(config, info, named)
+    if kind == "llama3":
+        notes.append("as its makers published it, up to max_position_embeddings; e2llm calls that scale 1")
     if kind == "dynamic":
         notes.append("the factor grows with the length read; keys in the cache keep the one they were written with")
     if kind == "longrope" and len(factors) > 1:
@@ -117,12 +120,13 @@ def _transformers(config: Any, info: CheckpointInfo | None) -> Applied:
 
 def _vllm(config: Any, info: CheckpointInfo | None) -> Applied:
     rope, kind, factors = _rope(config)
-    if kind not in VLLM:
+    if kind not in {*VLLM, "none"}:
         return Applied("vLLM", kind, (), None, (f"knows no rope_type {kind!r}",))
     factors, notes = _said(config, info, factors)
-    text = config.get_text_config().to_dict()
-    if not text.get("max_position_embeddings"):
-        return Applied("vLLM", kind, (), None, ("the config has no max_position_embeddings",))
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)  # GPT-2 has it by another name
+    if not longest:
+        return Applied("vLLM", kind, factors, None, (*notes, "the config names no longest text"))
+    text = config.get_text_config().to_dict() | {"max_position_embeddings": longest}
     if kind == "yarn" and not rope.get("original_max_position_embeddings"):
         return Applied("vLLM", kind, (), None, ("its YaRN needs original_max_position_embeddings",))
     found = vllm_lengths(text)
@@ -163,7 +167,7 @@ def _llamacpp(config: Any, info: CheckpointInfo | None) -> Applied:
     factors, notes = _said(config, info, factors)
     window = getattr(config.get_text_config(), "max_position_embeddings", None)
     notes.append("takes longer texts when its context is made larger")
-    if kind not in LLAMACPP:
+    if kind not in {*LLAMACPP, "none"}:
         factors = (1.0,)
         notes.append(f"its converter has no word for rope_type {kind!r}: the file is unscaled, or it stops")
     if kind == "yarn" and rope.get("attention_factor") is not None:
@@ -193,7 +197,7 @@ def _ours(config: Any, info: CheckpointInfo | None, name: str) -> list[Applied]:
     if fixed:
         scales, _ = _said(config, info, factors)
         notes.append("an export: read as its config scales it")
-    elif kind not in ("default", "dynamic") and max(factors) > 1:
+    elif kind not in ("none", "default", "dynamic") and max(factors) > 1:
         notes.append(f"on top of the config's own {kind} by {max(factors):g}")
     if info is None and not fixed:
         notes.append("no e2llm.json: longer requests are read at further scales, with a warning")

@@ -1,9 +1,9 @@
-"""Tokens a second in training, from floating point operations and bytes moved.
+"""Seconds that a token takes in training, from floating point operations and bytes moved.
 
-Flows in: a `Shape`, a recipe, a GPU's data sheet. Flows out: tokens a second for one GPU. A token takes the time of its
-matrix products and of attention, each at a share of the peak, and of moving what its layers keep a number of times.
-The constants come from measured runs at 4096 tokens; windows of 8k to 32k, which they were not fitted to, come out
-within an eighth. Not modelled: communication, and models so small that the host cannot keep a GPU busy.
+Flows in: a `Shape`, a recipe, a GPU's data sheet. Flows out: `Work` and seconds for one GPU. A token takes the time of
+its matrix products and of attention, each at a share of the peak, and of moving what its layers keep a number of times.
+What a step takes beside, once for all its tokens, is in `plan.step`. Not modelled: models so small that the host cannot
+keep a GPU busy.
 """
 
 from __future__ import annotations
@@ -33,19 +33,47 @@ GPUS = {
     "l40s": Gpu("NVIDIA L40S", 362e12, 0.864e12, 48e9),
     "rtx4090": Gpu("NVIDIA RTX 4090", 165e12, 1.008e12, 24e9),
 }
-ATTENTION = 0.35
-"""Share of the peak that attention reaches, forward and backward, its half of the square counted: 0.31 at 64 and 0.38
-at 128 channels a head in the profiles of the 135M and 7B shapes on one H100."""
-# Least squares over the 135M, 1B and 7B-LoRA shapes at 4096 tokens with that, layers compiled, one H100.
-PRODUCTS = 0.676
-"""Share of the peak that matrix products reach."""
-MOVES = 9.55
-"""Times that the bytes a layer keeps go through memory in a step; not compiled (one run of the 135M shape): `PLAIN`."""
-PLAIN = 39.0
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What measured runs say of a GPU; `plan.calibration` finds them."""
+
+    products: float
+    """Share of the peak that matrix products reach."""
+    attention: float
+    """Share of the peak that attention reaches, forward and backward, its half of the square counted."""
+    moves: float
+    """Times that the bytes a compiled layer keeps go through memory in a step."""
+
+
+SHARES = Shares(products=0.663, attention=0.415, moves=8.13)
+"""Least squares over the Records of one H100 or H200: all shapes and windows, and the kernels of two profiled steps."""
+PLAIN = 39.8
+"""`moves` of layers that are not compiled: one run of the 135M shape, of which there is no Record."""
 RECOMPUTED = 4 / 3
-"""Work of a step with gradient checkpointing, relative to one without; attention's: `RECOMPUTED_ATTENTION`, because its
-backward pass is two and a half times its forward pass."""
+"""Memory traffic of a step with gradient checkpointing, relative to one without: a second forward pass, which is a
+third of a step."""
 RECOMPUTED_ATTENTION = 1 + 1 / 3.5
+"""Attention's backward pass is two and a half times its forward pass."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one token, recomputation included."""
+
+    products: float
+    """Floating point operations in matrix products."""
+    attention: float
+    """In attention, added channels of far keys included."""
+    moved: float
+    """Bytes that its layers keep when compiled."""
+
+    def seconds(self, gpu: Gpu, shares: Shares) -> float:
+        """On one GPU, one after another."""
+        products = self.products / (gpu.bfloat16_flops * shares.products)
+        attention = self.attention / (gpu.bfloat16_flops * shares.attention)
+        return products + attention + shares.moves * self.moved / gpu.bytes_per_second
 
 
 def flops_per_token(shape: Shape, recipe: Recipe) -> float:
@@ -61,18 +89,31 @@ def attention_flops_per_token(shape: Shape, recipe: Recipe) -> float:
     return 6.0 * shape.num_layers * shape.num_query_channels * recipe.data.window
 
 
-def tokens_per_second(shape: Shape, recipe: Recipe, gpu: Gpu) -> float | None:
-    """On one GPU; None for what the constants do not cover: float32 arithmetic, mixtures of experts, 4-bit or offloaded
-    bases and a teacher."""
+def is_known(recipe: Recipe, shape: Shape) -> bool:
+    """Whether the constants cover it: not float32 arithmetic, mixtures of experts, 4-bit or offloaded bases, weights in
+    host memory, and a teacher."""
     train, model = recipe.train, recipe.model
-    base = model.quantization != "none" or model.offload != "none"
-    if train.precision != "bfloat16" or shape.num_experts or base or train.distill:
-        return None
-    compiled = replace(recipe, train=replace(train, compile="layers"))
+    away = model.quantization != "none" or model.offload != "none" or recipe.distributed.cpu_offload
+    return train.precision == "bfloat16" and not shape.num_experts and not away and not train.distill
+
+
+def work_of(shape: Shape, recipe: Recipe) -> Work:
+    """Of one token."""
+    compiled = replace(recipe, train=replace(recipe.train, compile="layers"))
     attention = attention_flops_per_token(shape, recipe)
     products = flops_per_token(shape, recipe) - attention
-    moved = shape.num_layers * layer_bytes(shape, compiled) * (MOVES if train.compile == "layers" else PLAIN)
-    again, attention_again = (RECOMPUTED, RECOMPUTED_ATTENTION) if train.gradient_checkpointing else (1.0, 1.0)
     attention *= wider_attention(shape, recipe)
-    seconds = again * (products / (gpu.bfloat16_flops * PRODUCTS) + moved / gpu.bytes_per_second)
-    return 1 / (seconds + attention_again * attention / (gpu.bfloat16_flops * ATTENTION))
+    moved = shape.num_layers * layer_bytes(shape, compiled)
+    if recipe.train.gradient_checkpointing:  # a forward pass more: 2 operations a weight, frozen or not
+        adapters = trained_parameters(shape, recipe) if recipe.lora.rank else 0
+        products += 2.0 * (shape.num_parameters + adapters)
+        attention *= RECOMPUTED_ATTENTION
+        moved *= RECOMPUTED
+    return Work(products, attention, moved)
+
+
+def seconds_per_token(shape: Shape, recipe: Recipe, gpu: Gpu, shares: Shares = SHARES) -> float:
+    """Forward and backward pass of one token on one GPU, for what `is_known`."""
+    if recipe.train.compile != "layers":
+        shares = replace(shares, moves=PLAIN)
+    return work_of(shape, recipe).seconds(gpu, shares)

@@ -1,0 +1,79 @@
+"""The committed Records of our trainer as runs that `e2llm plan` can be compared with."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from e2llm.benchmark.shapes import SHAPES
+from e2llm.config import load_recipe
+from e2llm.plan.calibration import Run, fit
+from e2llm.plan.shape import Shape, shape_of
+from e2llm.plan.speed import GPUS, SHARES, Shares
+from e2llm.records import Record
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+_PLAIN = ("placement.far_weight=0",)
+OURS: dict[str, tuple[str, ...]] = {"e2llm": _PLAIN, "full-length": _PLAIN, "e2llm-far-keys": ()}
+"""Trainers that are planned -> what differs from the recipe."""
+FAMILIES = ("smollm2-135m", "llama-1b", "llama-2-7b")
+"""Shapes, with and without adapters."""
+_KEYS = ("trainer", "shape", "window", "batch_size", "checkpointing", "gpus", "parallelism")
+
+
+@functools.cache
+def _sizes(shape: str) -> Shape:
+    return shape_of(SHAPES[shape].config())
+
+
+def runs_of(record: Record, name: str) -> list[Run]:
+    """Of one Record."""
+    card = str(record.environment.get("gpu", "")).lower()
+    found = []
+    for row in record.rows:
+        if row["metric"] == "tokens_per_second" and row["trainer"] in OURS:
+            gpu = GPUS[next(known for known in GPUS if known in card)]
+            found.append(_run(record, row, name, gpu))
+    return found
+
+
+def _run(record: Record, row: dict[str, Any], name: str, gpu: Any) -> Run:
+    own = [other for other in record.rows if all(other.get(key) == row[key] for key in _KEYS)]
+    (peak,) = [other["value"] for other in own if other["metric"] == "peak_memory_bytes"]
+    shape = SHAPES[row["shape"]]
+    settings = [f"data.window={row['window']}", f"train.batch_size={row['batch_size']}"]
+    settings += ["train.compile=layers", f"train.gradient_checkpointing={str(row['checkpointing']).lower()}"]
+    settings += [f"distributed.strategy={row['parallelism']}", *OURS[row["trainer"]]]
+    if shape.lora_rank:
+        adapters = f"lora.rank={shape.lora_rank}", f"model.quantization={shape.quantization}"
+        settings += ["model.dtype=bfloat16", *adapters]
+    return Run(
+        name=f"{name} {row['trainer']} {row['batch_size']} x {row['window']} {row['gpus']}",
+        family=next(family for family in FAMILIES if row["shape"].startswith(family)),
+        shape=_sizes(row["shape"]),
+        recipe=load_recipe("recommended", [*settings, *record.config["settings"]]),
+        gpu=gpu,
+        gpus=row["gpus"],
+        tokens_per_second=row["value"],
+        peak_bytes=peak,
+        kernels={other["kernels"]: other["value"] for other in own if other["metric"] == "device_seconds_per_step"},
+    )
+
+
+@functools.cache
+def measured_runs() -> tuple[Run, ...]:
+    """All, in the order of the files."""
+    files = sorted(RESULTS.glob("train_*.json"))
+    return tuple(run for file in files for run in runs_of(Record.load(file), file.stem))
+
+
+def speed_ratios(runs: list[Run], shares: Shares = SHARES) -> list[float]:
+    """Planned over measured tokens a second, of the runs whose speed is planned."""
+    return [ratio for run in runs if (ratio := run.speed_ratio(shares)) is not None]
+
+
+def held_out_ratios(family: str) -> list[float]:
+    """Of one shape's runs, with constants found without any of them."""
+    shares = fit([run for run in measured_runs() if run.family != family])
+    return speed_ratios([run for run in measured_runs() if run.family == family], shares)
