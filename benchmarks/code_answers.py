@@ -42,9 +42,11 @@ ANSWER_TOKENS = 16
 
 
 def _pair(random: np.random.Generator) -> tuple[str, str]:
-    """Two codes of one form, as in planted sets."""
-    name, value = alike(Draw(int(random.integers(2**31))), 2)
-    return name, value
+    """Two codes of one form, as in planted sets, that an answer's first characters tell apart."""
+    while True:
+        name, value = alike(Draw(int(random.integers(2**31))), 2)
+        if name[:PREFIX] != value[:PREFIX]:
+            return name, value
 
 
 def _worded(name: str, statement: str, question: str, start: str, **changes: Any) -> Task:
@@ -95,7 +97,8 @@ def measure(engine: Engine, documents: list[Document], task: Task, window: int, 
         engine.tokenizer, documents, window=window, num_prompts=args.prompts, seed=args.seed, task=task
     )
     short = [dataclasses.replace(prompt, answer_tokens=ANSWER_TOKENS) for prompt in prompts]
-    found = answers(engine, short, scale=scale_of(engine, window), batch=args.batch_size)
+    scale = args.scale or scale_of(engine, window)
+    found = answers(engine, short, scale=scale, batch=args.batch_size)
     return [kind_of(answer, facts_of(prompt, task)) for prompt, answer in zip(prompts, found, strict=True)]
 
 
@@ -129,6 +132,7 @@ def parse() -> argparse.Namespace:
     add("--prompts", type=int, default=60)
     add("--batch-size", type=int, default=8)
     add("--seed", type=int, default=0)
+    add("--scale", type=float, help="read every window at this one: does the scale tell on answers, or the length?")
     add("--base", help="weights where the way begins, for --share")
     add("--share", type=float, nargs="+", default=[1.0])
     add("--out", type=Path, default=Path("code_answers.json"))
@@ -162,6 +166,7 @@ def main() -> int:
                 for wording in args.wordings:
                     kinds = measure(engine, documents, WORDINGS[wording], window, args)
                     labels = {"checkpoint": label, "wording": wording, "window": window, "share": share}
+                    labels |= {"scale": args.scale or scale_of(engine, window)}
                     rows += rows_of(kinds, corpus=args.corpus, **labels)
                     counts = ", ".join(f"{kind} {kinds.count(kind)}" for kind in KINDS)
                     print(f"{label} {share:g} {window:>6} {wording:22} {counts}", flush=True)

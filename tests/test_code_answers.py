@@ -51,6 +51,7 @@ def test_the_facts_of_a_prompt_are_those_it_holds(script: Any) -> None:
             text = tokenizer.decode(list(prompt.token_ids))
             facts = script.facts_of(prompt, task)
             assert len({code for fact in facts for code in fact}) == 6
+            assert all(n[: script.PREFIX] != v[: script.PREFIX] for n, v in facts)
             assert all(task.statement.format(name=n, value=v).strip() in text for n, v in facts), task.name
             assert task.question.format(name=facts[0][0]).strip() in text.rsplit("line of text", 1)[1]
 
@@ -71,11 +72,11 @@ def test_a_run_writes_shares_of_every_kind(
     (corpus / "one.txt").write_text("a line of text\n" * 600)
     out = tmp_path / "found.json"
     given = [str(TINY), "--text", str(tmp_path), "--windows", "1k", "--wordings", "uuid_kv", "arrow", "--prompts", "3"]
-    more = ["--batch-size", "1", "--base", str(TINY), "--share", "0.5", "1", "--out", str(out)]
+    more = ["--batch-size", "1", "--base", str(TINY), "--share", "0.5", "1", "--out", str(out), "--scale", "4"]
     monkeypatch.setattr(sys, "argv", ["code_answers.py", *given, *more])
     assert script.main() == 0
     rows = Record.load(out).rows
-    assert len(rows) == 2 * 2 * len(script.KINDS)
+    assert len(rows) == 2 * 2 * len(script.KINDS) and {row["scale"] for row in rows} == {4.0}, "2 is the window's own"
     for wording in ("uuid_kv", "arrow"):
         for share in (0.5, 1.0):
             found = [row["value"] for row in rows if (row["wording"], row["share"]) == (wording, share)]
