@@ -89,6 +89,11 @@ def run(
     return found
 
 
+def _heed_interrupts() -> None:
+    """Whoever was started in the background, as by nohup, passes on that interrupts are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _started(job: Job, gpu: int, left: float, logs: Path) -> subprocess.Popen[bytes]:
     command = job.command.replace("{left}", str(int(left)))
     with (logs / f"{job.name}.log").open("ab") as log:
@@ -98,6 +103,7 @@ def _started(job: Job, gpu: int, left: float, logs: Path) -> subprocess.Popen[by
             stderr=subprocess.STDOUT,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)},
             start_new_session=True,  # so that a signal reaches what the shell has started
+            preexec_fn=_heed_interrupts,
         )
 
 
