@@ -91,13 +91,14 @@ def kind_of(answer: str, facts: Sequence[tuple[str, str]]) -> str:
     return next((kind for code, kind in codes.items() if code[:PREFIX] == written[:PREFIX]), "none")
 
 
-def measure(engine: Engine, documents: list[Document], task: Task, window: int, args: argparse.Namespace) -> list[str]:
+def measure(
+    engine: Engine, documents: list[Document], task: Task, window: int, scale: float, args: argparse.Namespace
+) -> list[str]:
     """The kind of every answer."""
     prompts = make_prompts(
         engine.tokenizer, documents, window=window, num_prompts=args.prompts, seed=args.seed, task=task
     )
     short = [dataclasses.replace(prompt, answer_tokens=ANSWER_TOKENS) for prompt in prompts]
-    scale = args.scale or scale_of(engine, window)
     found = answers(engine, short, scale=scale, batch=args.batch_size)
     return [kind_of(answer, facts_of(prompt, task)) for prompt, answer in zip(prompts, found, strict=True)]
 
@@ -163,11 +164,11 @@ def main() -> int:
             if weights:
                 move(engine.model, weights["start"], weights["end"], share)
             for window in args.windows:
+                scale = args.scale or scale_of(engine, window)
                 for wording in args.wordings:
-                    kinds = measure(engine, documents, WORDINGS[wording], window, args)
+                    kinds = measure(engine, documents, WORDINGS[wording], window, scale, args)
                     labels = {"checkpoint": label, "wording": wording, "window": window, "share": share}
-                    labels |= {"scale": args.scale or scale_of(engine, window)}
-                    rows += rows_of(kinds, corpus=args.corpus, **labels)
+                    rows += rows_of(kinds, corpus=args.corpus, scale=scale, **labels)
                     counts = ", ".join(f"{kind} {kinds.count(kind)}" for kind in KINDS)
                     print(f"{label} {share:g} {window:>6} {wording:22} {counts}", flush=True)
                     Record(kind="code_answers", config=portable(settings), rows=rows).save(args.out)

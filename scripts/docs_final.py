@@ -5,7 +5,7 @@ Flows in: Records of kind study_final, one a (checkpoint, seed). Flows out: Mark
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -43,34 +43,39 @@ def final_block(records: Sequence[Record]) -> list[str]:
                     raise ValueError(f"study_final: {name} with seed {seed} holds {key} at {row['window']} twice")
                 of_seed[seed] = row["value"]
     blocks = ["## Final comparison", NOTE]
+    untrained = {record.config["recipe"]["name"] for record in finals if not _is_trained(record)}
     for key in sorted(values, key=lambda key: (metrics[key] != "perplexity", key[1], key[0])):
-        blocks += [f"{sentence_case(key[1])}, {key[0]}:", _table(values[key], metrics[key])]
+        blocks += [f"{sentence_case(key[1])}, {key[0]}:", _table(values[key], metrics[key], untrained)]
     return [*blocks, _seeds(finals)]
 
 
 def headline(records: Sequence[Record]) -> str:
     """The README's first figure: the longest window of the first corpus, ours against its own native window and
     against the same budget spent otherwise; "" before `recommended` was measured."""
-    finals = [record for record in records if record.kind == "study_final" and _is_trained(record)]
-    ours = next((record for record in finals if record.config["recipe"]["name"] == HERO), None)
-    if ours is None:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        if record.kind == "study_final" and _is_trained(record):
+            found.setdefault(record.config["recipe"]["name"], []).append(record)
+    if HERO not in found:
         return ""
-    native, corpus = ours.config["native_window"], min(_perplexity(ours))[0]
-    longest = max(window for name, window in _perplexity(ours) if name == corpus)
-    at = {record.config["recipe"]["name"]: _mean(finals, record, corpus, longest) for record in finals}
-    near, recipe = _mean(finals, ours, corpus, native), ours.config["recipe"]
+    ours = found[HERO][0]
+    native, recipe = ours.config["native_window"], ours.config["recipe"]
+    corpus, longest = min(_perplexity(ours))[0], max(_perplexity(ours), key=lambda at: at[1])[1]
+    far, near = _mean(found[HERO], corpus, longest), _mean(found[HERO], corpus, native)
+    if far is None or near is None:
+        return ""
     others = [
-        f"{words} {format_value('perplexity', at[name])}"
+        f"{words} {format_value('perplexity', value)}"
         for name, words in (("paper", "the paper's recipe gives"), ("plain", "plain fine-tuning"))
-        if name in at
+        if (value := _mean(found.get(name, []), corpus, longest)) is not None
     ]
-    relation = "below" if at[HERO] < near else "above"
     against = f" With the same budget {', '.join(others)}." if others else ""
     return (
         f"{ours.rows[-1]['base_model']}, made for windows of {format_window(native)}, after "
         f"{format_count(recipe['train']['steps'])} steps on windows of {format_window(recipe['data']['window'])} "
-        f"reads {corpus} at {format_window(longest)} with perplexity **{format_value('perplexity', at[HERO])}**, "
-        f"{relation} its own {format_value('perplexity', near)} at {format_window(native)}.{against}"
+        f"reads {corpus} at {format_window(longest)} with perplexity **{format_value('perplexity', far)}**, "
+        f"{'below' if far < near else 'above'} its own {format_value('perplexity', near)} at "
+        f"{format_window(native)}.{against}"
     )
 
 
@@ -79,11 +84,11 @@ def _perplexity(record: Record) -> dict[tuple[str, int], float]:
     return {(r["corpus"], r["window"]): r["value"] for r in record.rows if _key(r) == (r.get("corpus"), "perplexity")}
 
 
-def _mean(finals: Sequence[Record], like: Record, corpus: str, window: int) -> float:
-    """Over the seeds of one contestant."""
-    name = like.config["recipe"]["name"]
-    seeds = [_perplexity(record) for record in finals if record.config["recipe"]["name"] == name]
-    return fmean(found[corpus, window] for found in seeds if (corpus, window) in found)
+def _mean(seeds: Sequence[Record], corpus: str, window: int) -> float | None:
+    """Over those seeds of one contestant that read the window; None where none did, as when a measurement was cut
+    off."""
+    values = [found[corpus, window] for found in map(_perplexity, seeds) if (corpus, window) in found]
+    return fmean(values) if values else None
 
 
 def readme_block(records: Sequence[Record]) -> list[str]:
@@ -125,13 +130,12 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
-def _table(found: Mapping[str, Mapping[int, Mapping[int, float]]], metric: str) -> str:
+def _table(found: Mapping[str, Mapping[int, Mapping[int, float]]], metric: str, untrained: Collection[str]) -> str:
     windows = sorted({window for one in found.values() for window in one})
     lines = [["checkpoint", *map(format_window, windows)], ["---", *["---:"] * len(windows)]]
     for name in _ordered(found):
         values = {window: list(found[name].get(window, {}).values()) for window in windows}
-        untrained = name.startswith("base-")
-        lines.append([f"`{name}`", *(_cell(values[window], metric, untrained) for window in windows)])
+        lines.append([f"`{name}`", *(_cell(values[window], metric, name in untrained) for window in windows)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -166,6 +166,9 @@ def test_the_headline_follows_the_figures(monkeypatch: pytest.MonkeyPatch) -> No
         "m, made for windows of 64, after 2,300 steps on windows of 32 reads maths at 1k with perplexity **4.25**, "
         "below its own 5.00 at 64. With the same budget plain fine-tuning 8.00."
     )
+    cut_off = record("paper", 0, 7.0)
+    cut_off.rows[:] = [row for row in cut_off.rows if row["window"] == 64]
+    assert page.headline([record("recommended", 0, 4.25), cut_off]).endswith("its own 5.00 at 64.")
     assert "**6.00**, above its own 5.00" in page.headline([record("recommended", 0, 6.0)])
     assert page.headline([record("plain", 0, 6.0), record("base-yarn", 0, 9.0, trained=False)]) == ""
 
