@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import tiny_model
 from torch.nn.attention.bias import CausalBias
 from transformers import masking_utils
 
-from checkpoints import tiny_model
 from e2llm.hf import chunks
 from e2llm.infer import Engine, hidden_chunks, prefill_chunk_tokens
 
