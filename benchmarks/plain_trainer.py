@@ -52,11 +52,13 @@ def check(recipe: Recipe) -> None:
 
 def load_plain(name: str) -> nn.Module:
     """The base by transformers alone: float32, PyTorch's attention, on the GPU where there is one."""
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
     given: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     path = Path(name)
     if path.suffix == ".gguf":
+        from transformers import GgufConfig
+
         given |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
         name = str(path.parent)
     model: nn.Module = AutoModelForCausalLM.from_pretrained(name, **given)
