@@ -91,6 +91,21 @@ def test_masks_are_those_that_a_forward_makes(family: str, documents: bool, atte
     assert sum(seen.given.values()) == masks_of(shape_of(model.config), made).shared
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own
+@pytest.mark.parametrize("low", [False, True])
+def test_compiled_layers_keep_as_many(low: bool) -> None:
+    """What torch.compile's partition saves for the backward pass, asked without a compiler behind it."""
+    model = tiny_model("llama").train()
+    for layer in decoder_layers(model):
+        layer.compile(backend="aot_eager_decomp_partition")
+    position_ids = torch.cat((torch.arange(9), torch.arange(WINDOW - 9)))[None].expand(BATCH, -1)
+    with watched(model, WINDOW) as seen, torch.autocast("cpu", torch.bfloat16, enabled=low):
+        model(input_ids=token_ids(BATCH, WINDOW), position_ids=position_ids, use_cache=False)
+    made = recipe(DOCUMENTS, "train.compile=layers", *(("train.precision=bfloat16",) if low else ()))
+    assert training_memory(shape_of(model.config), made)["attention masks"] == seen.total
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_base(tmp_path_factory.mktemp("base"), num_attention_heads=4, num_key_value_heads=2)
