@@ -128,20 +128,15 @@ DRAWS = pytest.mark.parametrize("own_draws", [True, False], ids=["a draw a docum
 @pytest.mark.usefixtures("plain_flex")
 @DRAWS
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
-def test_packed_documents_learn_what_they_do_alone(
-    attention: str, own_draws: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each with a scale and places of its own: `e2llm.extend` draws for each document, our trainer for each row. The
-    backward pass of flex attention is PyTorch's plain one, which torch forbids on a CPU."""
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *given: None)
+def test_packed_documents_learn_what_they_do_alone(attention: str, own_draws: bool) -> None:
+    """Each with a scale and places of its own: `e2llm.extend` draws for each document, our trainer for each row."""
     expected, found = alone(own_draws), packed(Way(attention), own_draws)
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert farthest(found, expected) < 2e-5
 
 
 @pytest.mark.usefixtures("plain_flex")
-def test_documents_that_see_each_other_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *given: None)
+def test_documents_that_see_each_other_are_found_out() -> None:
     expected, found = alone(False), packed(Way("flex_attention", apart=False), False)
     assert abs(found[0] - expected[0]) > 1e-3 and farthest(found, expected) > 0.2
 
