@@ -133,30 +133,35 @@ def main(given: Sequence[str] | None = None) -> int:
     gpus = present if len(present) >= args.gpus else [str(number) for number in range(args.gpus)]
     args.out.mkdir(parents=True, exist_ok=True)
     settings = [*args.set, *([UNCOMPILED] if args.small else [])]
-    stem, missing, tried = f"train_parallel_{args.shape}_{args.gpus}", list[str](), chosen
-    for suffix, more in (("", ()), ("_uncompiled", (UNCOMPILED,))):
+    tries = [("", [])] if UNCOMPILED in settings else [("", []), ("_uncompiled", [UNCOMPILED])]
+    late: list[str] = []
+    broken: list[str] = []
+    tried = chosen
+    for suffix, more in tries:
         left = args.until - (time.monotonic() - begin)
-        if not tried or left < LEAST:
+        if left < LEAST:
+            late, tried = late + tried, []
+        if not tried:
             break
-        out = args.out / f"{stem}{suffix}.json"
+        out = args.out / f"train_parallel_{args.shape}_{args.gpus}{suffix}.json"
         code = run(call(tried, out, args, [*settings, *more], left), gpus, left)
         table(out)
         if code not in (0, 1) or not out.is_file():  # refused, or nothing was begun
             return code or 1
         found = outcome(Record.load(out), tried)
-        alone = ["none"] if "none" in found.broken else []
-        missing += [f"{way}{suffix}" for way in (*found.late, *alone)]
-        tried = [way for way in found.broken if way not in alone]
+        late += [f"{way}{suffix}" for way in found.late]
+        broken += [f"{way}{suffix}" for way in found.broken if way == "none"]
+        tried = [way for way in found.broken if way != "none"]
         for way in found.lacking:
             package = PARALLELISM[way].package
             print(f"{way}: not measured, {package} is not installed: pip install {package}", flush=True)
-        if UNCOMPILED in settings:
-            break
-    missing += tried
-    if missing:
-        print(f"not measured: {', '.join(missing)}; call again with --work {args.work}", flush=True)
+    broken += tried
+    if broken:
+        print(f"failed: {', '.join(broken)}; the Record says why, and --work {args.work} keeps it", flush=True)
+    if late:
+        print(f"no time was left: {', '.join(late)}; call again with --work {args.work}", flush=True)
     print(f"{time.monotonic() - begin:.0f} s in all", flush=True)
-    return 1 if missing else 0
+    return 1 if late or broken else 0
 
 
 if __name__ == "__main__":

@@ -117,12 +117,12 @@ def test_what_fails_compiled_is_tried_without_and_what_lacks_a_package_is_said(
     assert second[second.index("--parallelism") + 1] == "tensor" and "train.compile=none" in second
     assert "train.compile=none" not in calls[0]
     assert script.main([*common, "--only", "ddp", "tensor"]) == 1, "it failed without, too"
-    assert "not measured: tensor; call again" in capsys.readouterr().out
+    assert "failed: tensor; the Record says why" in capsys.readouterr().out
     assert script.main([*common, "--only", "ddp"]) == 1
-    assert "not measured: ddp; call again" in capsys.readouterr().out
+    assert "no time was left: ddp; call again" in capsys.readouterr().out
     assert script.main([*common, "--only", "ddp"]) == 0, "it does not fit, which is a result"
     assert script.main([*common, "--only", "ddp"]) == 1
-    assert "not measured: none; call again" in capsys.readouterr().out
+    assert "failed: none; the Record says why" in capsys.readouterr().out
     assert not answers and len(calls) == 7
 
 
@@ -133,6 +133,16 @@ def test_a_call_that_is_refused_ends_the_script(
     monkeypatch.setattr(script, "run", lambda *given: 2)
     monkeypatch.setattr(script, "visible_gpus", lambda: ["0", "1"])
     assert script.main(["--only", "ddp", "--out", str(tmp_path), "--work", str(tmp_path)]) == 2
+
+
+def test_without_time_nothing_runs(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "run", lambda *given: pytest.fail("nothing may run"))
+    monkeypatch.setattr(script, "visible_gpus", lambda: ["0", "1"])
+    given = ["--until", "10", "--only", "ddp", "fsdp2", "--out", str(tmp_path), "--work", str(tmp_path)]
+    assert script.main(given) == 1
+    assert "no time was left: ddp, fsdp2; call again" in capsys.readouterr().out
 
 
 def test_the_page_sets_the_ways_beside_each_other(tmp_path: Path) -> None:
