@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from docs_ceiling import ceiling_blocks
 from docs_figure1 import figure1_blocks, figure1_drawings
 from docs_losses import loss_blocks, loss_drawings
 from docs_parallel import is_parallel, parallel_blocks
@@ -77,7 +78,8 @@ def training_page(records: Sequence[Record]) -> str:
             continue
         blocks += [f"## {shape_and_card(record)} (`{stem(record)}`)"]
         blocks += [_table(record)] if record.rows else ["Nothing was measured."]
-        blocks += [*_scaling(record, plain), *_targets(record, plain), *left_out(record, plain), *_profile(record)]
+        blocks += [*_scaling(record, plain), *_targets(record, plain), *left_out(record, plain)]
+        blocks += [*_profile(record), *ceiling_blocks(record)]
     return "\n\n".join([*blocks, *figure1, *resume_blocks(records), *loss_blocks(records)]) + "\n"
 
 
