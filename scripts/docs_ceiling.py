@@ -67,8 +67,8 @@ def ceiling_blocks(record: Record) -> list[str]:
     table.append(["together", f"{least * 1e3:.1f}", f"{spent * 1e3:.1f}"])
     text = (
         f"What a step of {first['batch_size']} × {format_window(first['window'])} cannot go below with these kernels "
-        f"for products and attention: every other tensor read and written once at {gpu.bytes_per_second / 1e12:.2f} TB/s, "
-        f"all that the memory has, and no microsecond idle. That would be {tokens / least:,.0f} tokens/s, "
+        "for products and attention: every other tensor read and written once at "
+        f"{gpu.bytes_per_second / 1e12:.2f} TB/s, all that the memory has, and no microsecond idle. That would be {tokens / least:,.0f} tokens/s, "
         f"{tokens / least / peer:.2f} × `{PEER}` at its fastest here; measured: "
         f"{tokens / spent:,.0f}, {least / spent:.0%} of it."
     )
