@@ -68,8 +68,8 @@ def ceiling_blocks(record: Record) -> list[str]:
     text = (
         f"What a step of {first['batch_size']} × {format_window(first['window'])} cannot go below with these kernels "
         "for products and attention: every other tensor read and written once at "
-        f"{gpu.bytes_per_second / 1e12:.2f} TB/s, all that the memory has, and no microsecond idle. That would be {tokens / least:,.0f} tokens/s, "
-        f"{tokens / least / peer:.2f} × `{PEER}` at its fastest here; measured: "
+        f"{gpu.bytes_per_second / 1e12:.2f} TB/s, all that the memory has, and no microsecond idle. That would be "
+        f"{tokens / least:,.0f} tokens/s, {tokens / least / peer:.2f} × `{PEER}` at its fastest here; measured: "
         f"{tokens / spent:,.0f}, {least / spent:.0%} of it."
     )
     return [text, markdown(table)]
