@@ -43,6 +43,7 @@ def check(recipe: Recipe) -> None:
         ("lora.rank", recipe.lora.rank, 0),
         ("train.distill", recipe.train.distill, 0.0),
         ("data.document_mask", recipe.data.document_mask, False),
+        ("data.pieces", recipe.data.pieces, "row"),
         ("distributed.strategy", recipe.distributed.strategy, "none"),
         ("train.evaluate_every", recipe.train.evaluate_every, 0),
     ):

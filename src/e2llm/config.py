@@ -54,6 +54,8 @@ class Recipe:
             "it follows from distributed.global_batch; leave it out",
         )
         self.placement.check_window(self.data.window)
+        if self.data.pieces != "row":
+            self._check_pieces()
         if self.model.quantization != "none":
             self._check_quantized()
         if self.model.offload != "none":
@@ -91,6 +93,13 @@ class Recipe:
             self.distributed.tensor_parallel,
             f"trains all weights, and lora.rank = {self.lora.rank} asks for adapters: use tensor_parallel = 1",
         )
+
+    def _check_pieces(self) -> None:
+        name, value, kind = "data.pieces", self.data.pieces, self.placement.kind
+        require(not self.data.document_mask, name, value, "a window has one document then: data.document_mask = false")
+        # In randpos every token jumps, in none no one does.
+        few = kind in ("paper", "jumps", "pose", "end_anchor")
+        require(few, name, value, f"placement.kind = {kind} has no pieces: use jumps, paper, pose or end_anchor")
 
     def _check_quantized(self) -> None:
         name, value = "model.quantization", self.model.quantization

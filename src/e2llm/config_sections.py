@@ -83,6 +83,10 @@ class DataConfig:
     """R, tokens in a training window."""
     document_mask: bool = False
     """Keep packed documents apart: position ids restart at each, and attention does not cross."""
+    pieces: Literal["row", "document", "documents"] = "row"
+    """Where positions jump in a window: row, text goes on in a row, so that what is next stands far away; document,
+    text jumps too, to what stands that far on in the document (nearer where it is too short); documents, to any other.
+    Windows with planted facts stay in a row."""
     held_out_fraction: float = 0.01
     """Share of documents, per source, kept for the evaluation loss. At least one document where a source has two."""
     seed: int = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from e2llm.data.order import keyed_hash, permute
+from e2llm.data.pieces import Jumps, piece_offsets
 from e2llm.data.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -93,8 +94,9 @@ class Windows(Protocol):
     num_unusable: int
     """Windows left out because they hold nothing to learn."""
 
-    def draw(self, number: int, seed: int) -> Window:
-        """The number-th window; the same for the same (number, seed)."""
+    def draw(self, number: int, seed: int, jumps: Jumps | None = None) -> Window:
+        """The number-th window; the same for the same (number, seed). With `jumps` text jumps too, where it can: a
+        generator's passages and windows with facts stay in one row."""
         ...
 
 
@@ -135,10 +137,47 @@ class PackedWindows:
         loss = None if store.loss is None else self._gather(store.loss, spans).astype(bool)
         return Window(self._gather(store.tokens, spans).astype(np.int64), loss, self._document_starts(spans))
 
-    def draw(self, number: int, seed: int) -> Window:
-        """The number-th window of an endless walk that visits all windows in a new order each epoch."""
+    def draw(self, number: int, seed: int, jumps: Jumps | None = None) -> Window:
+        """The number-th window of an endless walk that visits all windows in a new order each epoch.
+
+        With `jumps` only its first piece is that window's; the first token of every other piece carries no loss, for
+        nothing before it leads to it."""
         epoch, step = divmod(number, len(self))
-        return self[permute(step, len(self), keyed_hash(seed, epoch))]
+        chosen = permute(step, len(self), keyed_hash(seed, epoch))
+        if jumps is None or not len(jumps):
+            return self[chosen]
+        others = [keyed_hash(seed, number, piece) % len(self) for piece in range(len(jumps))]
+        return self._from_others(chosen, others, jumps) if jumps.other_documents else self._further_on(chosen, jumps)
+
+    def _further_on(self, number: int, jumps: Jumps) -> Window:
+        """Pieces of the document in which the window begins; the window as it is where that ends within it."""
+        whole = self[number]
+        cut = number if self._usable is None else int(self._usable[number])
+        first, _ = self.part.spans(cut * self.window, cut * self.window + 1)[0]
+        offsets = self.part.store.offsets
+        end = int(offsets[np.searchsorted(offsets, first, side="right")])
+        room = end - first - self.window
+        if room <= 0:
+            return whole
+        skipped = piece_offsets(jumps, self.window, room)
+        tokens = self.part.store.tokens[first:end][np.arange(self.window) + skipped].astype(np.int64)
+        loss = None if self.part.store.loss is None else self.part.store.loss[first:end]
+        loss = np.ones(self.window, bool) if loss is None else loss[np.arange(self.window) + skipped].astype(bool)
+        loss[jumps.places] &= np.diff(skipped)[jumps.places - 1] == 0
+        return Window(tokens, loss, whole.document_starts[whole.document_starts == 0])
+
+    def _from_others(self, number: int, others: list[int], jumps: Jumps) -> Window:
+        """Each piece what stands there in another window."""
+        whole = self[number]
+        tokens = whole.tokens.copy()
+        loss = np.ones(self.window, bool) if whole.loss is None else whole.loss.copy()
+        for place, stop, other in zip(jumps.places, [*jumps.places[1:], self.window], others, strict=True):
+            piece = self[other]
+            tokens[place:stop] = piece.tokens[place:stop]
+            loss[place:stop] = True if piece.loss is None else piece.loss[place:stop]
+        loss[jumps.places] = False
+        starts = whole.document_starts
+        return Window(tokens, loss, starts[starts < jumps.places[0]])
 
     def _scan(self, num_windows: int) -> np.ndarray:  # (num_windows,) bool
         assert self.part.store.loss is not None
@@ -175,8 +214,8 @@ class SyntheticWindows:
         self.num_unusable = 0
         self._generate = find_generator(part.generator)
 
-    def draw(self, number: int, seed: int) -> Window:
-        """The same for the same (seed, number)."""
+    def draw(self, number: int, seed: int, jumps: Jumps | None = None) -> Window:
+        """The same for the same (seed, number), whatever `jumps` are."""
         tokenizer = self.part.tokenizer
         tokens: list[int] = []
         starts: list[int] = []

@@ -16,6 +16,7 @@ import numpy as np
 
 from e2llm.data.order import keyed_hash
 from e2llm.data.parts import PackedWindows, TextPart, Window
+from e2llm.data.pieces import Jumps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,13 +59,12 @@ class PlantedWindows:
         self.inner = PackedWindows(planted.part, window)
         self.num_unusable = 0
 
-    def draw(self, number: int, seed: int) -> Window:
-        """The same for the same (seed, number)."""
-        window = self.inner.draw(number, seed)
+    def draw(self, number: int, seed: int, jumps: Jumps | None = None) -> Window:
+        """The same for the same (seed, number). `jumps`: of windows without facts."""
         key = keyed_hash(_PLANT, seed, number)
         if (key >> 11) / 2**53 >= self.planted.share:
-            return window
-        return plant_window(window, self.planted.tokenizer, key >> 2)
+            return self.inner.draw(number, seed, jumps)
+        return plant_window(self.inner.draw(number, seed), self.planted.tokenizer, key >> 2)
 
 
 def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int) -> Window:

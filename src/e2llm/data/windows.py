@@ -11,7 +11,7 @@ Flows in: parts of a `Corpus`. Flows out: tensors, per sample and stacked. B = b
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from e2llm.data.order import assign_sources, keyed_hash, number_within_source
 from e2llm.data.parts import PackedWindows, Part, TextPart, Window
+from e2llm.data.pieces import Jumps
 
 Sample = dict[str, Any]
 IGNORED = -100
@@ -44,10 +45,13 @@ class WindowDataset(Dataset[Sample]):
         seed: int,
         start: int = 0,
         document_mask: bool = False,
+        jumps: Callable[[int], Jumps] | None = None,
     ) -> None:
+        """`jumps`: those of the sample with that absolute index, for text that jumps where its positions do."""
         if not parts:
             raise ValueError("data.sources is empty: name at least one source of text")
         self.start = start
+        self.jumps = jumps
         self.num_samples = num_samples
         self.seed = seed
         self.document_mask = document_mask
@@ -70,7 +74,9 @@ class WindowDataset(Dataset[Sample]):
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of {self.num_samples}")
         source = int(self._sources[index])
-        window = self._windows[source].draw(int(self._numbers[index]), keyed_hash(_ORDER, self.seed, source) >> 1)
+        seed = keyed_hash(_ORDER, self.seed, source) >> 1
+        jumps = None if self.jumps is None else self.jumps(self.start + index)
+        window = self._windows[source].draw(int(self._numbers[index]), seed, jumps)
         return to_sample(window, self.start + index, document_mask=self.document_mask)
 
 

@@ -46,7 +46,7 @@ from e2llm.train.packages import check_packages
 from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.tensor_parallel import check_model
-from e2llm.train.trainer import PlacingCollator, PlacingTrainer, complete_checkpoints
+from e2llm.train.trainer import JumpsOf, PlacingCollator, PlacingTrainer, complete_checkpoints
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,7 @@ def _build_trainer(
         num_samples=sampler.num_samples,
         seed=recipe.data.seed,
         document_mask=recipe.data.document_mask,
+        jumps=None if recipe.data.pieces == "row" else JumpsOf(sampler, recipe.data.pieces == "documents"),
     )
     held_out = None
     if config.evaluate_windows and corpus.held_out:

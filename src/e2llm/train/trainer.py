@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from e2llm.data import collate
+from e2llm.data import Jumps, collate
 from e2llm.hf import Extension
 from e2llm.positions.placement import PositionSampler
 from e2llm.train.distributed import any_process, local
@@ -41,6 +42,17 @@ class PlacingCollator:
         window = batch["input_ids"].shape[1]
         batch["placements"] = [self.sampler.draw(index, window) for index in indices]
         return batch
+
+
+@dataclass(frozen=True)
+class JumpsOf:
+    """Sample index -> the jumps that its positions will make, for text that jumps with them (data.pieces)."""
+
+    sampler: PositionSampler
+    other_documents: bool
+
+    def __call__(self, sample_index: int) -> Jumps:
+        return Jumps.of(self.sampler.draw(sample_index).positions, other_documents=self.other_documents)
 
 
 class PlacingTrainer(Trainer):
