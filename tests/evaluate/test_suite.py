@@ -24,7 +24,7 @@ from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.records import Record
 
-pytestmark = pytest.mark.filterwarnings("ignore:longbench. no file for:e2llm.evaluate.task_suites.LeftOutWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:longbench. no data for:e2llm.evaluate.task_suites.LeftOutWarning")
 
 
 def row(index: int, **fields: Any) -> dict[str, Any]:

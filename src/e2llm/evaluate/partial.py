@@ -20,7 +20,8 @@ class Finished:
         self.path = path if path is None or index == 0 else path.with_name(f"{path.name}.{index}")
         self._found: dict[str, dict[str, Any]] = {}
         for file in [] if path is None else files(path):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            # Not splitlines(): answers hold separators that it would take for line ends, such as U+2028.
+            for line in file.read_text(encoding="utf-8").split("\n"):
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
