@@ -58,7 +58,7 @@ def page(tmp_path_factory):
     short = {"suite": "short", "window": None, "harness_metric": "acc"}
     tasks.rows.append(test_task_tables.task_row("hellaswag", 0.4, "accuracy", **short))
     pairs = test_native.retrieval("uuid_kv", base=(0.5, 0.1, 0.0), ours=(0.9, 0.8, 0.7))
-    records += [test_rescaled.choice(), tasks, pairs, test_cost.train(), many_windows()]
+    records += [test_rescaled.choice(), tasks, pairs, test_cost.train(), many_windows(), uneven()]
     path.write_text(render_page(records))
     assert all(f'<section id="{part}"' in path.read_text() for part in ("tasks", "choice", "cost", "rescaled"))
     return path
@@ -79,6 +79,16 @@ def many_windows():
     return Record("evaluate", {}, rows, [], {})
 
 
+def uneven():
+    """Six windows of which some checkpoints read an eighth of the tokens: ranges of large numbers beneath a table."""
+    rows = []
+    for power in range(6):
+        for checkpoint, n in (("base", 131_056), ("recommended+planted_s0", 1_048_320)):
+            labels = {"base_model": "uneven", "checkpoint": checkpoint, "method": "yarn", "window": 4096 * 2**power}
+            rows.append(make_row("perplexity", 12.3, "ratio", n, low=10.11, high=345.6, **labels, corpus="ranges"))
+    return Record("evaluate", {}, rows, [], {})
+
+
 def browse(page, tmp_path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -93,10 +103,11 @@ def test_figures_are_drawn_without_overlaps(page, tmp_path, width):
     probed.write_text(page.read_text().replace("</body>", PROBE))
     dom = browse(probed, tmp_path, f"--window-size={width},1000", "--dump-dom").stdout
     found = json.loads(re.findall(r'<pre id="probe">(.*?)</pre>', dom)[-1])
-    assert found["figures"] == found["drawn"] == 11
+    assert found["figures"] == found["drawn"] == 12
     assert found["overlaps"] == []
     assert not found["sideways"] and found["small"] == 0
-    assert width < 1000 or found["hidden"] == ["c"]  # a wide page shows every column of all tables but the widest
+    # a wide page shows every column of all tables but those of ten windows
+    assert width < 1000 or found["hidden"] == ["c", "one needle"]
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [(1, LIGHT), (0, DARK)], ids=["light", "dark"])
@@ -151,7 +162,7 @@ def test_printed_nothing_is_cut(live):
     assert found["hidden"] == 0  # nothing to click on on paper
     assert len(found["tables"]) > 20 and all(found["tables"])
     assert found["cells"] == [] and found["clipped"] == 0 and not found["sideways"]
-    assert len(found["figures"]) == 11 and all(found["figures"])
+    assert len(found["figures"]) == 12 and all(found["figures"])
     assert found["whole"] == 0  # a page ends before a table or a figure, not in it
     assert found["paper"] == "rgb(255, 255, 255)"  # also where the reader's screen is dark
 

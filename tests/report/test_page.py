@@ -13,7 +13,7 @@ from e2llm.report import render_page, save_figures, write_report
 from e2llm.report.headline import headline
 from e2llm.report.series import all_rows
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
 
 class Outline(HTMLParser):

@@ -91,9 +91,10 @@ def _mean_table(title: str, scores: dict[str, dict[str, dict[int, Row]]], failed
             if names and (names is complete or len(able) < len(complete)):
                 cells = [None if w not in own else _cell(_mean([kinds[n][w] for n in names]), what) for w in windows]
                 body.append((f"{label}, {what}", cells))
-    rows = [[row for kinds in scores.values() for points in kinds.values() for row in points.values()]]
-    head = ["mean over kinds", *map(format_window, windows)]
-    return Table(f"RULER, means, {title}", head, body, notes=beyond_notes(rows))
+    rows = [points for kinds in scores.values() for points in kinds.values()]
+    columns = [[points[window] for points in rows if window in points] for window in windows]
+    head, foot = ["mean over kinds", *map(format_window, windows)], count_foot("prompts a kind", columns)
+    return Table(f"RULER, means, {title}", head, body, foot, notes=beyond_notes(columns))
 
 
 def _mean(rows: Sequence[Row]) -> Row:

@@ -59,6 +59,7 @@ td.none{color:var(--muted)}
 .interval{display:block;color:var(--muted);font-size:.75rem;line-height:1.25;letter-spacing:-.01em}
 td.shaded .interval{color:inherit;opacity:.85}
 tfoot th,tfoot td{color:var(--muted);font-weight:400;font-size:.8125rem;border-bottom:0}
+tfoot td{white-space:normal}
 tfoot td.every,table.heat tfoot td.every{text-align:left}
 table.dense{font-size:.8125rem}
 table.dense th,table.dense td{padding:.45rem .35rem}
@@ -103,7 +104,7 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   thead th,tfoot th,tfoot td{font-size:.75rem}
   tbody th:first-child{min-width:5.5rem}
   table.heat{border-spacing:2px;min-width:0}
-  table.heat tbody th:first-child{min-width:0}
+  table.heat tbody th:first-child{min-width:2.5rem}
   table.heat tfoot th{white-space:normal;min-width:0;width:2.75rem}
   table.heat td{padding:.45rem .3rem;min-width:2.75rem}
   dl.facts{grid-template-columns:1fr;gap:0}
