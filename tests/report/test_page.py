@@ -184,3 +184,9 @@ def test_headline_does_not_hide_a_loss():
         for name, value in (("base", 4.0), ("extended", 9.0))
     ]
     assert _headline(Record("evaluate", {}, rows, [], {})).sentence == "At 4,096 tokens, perplexity 4.00 → 9.00"
+
+
+def test_names_of_files_break_at_signs_and_their_kinds_not_at_all(tmp_path):
+    path = sample_records.training().save(tmp_path / "a_long_name.json")
+    page = render_page([Record.load(path)])
+    assert '<th scope="row">a_<wbr>long_<wbr>name.json</th><td class="whole">train</td>' in page

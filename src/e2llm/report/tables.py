@@ -72,10 +72,10 @@ class Table:
         rows = []
         for index, (name, cells) in enumerate(self.body):
             strong = ' class="hero"' if index in self.strong else ""
-            rows.append(f'<tr{strong}><th scope="row">{_breakable(name)}</th>{"".join(map(_html_cell, cells))}</tr>')
+            rows.append(f'<tr{strong}><th scope="row">{breakable(name)}</th>{"".join(map(_html_cell, cells))}</tr>')
         foot = ""
         if self.foot:
-            counts = "".join(f"<td>{_breakable(text)}</td>" for text in self.foot[1])
+            counts = "".join(f"<td>{breakable(text, '–')}</td>" for text in self.foot[1])
             if len(self.foot[1]) > 1 and len(set(self.foot[1])) == 1:
                 text = self.foot[1][0]
                 where = "each column" if "–" in text else "every cell"  # a range: rows differ, columns do not
@@ -240,9 +240,9 @@ def _bold(cell: Cell | None) -> str:
     return f"{text} ({cell.interval})" if cell.interval else text
 
 
-def _breakable(text: str) -> str:
-    """HTML that may begin a new line after a sign, so that no line has to end inside a word."""
-    return re.sub(r"([_+/–])", r"\1<wbr>", html.escape(text))
+def breakable(text: str, after: str = "_+/") -> str:
+    """HTML that may begin a new line after these signs, so that no line has to end inside a word."""
+    return re.sub(f"([{after}])", r"\1<wbr>", html.escape(text))
 
 
 def _html_cell(cell: Cell | None) -> str:
