@@ -149,6 +149,7 @@ PRINTED = """(() => {
     figures: all('figure svg').filter((e) => box(e).height > 0).map((e) => !out(e)),
     sideways: document.documentElement.scrollWidth > innerWidth + 1,
     whole: all('.scroll, figure, tr').filter((e) => getComputedStyle(e).breakInside !== 'avoid').length,
+    facts: all('details').map((d) => d.querySelector('h3').checkVisibility()),
     paper: getComputedStyle(document.body).backgroundColor,
   };
 })()"""
@@ -156,12 +157,15 @@ PRINTED = """(() => {
 
 def test_printed_nothing_is_cut(live):
     live.size(PAPER)
+    live.run("document.querySelector('details').open = true")
     live.media("print", "dark")
     found = live.run(PRINTED)
     assert found["hidden"] == 0  # nothing to click on on paper
     assert len(found["tables"]) > 20 and all(found["tables"])
     assert found["cells"] == [] and found["clipped"] == 0 and not found["sideways"]
     assert len(found["figures"]) == 12 and all(found["figures"])
+    # whole configurations would be a hundred pages: the reader prints those that are open
+    assert found["facts"][0] and not any(found["facts"][1:]) and len(found["facts"]) > 2
     assert found["whole"] == 0  # a page ends before a table or a figure, not in it
     assert found["paper"] == "rgb(255, 255, 255)"  # also where the reader's screen is dark
 

@@ -242,7 +242,8 @@ def _what_was_run(records: Sequence[Record]) -> Part:
                 "</summary>", f' <span class="quiet">{html.escape(line)}</span></summary>', 1
             )
         )
-    return Part("run", "What was run", "".join(blocks))
+    text = '<p class="quiet">Configuration and environment of each Record; those that are open are printed.</p>'
+    return Part("run", "What was run", text + "".join(blocks) if blocks else "")
 
 
 def _files(records: Sequence[Record]) -> Part:

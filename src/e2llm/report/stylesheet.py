@@ -134,7 +134,6 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   h2,h3,h2+.quiet,h3+.quiet{break-after:avoid}
   .quiet{break-inside:avoid}
   figure,tr,details dl>div{break-inside:avoid}
-  details::details-content{content-visibility:visible;display:block;block-size:auto}
 }
 """
 
