@@ -13,7 +13,7 @@ from e2llm.intervals import Interval, interval_fields, interval_of_average
 from e2llm.report.beyond import LABEL as BEYOND
 from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.formats import format_window, join_words
-from e2llm.report.native import FAILED, MARK, cannot
+from e2llm.report.native import FAILED, MARK, NOT_KNOWN, cannot
 from e2llm.report.series import Row, Section, sections, series_of
 from e2llm.report.tables import Cell, Table, count_foot, interval_text
 
@@ -58,7 +58,7 @@ def _tables(found: Sequence[Section]) -> RulerTables:
     title = join_words(str(first.labels.get("corpus") or ""), first.base_model)
     kinds = [(label, _kind_table(label, scores[label], failed)) for label in labels]
     note = (
-        "No window at or below the native one was measured, so what the base cannot do at all is not known."
+        NOT_KNOWN
         if not known
         else f"{MARK.strip()} fails inside its native window already (score there below {FAILED:g}): "
         + ", ".join(name for name in names if name in failed)
