@@ -88,6 +88,16 @@ def test_two_files_with_the_same_labels_stay_apart(tmp_path: Any) -> None:
     assert [cell.text[:4] for cell in section.tables[0].body[0][1] if cell] == ["40.0", "50.0"]
 
 
+def test_columns_of_a_checkpoint_go_by_window_and_scale_whatever_the_order_of_the_files() -> None:
+    places = [("plain", 32768, 8.0), ("paper", 8192, 2.0), ("plain", 8192, 4.0), ("plain", 8192, 2.0)]
+    rows = [task_row("lcc", 0.5, checkpoint=c, window=w, scale=s) for c, w, s in places]
+    (section,) = task_sections(all_rows([record(*rows)]))
+    assert [head.replace(" · linear", "") for head in section.tables[0].head[1:]] == [
+        "plain, 8k, scale 2", "plain, 8k, scale 4", "plain, 32k, scale 8", "paper, 8k, scale 2",
+    ]  # fmt: skip
+    assert "n\u00a0=\u00a0200</th>" in section.tables[0].html()  # stays on one line
+
+
 def test_base_models_and_suites_stay_apart() -> None:
     one = task_row("hotpotqa", 0.4)
     rows = [one, task_row("hotpotqa", 0.4, base_model="other"), task_row("gsm100", 0.1, suite="leval")]

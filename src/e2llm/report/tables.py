@@ -241,8 +241,8 @@ def _bold(cell: Cell | None) -> str:
 
 
 def breakable(text: str, after: str = "_+/") -> str:
-    """HTML that may begin a new line after these signs, so that no line has to end inside a word."""
-    return re.sub(f"([{after}])", r"\1<wbr>", html.escape(text))
+    """HTML that may begin a new line after these signs, so that no line has to end inside a word; not at "n = 2"."""
+    return re.sub(f"([{after}])", r"\1<wbr>", html.escape(text)).replace(" = ", "\u00a0=\u00a0")
 
 
 def _html_cell(cell: Cell | None) -> str:

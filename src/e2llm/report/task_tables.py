@@ -102,13 +102,20 @@ class _Column:
 
 
 def _columns(rows: Sequence[Row]) -> list[_Column]:
-    """One for each (checkpoint, method, window, scale); where two files hold the same, one for each file."""
+    """One for each (checkpoint, method, window, scale), a checkpoint's by window and scale; where two files hold the
+    same, one for each file."""
     names: tuple[str, ...] = ("checkpoint", "method", "window", "scale")
     places = [(_place(row), tuple(row.get(name) for name in names)) for row in rows]
     if len(set(places)) < len(places):
         names += ("source",)
     keys = dict.fromkeys(tuple(row.get(name) for name in names) for row in rows)
-    return [_Column(names, key) for key in keys]
+    whose = list(dict.fromkeys(key[:2] for key in keys))
+
+    def order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        window, scale = key[2:4]
+        return whose.index(key[:2]), window or 0, scale is None, scale or 0.0
+
+    return [_Column(names, key) for key in sorted(keys, key=order)]
 
 
 def _place(row: Row) -> tuple[Any, ...]:
