@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--key-model", help="says which tokens need the context (default: the model itself)")
     add("--neighbours", type=int, help="self_extend: tokens read at their own distance (default: native / 4)")
     add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
-    add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
+    add("--max-strides", type=int, help="steps of the sliding window a document (default: 64)")
     add("--prompts", type=int, help="retrieval prompts per window (default: 20)")
     together = "questions asked at once, where the model can be served in batches (default: 1; short: 8)"
     add("--batch-size", type=int, metavar="N", help=together)

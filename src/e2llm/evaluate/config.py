@@ -43,9 +43,9 @@ class EvaluateConfig:
     × depth; kv_pairs: a JSON object of UUIDs; attention: where the answer looks; niah_… to qa_2: RULER."""
     stride: int = 256
     """Tokens that one step of the sliding window scores."""
-    max_strides: int | None = 16
+    max_strides: int | None = 64
     """Steps a document of the sliding window; None scores the whole document (one forward pass per `stride` tokens).
-    64 is the paper's protocol at stride 256: all of a document of 16k tokens, 16,384 tokens of a longer one."""
+    64 at stride 256 is the paper's protocol: all of a document of 16k tokens, 16,384 tokens of a longer one."""
     prompts: int = 20
     """Retrieval prompts per window, scale and task."""
     batch_size: int = 1
