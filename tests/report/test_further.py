@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from e2llm.records import Record, make_row
 from e2llm.report import render_page, results_markdown
-from e2llm.report.attention import attention_figures, attention_tables
+from e2llm.report.attention import FLOOR, attention_figures, attention_tables
 from e2llm.report.canvas import NARROW, WIDE
 from e2llm.report.choice import choice_tables
 from e2llm.report.context import metric_tables, position_figure, position_sections, position_table
@@ -254,6 +254,9 @@ def test_attention_maps() -> None:
     assert all(title in svg for title in ("place in the prompt", "On it, by head", "Copied, by head"))
     page = render_page([attention()])
     assert page.count("<figure>") == 1 and 'id="others"' not in page
+    # what the colours say stands in the text, for those who see the figure and not its description
+    assert "attention on a log scale, from 0.01\u00a0% to all of it" in page and 10**FLOOR == 1e-4
+    assert "log scale" not in render_page([record(attention().rows)])  # no map, no legend
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
