@@ -119,7 +119,9 @@ def load_data(suite: Suite, config: SuiteConfig) -> Data:
         files = ", ".join(f"{task}.jsonl" for task in absent)
         raise ValueError(f"tasks_folder = {source.name!r}: no {files} there, or no row in it")
     if not samples:
-        reason = f"; first complaint: {skipped[0].task}, {skipped[0].identity}: {skipped[0].reason}" if skipped else ""
+        reason = f"; files such as {next(iter(suite.tasks))}.jsonl are expected in it, or in its folder data"
+        if skipped:
+            reason = f"; first complaint: {skipped[0].task}, {skipped[0].identity}: {skipped[0].reason}"
         raise ValueError(f"tasks_folder = {source.name!r}: no usable sample of {suite.name} there{reason}")
     suite.prepare(list(samples))
     if absent:
