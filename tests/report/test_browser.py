@@ -52,7 +52,7 @@ def page(tmp_path_factory):
         pytest.skip("no Chromium on this machine: install chromium to run the browser tests")
     path = tmp_path_factory.mktemp("page") / "report.html"
     records = [sample_records.study(), sample_records.study("novels"), sample_records.training()]
-    records += [test_further.attention(), sample_records.needles(), sample_records.context()]
+    records += [test_further.ruler(), test_further.attention(), sample_records.needles(), sample_records.context()]
     tasks = test_task_tables.longbench()
     tasks.config["skipped"] = test_skipped.SKIPPED
     short = {"suite": "short", "window": None, "harness_metric": "acc"}
@@ -168,6 +168,24 @@ def test_printed_nothing_is_cut(live):
     assert found["facts"][0] and not any(found["facts"][1:]) and len(found["facts"]) > 2
     assert found["whole"] == 0  # a page ends before a table or a figure, not in it
     assert found["paper"] == "rgb(255, 255, 255)"  # also where the reader's screen is dark
+
+
+BROKEN = """[...document.querySelectorAll('table.heat tbody th')].flatMap((head) => {
+  const found = [], walk = document.createTreeWalker(head, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) for (const word of walk.currentNode.data.matchAll(/[^\\s-]+/g)) {
+    const range = document.createRange();
+    range.setStart(walk.currentNode, word.index);
+    range.setEnd(walk.currentNode, word.index + word[0].length);
+    if (range.getClientRects().length > 1) found.push(word[0]);
+  }
+  return found;
+})"""
+
+
+def test_on_a_phone_no_line_ends_inside_a_kind_or_scale(live):
+    live.size(390)
+    assert live.run("document.querySelectorAll('table.heat tbody th').length") > 5
+    assert live.run(BROKEN) == []
 
 
 FOCUSED = """(() => {

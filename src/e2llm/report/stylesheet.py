@@ -107,7 +107,7 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   thead th,tfoot th,tfoot td{font-size:.75rem}
   tbody th:first-child{min-width:5.5rem}
   table.heat{border-spacing:2px;min-width:0}
-  table.heat tbody th:first-child{min-width:2.5rem}
+  table.heat tbody th:first-child{min-width:2.5rem;overflow-wrap:break-word}
   table.heat tfoot th{white-space:normal;min-width:0;width:2.75rem}
   table.heat td{padding:.45rem .3rem;min-width:2.75rem}
   dl.facts{grid-template-columns:1fr;gap:0}
