@@ -58,12 +58,13 @@ BOTH = ("mathematics", "novels")
 _FEW = ("--prompts", "2", "--max-documents", "1")
 _LOSS = ("--max-documents", "1", "--max-strides", "2")
 PARTS = (
-    # whole windows: the documents that reach 256k, the same tokens at both
-    Part("far", ("--protocols", "whole"), FAR, BOTH, small=("--max-documents", "1")),
-    # which scale the longest window wants
+    # whole windows: the documents that reach 256k, the same tokens at both. Scales are named, for 256k is beyond what
+    # some checkpoints were trained for
+    Part("far", ("--protocols", "whole", "--scales", "1", "32"), FAR, BOTH, small=("--max-documents", "1")),
+    # whether the longest window wants less than its own scale, as shorter ones do
     Part(
         "far_scales",
-        ("--protocols", "whole", "--max-documents", "3", "--scales", "16", "20", "24", "28", "32"),
+        ("--protocols", "whole", "--max-documents", "3", "--scales", "24", "28"),
         FAR[1:],
         BOTH,
         small=("--max-documents", "1"),
@@ -248,7 +249,7 @@ def run(call: list[str], end: float) -> bool:
     process = subprocess.Popen(call, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path])})
     try:
         code = process.wait(end - start)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.send_signal(signal.SIGINT)
         try:
             process.wait(20)

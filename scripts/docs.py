@@ -46,7 +46,6 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     for name, text in (
         ("headline", docs_final.headline(records)),
         ("final", "\n\n".join(docs_final.readme_block(records))),
-        ("study", docs_results.study_block(records)),
         ("quickstart", docs_results.quickstart_block(records)),
     ):
         readme = fill(readme, name, text)
@@ -86,7 +85,8 @@ def outdated(root: Path = ROOT) -> list[str]:
 
 
 def _drawings(records: Sequence[Record]) -> dict[str, Drawing]:
-    return docs_training.image_drawings(records) | docs_evaluation.image_drawings(records)
+    parts = (docs_training, docs_evaluation, docs_final)
+    return {file: drawing for part in parts for file, drawing in part.image_drawings(records).items()}
 
 
 def main() -> int:

@@ -56,7 +56,7 @@ def clusters_page() -> str:
         f"**Two constants have no Record.** The links inside a node, {INSIDE / 1e9:g} GB/s (`INSIDE`), were timed once "
         "by hand between two H100s; in every measured step exchange is shorter than computing, so no Record confirms "
         f"them. The network card's {BETWEEN / 1e9:g} GB/s (`BETWEEN`: 400 Gbit/s a GPU, of which four fifths) is a "
-        "data sheet's. More than two GPUs were never measured.",
+        f"data sheet's. More than {_most_gpus()} GPUs were never measured.",
         f"Windows of 4096 tokens, the recipe `recommended`, layers recomputed, {GPU.name}s in nodes of eight; one "
         f"window a GPU at a time. The bill is for {TOKENS / 1e9:g} billion tokens; the study of this project used 0.04 "
         "billion.",
@@ -87,6 +87,11 @@ def _measured() -> list[str]:
     lines.append(_span("peak memory of all runs, in the same way", peaks))
     text = "Against all that was measured of our trainer, far keys and recomputed activations included:"
     return [text, "\n".join(lines)]
+
+
+def _most_gpus() -> str:
+    most = max(run.gpus for run in measured_runs())
+    return {2: "two", 4: "four", 8: "eight"}.get(most, str(most))
 
 
 def _span(name: str, ratios: list[float]) -> str:

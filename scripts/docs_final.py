@@ -1,6 +1,7 @@
 """The final comparison over seeds, for docs/study.md: mean and spread of every figure, and what rests on one seed.
 
-Flows in: Records of kind study_final, one a (checkpoint, seed). Flows out: Markdown; nothing where there are none.
+Flows in: Records of kind study_final, one a (checkpoint, seed). Flows out: Markdown and plots; nothing where there are
+none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from e2llm.records import Record
-from e2llm.report.formats import TASK_NAMES, format_count, format_value, format_window, sentence_case
+from e2llm.report import Drawing, perplexity_figure
+from e2llm.report.formats import TASK_NAMES, format_count, format_value, format_window, sentence_case, slug
+from e2llm.report.series import all_rows, sections, series_of
 
 ORDER = ("base-none", "base-ntk", "base-yarn", "plain", "paper", "recommended", "recommended-planted")
 """Checkpoints in the order of the table; the rival comes last."""
@@ -42,7 +45,7 @@ def final_block(records: Sequence[Record]) -> list[str]:
                 if seed in of_seed:
                     raise ValueError(f"study_final: {name} with seed {seed} holds {key} at {row['window']} twice")
                 of_seed[seed] = row["value"]
-    blocks = ["## Final comparison", NOTE]
+    blocks = ["## Final comparison", NOTE, *_images(records, "images")]
     untrained = {record.config["recipe"]["name"] for record in finals if not _is_trained(record)}
     for key in sorted(values, key=lambda key: (metrics[key] != "perplexity", key[1], key[0])):
         blocks += [f"{sentence_case(key[1])}, {key[0]}:", _table(values[key], metrics[key], untrained)]
@@ -108,8 +111,34 @@ def readme_block(records: Sequence[Record]) -> list[str]:
         f"Equal budgets: {finals[0].rows[-1]['base_model']}, one {' or '.join(devices)}, {steps}, read at the scale "
         "that reads the window best on other documents."
     )
+    images = _images(records, "docs/images")
     # What rests on one seed is said below the tables.
-    return [head, *(block.replace(" (one seed)", "") for block in blocks[2:])]
+    return [head, *images, *(block.replace(" (one seed)", "") for block in blocks[2 + len(images) :])]
+
+
+def image_drawings(records: Sequence[Record]) -> dict[str, Drawing]:
+    """File name -> perplexity against the window, one plot a corpus, of each contestant's first seed."""
+    first: dict[str, Record] = {}
+    for record in sorted((r for r in records if r.kind == "study_final"), key=lambda r: r.config["seed"]):
+        first.setdefault(record.config["recipe"]["name"], record)
+    found = {}
+    for section in sections(all_rows([first[name] for name in _ordered(first)]), "perplexity"):
+        if any(len(one.points) > 1 for one in series_of(section)):
+            name = slug("final-perplexity", section.labels["corpus"])
+            drawing = perplexity_figure(section, name=name)
+            assert drawing is not None, "a series of several windows can be drawn"
+            found[f"{name}.svg"] = drawing
+    return found
+
+
+def _images(records: Sequence[Record], folder: str) -> list[str]:
+    seeds = {r.config["seed"] for r in records if r.kind == "study_final" and _is_trained(r)}
+    of = f", seed {min(seeds)}" if len(seeds) > 1 else ""
+    return [
+        f"![Perplexity against the window, {file.removeprefix('final-perplexity-').removesuffix('.svg')}{of}]"
+        f"({folder}/{file})"
+        for file in image_drawings(records)
+    ]
 
 
 def _is_trained(record: Record) -> bool:

@@ -18,7 +18,7 @@ from e2llm.config import load_recipe
 from e2llm.evaluate.calibrate import best_scale
 from e2llm.records import Record
 from e2llm.report import perplexity_figure, results_markdown, write_coverage
-from e2llm.report.formats import format_count, format_value, format_window, slug
+from e2llm.report.formats import format_value, format_window, slug
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.shared_documents import mark_of
 from e2llm.report.tables import window_table
@@ -77,44 +77,6 @@ def calibration_block(records: Sequence[Record]) -> list[str]:
     documents = ", ".join(f"`{name}`" for name in names)
     note = f"The scale that reads each window best, on {documents}, which no table holds."
     return ["## Calibration", note, table]
-
-
-def study_block(records: Sequence[Record]) -> str:
-    """The README's tables and plot of the study on a real model."""
-    study = measured(named(records, STUDY))
-    rows = all_rows(study)
-    found = [s for s in sections(rows, "perplexity") if s.labels["protocol"] == "whole"]
-    if not found:
-        raise ValueError(f"benchmarks/results: no Record {STUDY}*.json with perplexity of whole windows")
-    main = found[0]
-    devices = sorted({str(r.environment.get("gpu") or r.environment.get("cpu")) for r in study})
-    corpus = main.labels["corpus"]
-    parts = [
-        f"{main.base_model}, one {' or '.join(devices)}, {_budgets(study)}. Perplexity of whole "
-        f"windows, {corpus} (lower is better; each trained checkpoint at the scale that reads the window best on other "
-        "documents, the base at window / native window):",
-        window_table(main).markdown().rstrip(),
-        f"![Perplexity against window, {main.title}](docs/images/{_image(main)})",
-    ]
-    for section in sections(rows, "retrieval"):
-        parts += [f"Pass keys found, share of prompts, {section.labels['corpus']} (higher is better):"]
-        parts += [window_table(section).markdown().rstrip(), *wording_note(study)]
-    return "\n\n".join([*parts, "What the study set out to show, and whether it did:", claims(study)])
-
-
-def _budgets(records: Sequence[Record]) -> str:
-    """What each trained checkpoint was given, those of one budget together."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for record in records:
-        if record.kind != "train":
-            continue
-        train = record.config["train"]
-        windows = train["batch_size"] * train["gradient_accumulation"]
-        steps = f"{format_count(train['steps'])} steps of {windows} windows of {record.config['data']['window']} tokens"
-        names[steps].append(f"`{record.rows[0]['checkpoint']}`")
-    if len(names) == 1:
-        return f"{next(iter(names))} for each recipe"
-    return "; ".join(f"{', '.join(dict.fromkeys(found))}: {steps}" for steps, found in names.items())
 
 
 def quickstart_block(records: Sequence[Record]) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from docs_ceiling import ceiling_blocks
 from docs_figure1 import figure1_blocks, figure1_drawings
 from docs_losses import loss_blocks, loss_drawings
+from docs_parallel import is_parallel, parallel_blocks
 from docs_resume import resume_blocks
 from docs_train_runs import Row, benchmarks, card, cell, left_out, markdown, shape_and_card, stem
 
@@ -71,9 +73,13 @@ def training_page(records: Sequence[Record]) -> str:
     plain, figure1 = benchmarks(records, figure1=False), figure1_blocks(records)
     blocks = [HEAD, *_overview(plain)] if plain or figure1 else [HEAD, NOTHING]
     for record in plain:
+        if is_parallel(record):
+            blocks += [*parallel_blocks(record), *_targets(record, plain), *left_out(record, plain)]
+            continue
         blocks += [f"## {shape_and_card(record)} (`{stem(record)}`)"]
         blocks += [_table(record)] if record.rows else ["Nothing was measured."]
-        blocks += [*_scaling(record, plain), *_targets(record, plain), *left_out(record, plain), *_profile(record)]
+        blocks += [*_scaling(record, plain), *_targets(record, plain), *left_out(record, plain)]
+        blocks += [*_profile(record), *ceiling_blocks(record)]
     return "\n\n".join([*blocks, *figure1, *resume_blocks(records), *loss_blocks(records)]) + "\n"
 
 
@@ -95,20 +101,29 @@ def _table(record: Record) -> str:
 
 def _measured(record: Record, records: Sequence[Record]) -> Iterator[tuple[str, str, bool]]:
     """Each target that the Record says something about: in words, what was measured, whether that reaches it."""
+    if "train.compile=none" in record.config["settings"]:
+        return  # it says what compiling is worth, and reaches for nothing
     for shape, metric, bound, text in TARGETS:
         if shape not in (None, record.config["shape"]):
             continue
         found: dict[str, list[float]] = {}
         for row in record.rows:
-            if row["metric"] == metric and row["trainer"] == OURS:
+            if row["metric"] == metric and row["trainer"] == OURS and _is_target(row):
                 spread = f", {row['parallelism']}" if row.get("gpus", 1) > 1 else ""
                 found.setdefault(text + spread, []).append(row["value"])
         if metric == "ratio_to_one_gpu":
             for row, one, _ in _against_fastest(record, records):
+                if not _is_target(row):
+                    continue
                 found[f"{text} at its fastest, {row['parallelism']}"] = [row["value"] / one["value"]]
         for name, values in found.items():
             best = min(values) if bound < 0 else max(values)
             yield name, _shown(metric, best), best <= -bound if bound < 0 else best >= bound
+
+
+def _is_target(row: Row) -> bool:
+    """Targets are for one GPU, and for two that share a run by DDP or FSDP2."""
+    return row.get("gpus", 1) == 1 or (row["gpus"] == 2 and row["parallelism"] in ("ddp", "fsdp2"))
 
 
 def _shown(metric: str, value: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import SHAPES
+from e2llm.benchmark.train_contestants import parallel_settings
 from e2llm.config import load_recipe
 from e2llm.plan.calibration import Run, fit
 from e2llm.plan.shape import Shape, shape_of
@@ -19,6 +20,8 @@ OURS: dict[str, tuple[str, ...]] = {"e2llm": _PLAIN, "full-length": _PLAIN, "e2l
 """Trainers that are planned -> what differs from the recipe."""
 FAMILIES = ("smollm2-135m", "llama-1b", "llama-2-7b")
 """Shapes, with and without adapters."""
+PLANNED = ("none", "ddp", "fsdp2", "hsdp")
+"""Ways to share a run whose figures the plan is held against."""
 _KEYS = ("trainer", "shape", "window", "batch_size", "checkpointing", "gpus", "parallelism")
 
 
@@ -32,10 +35,16 @@ def runs_of(record: Record, name: str) -> list[Run]:
     card = str(record.environment.get("gpu", "")).lower()
     found = []
     for row in record.rows:
-        if row["metric"] == "tokens_per_second" and row["trainer"] in OURS:
+        if row["metric"] == "tokens_per_second" and row["trainer"] in OURS and _is_planned(record, row):
             gpu = GPUS[next(known for known in GPUS if known in card)]
             found.append(_run(record, row, name, gpu))
     return found
+
+
+def _is_planned(record: Record, row: dict[str, Any]) -> bool:
+    """Not what the plan refuses or says no speed of (tensor parallelism, weights in host memory), DeepSpeed, whose
+    buffers it does not know, and layers that are not compiled, of which its constant is one run's."""
+    return row["parallelism"] in PLANNED and "train.compile=none" not in record.config["settings"]
 
 
 def _run(record: Record, row: dict[str, Any], name: str, gpu: Any) -> Run:
@@ -44,7 +53,7 @@ def _run(record: Record, row: dict[str, Any], name: str, gpu: Any) -> Run:
     shape = SHAPES[row["shape"]]
     settings = [f"data.window={row['window']}", f"train.batch_size={row['batch_size']}"]
     settings += ["train.compile=layers", f"train.gradient_checkpointing={str(row['checkpointing']).lower()}"]
-    settings += [f"distributed.strategy={row['parallelism']}", *OURS[row["trainer"]]]
+    settings += [*parallel_settings(row["parallelism"], row["gpus"]), *OURS[row["trainer"]]]
     if shape.lora_rank:
         adapters = f"lora.rank={shape.lora_rank}", f"model.quantization={shape.quantization}"
         settings += ["model.dtype=bfloat16", *adapters]

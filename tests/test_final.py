@@ -173,6 +173,27 @@ def test_the_headline_follows_the_figures(monkeypatch: pytest.MonkeyPatch) -> No
     assert page.headline([record("plain", 0, 6.0), record("base-yarn", 0, 9.0, trained=False)]) == ""
 
 
+def test_plots_hold_each_contestants_first_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = loaded("docs_final", "scripts", monkeypatch)
+
+    def record(name: str, seed: int, values: dict[int, float]) -> Record:
+        facts: dict[str, Any] = {"checkpoint": name, "method": "yarn", "native_window": 64, "base_model": "m"}
+        facts |= {"corpus": "maths", "protocol": "whole", "documents": 1, "seed": seed}
+        rows = [make_row("perplexity", v, "ratio", 10, window=w, scale=1.0, **facts) for w, v in values.items()]
+        config = {"recipe": {"name": name}, "seed": seed, "trained": name != "base-yarn"}
+        return Record("study_final", config, rows, environment={})
+
+    records = [record("plain", 1, {64: 5.0, 128: 51.5}), record("plain", 0, {64: 4.0, 128: 6.25})]
+    records.append(record("base-yarn", 0, {64: 4.0, 128: 7.75}))
+    (file,) = page.image_drawings(records)
+    assert file == "final-perplexity-maths.svg"
+    drawn = page.image_drawings(records)[file].svg()
+    assert "6.25" in drawn and "7.75" in drawn and "51.5" not in drawn
+    image = "![Perplexity against the window, maths, seed 0](images/final-perplexity-maths.svg)"
+    assert image in page.final_block(records)
+    assert page.image_drawings([record("plain", 0, {64: 4.0})]) == {}, "a point is no line"
+
+
 def test_mean_spread_and_single_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     page = loaded("docs_final", "scripts", monkeypatch)
 

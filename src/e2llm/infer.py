@@ -20,17 +20,18 @@ import torch
 
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
 from e2llm.hf.cache import cache_argument, cache_of
+from e2llm.hf.chunks import needs_no_mask, without_masks
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Policy, Schedule, choose_scale, window_of
 
 WHOLE_PROMPT_TOKENS = {"cuda": 131_072, "cpu": 16_384}
-"""Longest prompt that is prefilled in one pass. A whole pass needs no mask (causal kernels); a chunk after the first
-needs one."""
+"""Longest prompt that is prefilled in one pass, which needs no mask (causal kernels)."""
 CHUNK_TOKENS = 8192
 """Chunk of a longer prompt, and of any prompt on a model with sliding-window layers (there a whole pass builds a T ×
 T mask)."""
 MASK_ELEMENTS = 2**30
-"""Most (query, key) pairs of one chunk's mask; the chunk shrinks for very long prompts."""
+"""Most (query, key) pairs of one chunk's mask, where chunks need one (`hf.chunks`): there the chunk shrinks for very
+long prompts."""
 
 _WINDOWED = {"sliding_attention", "chunked_attention"}
 
@@ -135,7 +136,15 @@ def prefill_chunk_tokens(model: Any, num_tokens: int, requested: int | None = No
     windowed = bool(layer_types & _WINDOWED) if layer_types else getattr(config, "sliding_window", None) is not None
     if not windowed and num_tokens <= WHOLE_PROMPT_TOKENS.get(model.device.type, CHUNK_TOKENS):
         return num_tokens
+    # On a CPU what is causal over a longer cache is written out as a mask by torch itself.
+    if model.device.type == "cuda" and needs_no_mask(model):
+        return min(CHUNK_TOKENS, num_tokens)
     return min(CHUNK_TOKENS, num_tokens, max(256, MASK_ELEMENTS // num_tokens))
+
+
+def _reading(model: Any) -> contextlib.AbstractContextManager[None]:
+    """The block in which a chunk of a prompt is read."""
+    return without_masks(model) if needs_no_mask(model) else contextlib.nullcontext()
 
 
 def hidden_chunks(model: Any, input_ids: torch.Tensor, chunk_tokens: int | None = None) -> Iterator[torch.Tensor]:
@@ -152,7 +161,8 @@ def hidden_chunks(model: Any, input_ids: torch.Tensor, chunk_tokens: int | None 
         return
     cache = None
     for piece in input_ids.split(chunk, dim=1):
-        out = body(input_ids=piece, **cache_argument(body, cache))
+        with _reading(model):
+            out = body(input_ids=piece, **cache_argument(body, cache))
         cache = cache_of(out)
         yield out.last_hidden_state
 
@@ -363,7 +373,8 @@ class Engine:
             chunk = min(chunk, 1024)
         cache = None
         for piece in ids.split(chunk, dim=1):
-            out = self.model(input_ids=piece, **cache_argument(self.model, cache), **self._last_only)
+            with _reading(self.model) if chunk < len(prompt_ids) else contextlib.nullcontext():
+                out = self.model(input_ids=piece, **cache_argument(self.model, cache), **self._last_only)
             cache = cache_of(out)
         return out.logits[0, -1], cache
 

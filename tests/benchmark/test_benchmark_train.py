@@ -55,7 +55,7 @@ def test_two_trainers_and_a_profile(work: Path, tmp_path: Path, capsys: pytest.C
 
 def test_two_processes_train_together(work: Path, tmp_path: Path) -> None:
     out = tmp_path / "two.json"
-    given = ["--shape", "tiny", "--trainers", "e2llm", "hf", "--gpus", "2", "1", "--parallelism", "fsdp2"]
+    given = ["--shape", "tiny", "--trainers", "e2llm", "hf", "--gpus", "2", "1", "--parallelism", "fsdp2", "tensor"]
     assert main(["benchmark", "train", *given, *SMALL, *SET, "--work", str(work), "--out", str(out)]) == 0
     record = Record.load(out)
     speeds = {
@@ -63,12 +63,15 @@ def test_two_processes_train_together(work: Path, tmp_path: Path) -> None:
         for row in record.rows
         if row["metric"] == "tokens_per_second"
     }
-    assert speeds.keys() == {("e2llm", 1, "none"), ("hf", 1, "none"), ("e2llm", 2, "fsdp2")}
-    (ratio,) = [row for row in record.rows if row["metric"] == "ratio_to_one_gpu"]
-    assert ratio["value"] == pytest.approx(speeds["e2llm", 2, "fsdp2"] / speeds["e2llm", 1, "none"])
-    name = "e2llm 2 x 64 on 2 by fsdp2"
-    assert record.config["trainer_settings"][name]["distributed"]["strategy"] == "fsdp2"
-    assert record.config["weights"][name] == record.config["weights"]["e2llm 2 x 64"], "whole, not a share"
+    ways = [("e2llm", 2, "fsdp2"), ("e2llm", 2, "tensor")]
+    assert speeds.keys() == {("e2llm", 1, "none"), ("hf", 1, "none"), *ways}
+    ratios = {row["parallelism"]: row["value"] for row in record.rows if row["metric"] == "ratio_to_one_gpu"}
+    for way in ways:
+        assert ratios[way[2]] == pytest.approx(speeds[way] / speeds["e2llm", 1, "none"])
+        name = f"e2llm 2 x 64 on 2 by {way[2]}"
+        shared = record.config["trainer_settings"][name]["distributed"]
+        assert (shared["strategy"], shared["tensor_parallel"]) == ("fsdp2", 2 if way[2] == "tensor" else 1)
+        assert record.config["weights"][name] == record.config["weights"]["e2llm 2 x 64"], "whole, not a share"
 
 
 def test_one_of_two_that_fails_ends_both_and_says_why(work: Path) -> None:

@@ -70,33 +70,6 @@ def test_each_document_is_read_as_in_a_row_of_its_own() -> None:
     torch.testing.assert_close(packed, torch.cat(parts, 1), atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("plain_flex")
-@pytest.mark.parametrize("own_draws", [True, False], ids=["a draw a document", "a draw a row"])
-def test_flex_attention_reads_and_learns_what_sdpa_does(own_draws: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows of several documents, each with scales and places of its own: `e2llm.extend` draws for each document,
-    our trainer for each row. Its backward pass is PyTorch's plain one, which torch forbids on a CPU."""
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *given: None)
-    ids = token_ids(2, sum(LENGTHS))
-    starting = torch.cat([RESTARTING, torch.cat([torch.arange(n) for n in reversed(LENGTHS)])[None]])
-    found = {}
-    for attention in ("sdpa", "flex_attention"):
-        model = tiny_model("llama", attn_implementation=attention).train()
-        extension = install(model, method="yarn")
-        if own_draws:
-            extension.sampler = SAMPLER
-            extension.expect(range(40, 46))
-        else:
-            extension.place([SAMPLER.draw(index, sum(LENGTHS)) for index in (40, 41)])
-        logits = model(input_ids=ids, position_ids=starting, use_cache=False).logits
-        logits.square().mean().backward()
-        found[attention] = logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    (expected, gradients), (logits, got) = found["sdpa"], found["flex_attention"]
-    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
-    assert got.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        assert (got[name] - gradient).norm() < 1e-5 * gradient.norm(), name
-
-
 def test_a_document_too_short_keeps_its_positions_and_draws_its_scale() -> None:
     draw = SAMPLER.draw_document(42, 3)
     assert draw.positions.tolist() == [0, 1, 2]

@@ -54,6 +54,21 @@ def test_the_mildest_comes_first_and_what_is_set_already_is_not_said_again() -> 
     assert alternatives(shape_of(SHAPES[SEVEN].config()), recipe(), 1e9) == []
 
 
+def test_documents_are_offered_an_attention_without_masks() -> None:
+    shape = shape_of(SHAPES["smollm2-135m"].config())
+    given = ("data.document_mask=true", "train.compile=layers", "train.batch_size=8")
+    assert not fits(sum(training_memory(shape, recipe(*given)).values()), 32e9)
+    flex = "model.attn_implementation=flex_attention"
+    first, *_ = alternatives(shape, recipe(*given), 32e9)
+    assert first.settings == (flex, "placement.far_weight=0.0")
+    assert first.size == sum(training_memory(shape, recipe(*given, *first.settings)).values())
+    first, *_ = alternatives(shape, recipe(*given, "placement.far_weight=0"), 32e9)
+    assert first.settings == (flex,)
+    for plain in (("data.document_mask=false",), (flex, "placement.far_weight=0")):
+        ways = alternatives(shape, recipe(*given, *plain), 16e9)
+        assert ways and not any("attn_implementation" in text for way in ways for text in way.settings)
+
+
 def test_offloaded_bytes_are_those_that_are_offloaded(tmp_path: Path) -> None:
     model = tiny_model("llama")
     install(model)

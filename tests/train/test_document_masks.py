@@ -1,13 +1,14 @@
-"""Documents kept apart by whole masks: what is said of it, and who says it."""
+"""Documents kept apart by whole masks: what is said of it, who says it, and training without them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import tiny_model
-from tiny_run import make_base, small
+from tiny_run import logged, make_base, small
 
 import e2llm.train.run as run
 from e2llm.hf import install
@@ -64,3 +65,41 @@ def test_training_says_it_before_attention_has_another_name(
     assert recipe.placement.far_weight
     train(recipe, quiet=True)
     assert asked == ["sdpa"]
+
+
+def losses_of(base: Path, folder: Path, attention: str, *more: str) -> dict[int, float]:
+    """Of some steps over windows of several documents each, scales and offsets drawn for each window."""
+    words = (base / "text" / "0.txt").read_text().split()
+    lines = [json.dumps({"text": " ".join(words[start : start + 30])}) for start in range(0, 390, 30)]
+    (folder / "short.jsonl").write_text("\n".join(lines))
+    recipe = small(
+        base, folder / attention, MASK, NEAR, f"model.attn_implementation={attention}",
+        f'data.sources=[{{path="{folder / "short.jsonl"}"}}]', "data.window=160", "data.held_out_fraction=0",
+        "train.evaluate_windows=0", "train.learning_rate=5e-3", *more,
+    )  # fmt: skip
+    train(recipe, quiet=True)
+    return logged(folder / attention, "loss")
+
+
+@pytest.mark.usefixtures("plain_flex")
+def test_flex_attention_trains_as_sdpa_does(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole trainer: its loss in pieces, its labels, its placements. On a CPU by PyTorch's plain form."""
+    monkeypatch.setattr(run, "check_packages", lambda recipe: None)  # which refuses it here
+    expected, found = (losses_of(base, tmp_path, attention) for attention in ("sdpa", "flex_attention"))
+    assert len(expected) == 6 and found == pytest.approx(expected, abs=2e-5)
+    together = losses_of(base, tmp_path, "eager", "data.document_mask=false")
+    assert abs(together[1] - expected[1]) > 1e-3, "without masks it is another loss"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("compiled", ["none", "layers"])
+def test_compiled_flex_attention_trains_as_sdpa_does(base: Path, tmp_path: Path, compiled: str) -> None:
+    """The fast path: bfloat16 weights with masters cut in two, Triton's kernels."""
+    fast = ("model.dtype=bfloat16", "train.precision=bfloat16", "train.optimizer=adamw_split")
+    more = (*fast, f"train.compile={compiled}", "train.learning_rate=1e-4")
+    expected, found = (losses_of(base, tmp_path, attention, *more) for attention in ("sdpa", "flex_attention"))
+    assert len(expected) == 6 and found == pytest.approx(expected, abs=1e-3)  # without masks up to 4e-3 apart

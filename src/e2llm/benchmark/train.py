@@ -8,6 +8,8 @@ this process takes the card's memory.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import tempfile
 import time
@@ -17,15 +19,25 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import shape_of
-from e2llm.benchmark.train_contestants import DEFAULT_TRAINERS, FULL_LENGTH, POSITIONS, TRAINERS, Contestant, recipe_of
+from e2llm.benchmark.train_contestants import (
+    DEFAULT_TRAINERS,
+    FULL_LENGTH,
+    POSITIONS,
+    TRAINERS,
+    Contestant,
+    check_parallelism,
+    recipe_of,
+)
 from e2llm.benchmark.train_process import FAILED, MEASURED, OUT_OF_MEMORY, TOO_LONG, run_in_process
 from e2llm.benchmark.train_rows import Measurement, rows_of
-from e2llm.records import Record, portable
+from e2llm.records import Record, portable, write_atomic
 
 Progress = Callable[[str], None]
 LIMIT_SECONDS = 600.0
 NEVER = float("inf")
 PROFILED_STEPS = 5
+KEPT = "measured"
+"""Folder, inside `work`, of what was found: a file for each contestant and round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +54,7 @@ class TrainBenchConfig:
     gpus: tuple[int, ...] = (1,)
     """Numbers of GPUs. Our own trainers are measured on each, peers on one."""
     parallelism: tuple[str, ...] = ("ddp", "fsdp2")
-    """Ways of spreading a run over several GPUs (distributed.strategy)."""
+    """Ways of spreading a run over several GPUs (`train_contestants.PARALLELISM`)."""
     steps: int = 20
     """Steps that are counted."""
     warmup: int = 8
@@ -69,6 +81,9 @@ class TrainBenchConfig:
     """Seconds that a contestant may take, start-up and compilation included."""
     until: float = NEVER
     """Seconds after which no other contestant starts; who is left is named."""
+    resume: bool = False
+    """Take what an earlier call in the same folder has measured of the same contestants, and who failed by an error of
+    its own."""
 
     def __post_init__(self) -> None:
         shape_of(self.shape)
@@ -86,6 +101,9 @@ class TrainBenchConfig:
                 raise ValueError(f"{name} = {list(getattr(self, name))}: use numbers of at least 1")
         if not self.gpus or (max(self.gpus) > 1 and not self.parallelism):
             raise ValueError(f"gpus = {list(self.gpus)}, parallelism = {list(self.parallelism)}: give at least one")
+        for gpus, way in _spreads(self):
+            if gpus > 1:
+                check_parallelism(way, gpus)
         if max(self.gpus) > 1 and self.figure1:
             raise ValueError(f"gpus = {list(self.gpus)}: figure1 is measured on one")
         if self.block > self.steps:
@@ -172,14 +190,21 @@ def benchmark_train(
     save: Callable[[Record], Any] = lambda record: None,
     work: Path | None = None,
 ) -> Record:
-    """Run every contestant; `save` gets what there is after each. `work`: a folder that keeps tokens and compiled
-    kernels between calls; left out, they are made anew and removed."""
+    """Run every contestant; `save` gets what there is after each. `work`: a folder that keeps tokens, compiled kernels
+    and what was measured between calls; left out, they are made anew and removed. Raises ValueError where that folder
+    holds results of another GPU and `config.resume` would take them."""
+    if config.resume and work is None:
+        raise ValueError("resume: what was measured lies in the folder of the earlier call; give it as work")
     with tempfile.TemporaryDirectory(prefix="e2llm-benchmark-") as temporary:
         session = _Session(config, work or Path(temporary), progress, save)
         for number in range(config.rounds):
             for one in contestants(config):
                 session.run(one, number)
         return session.record()
+
+
+def _digest(one: Contestant, number: int) -> str:
+    return hashlib.sha256(json.dumps([asdict(one), number], sort_keys=True).encode()).hexdigest()[:24]
 
 
 class _Session:
@@ -208,7 +233,7 @@ class _Session:
             self.out_of_memory.append(one.name)
             self._retry(one, number)
             return
-        found = self._result(one)
+        found = self._result(one, number)
         if found is None:
             return
         if found["status"] == OUT_OF_MEMORY:
@@ -226,8 +251,16 @@ class _Session:
         if one.trainer == FULL_LENGTH and not one.checkpointing:
             self.run(replace(one, checkpointing=True), number)
 
-    def _result(self, one: Contestant) -> dict[str, Any] | None:
+    def _result(self, one: Contestant, number: int) -> dict[str, Any] | None:
         name = one.name
+        kept = self.work / KEPT / f"{_digest(one, number)}.json"
+        if self.config.resume and kept.is_file():
+            found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+            self._here(one, found)
+            if found["status"] == FAILED:
+                self.failed[name] = found["why"]
+                self.progress(f"{name} failed before: {found['why']}")
+            return found
         left = self.config.until - (time.monotonic() - self._begin)
         if left <= 0:
             if name not in self.not_run:
@@ -235,13 +268,25 @@ class _Session:
             return None
         limit = min(self.config.time_limit, max(left, 1.0))
         found = run_in_process(one, work=self.work, time_limit=limit)
-        self._environment = self._environment or found.get("environment")
+        self._here(one, found)
+        if "environment" in found:  # a word of its own: what was ended, or lacks a package, is tried again
+            write_atomic(kept, json.dumps(found))
         if found["status"] == TOO_LONG and limit < self.config.time_limit:
             self.not_run.append(name)  # it had less time than it may take
         elif found["status"] in (FAILED, TOO_LONG):
             self.failed[name] = found["why"]
             self.progress(f"{name} failed: {found['why']}")
         return found
+
+    def _here(self, one: Contestant, found: dict[str, Any]) -> None:
+        """Remember where contestants run. Raises ValueError where a result of an earlier call is of another GPU."""
+        where = found.get("environment")
+        self._environment = self._environment or where
+        if where and self._environment and where.get("gpu") != self._environment.get("gpu"):
+            raise ValueError(
+                f"work = {str(self.work)!r}: {one.name} was measured on {where.get('gpu')}, others on "
+                f"{self._environment.get('gpu')}; remove {self.work / KEPT}, or use another folder"
+            )
 
     def _say(self, one: Contestant, what: str) -> None:
         self.progress(f"{time.monotonic() - self._begin:5.0f} s  {one.shape}: {one.name}: {what}")

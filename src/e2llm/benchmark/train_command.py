@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import SHAPES
-from e2llm.benchmark.train_contestants import DEFAULT_TRAINERS, TRAINERS
+from e2llm.benchmark.train_contestants import DEFAULT_TRAINERS, PARALLELISM, TRAINERS
 from e2llm.records import Record, write_atomic
 
 SHOWN = {
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="windows a step and GPU; the fastest counts (shape's)",
     )
     add("--gpus", nargs="+", type=int, default=(1,), metavar="N", help="numbers of GPUs, for our own trainers (1)")
-    spread = "how several GPUs share a run: ddp, fsdp2, deepspeed (ddp fsdp2)"
-    add("--parallelism", nargs="+", choices=["ddp", "fsdp2", "deepspeed"], metavar="NAME", help=spread)
+    spread = f"how several GPUs share a run: {', '.join(PARALLELISM)} (ddp fsdp2)"
+    add("--parallelism", nargs="+", choices=list(PARALLELISM), metavar="NAME", help=spread)
     add("--steps", type=int, default=20, help="steps that are counted (20)")
     add("--warmup", type=int, default=8, help="steps before them (8)")
     add("--block", type=int, default=5, help="steps of one figure; a row is the median of these (5)")
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--time-limit", type=float, default=600, metavar="SECONDS", help="for one contestant (600)")
     add("--until", type=float, metavar="SECONDS", help="no contestant starts or runs after this (no limit)")
     add("--work", metavar="FOLDER", help="keeps tokens and compiled kernels for a later call (a temporary folder)")
+    add("--resume", action="store_true", help="take what a call with the same --work has measured, or seen fail")
     add("--out", default="train_benchmark.json", help="Record to write (train_benchmark.json)")
 
 
@@ -104,6 +105,7 @@ def measure(
         checkpoint_from=tokens(arguments.checkpoint_from),
         profile=arguments.profile is not None,
         until=NEVER if arguments.until is None else arguments.until,
+        resume=arguments.resume,
     )
     work = None if arguments.work is None else Path(arguments.work)
     record = benchmark_train(config, progress=progress, save=save, work=work)

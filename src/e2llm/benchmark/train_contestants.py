@@ -56,6 +56,41 @@ POSITIONS: dict[str, tuple[str, ...]] = {
 """Trainer of ours -> changes of the recommended recipe. e2llm: random scales and positions through the attention that
 the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window /
 native window; far keys: those that count for others, as the recipe has them, which makes heads wider."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How several GPUs share a run."""
+
+    text: str
+    """What each of them holds, in words."""
+    settings: tuple[str, ...]
+    """Of the recipe; {half} is half of the GPUs."""
+    least: int = 2
+    """GPUs that it takes at least; their number is a multiple of half of that."""
+    together: int = 1
+    """GPUs that compute the same windows."""
+    package: str | None = None
+    """That it needs beyond our own."""
+
+
+_FSDP2, _ZERO = "distributed.strategy=fsdp2", "distributed.strategy=deepspeed"
+_THIRD, _AWAY = "distributed.zero_stage=3", "distributed.cpu_offload=true"
+PARALLELISM = {
+    "ddp": Way("everything", ("distributed.strategy=ddp",)),
+    "fsdp2": Way("its share of weights, gradients and optimizer", (_FSDP2,)),
+    "hsdp": Way("the same, shared by half of the GPUs", (_FSDP2, "distributed.shard={half}"), least=4),
+    "tensor": Way(
+        "its half of each layer's work, with a neighbour; fsdp2 over the pairs",
+        (_FSDP2, "distributed.tensor_parallel=2"),
+        together=2,
+    ),
+    "fsdp2-offload": Way("as fsdp2, its share in host memory", (_FSDP2, _AWAY)),
+    "deepspeed": Way("weights; its share of gradients and optimizer", (_ZERO,), package="deepspeed"),
+    "zero3": Way("its share of weights, gradients and optimizer", (_ZERO, _THIRD), package="deepspeed"),
+    "zero3-offload": Way("as zero3, its share in host memory", (_ZERO, _THIRD, _AWAY), package="deepspeed"),
+}
+"""Name -> way. deepspeed: ZeRO-2."""
 TRAINERS = (*POSITIONS, *HF_OPTIONS, LITGPT, *UNSLOTH_OPTIONS)
 DEFAULT_TRAINERS = ("e2llm", PLAIN_POSITIONS, "hf", "hf-compile", "hf-liger", "hf-liger-compile")
 PACKAGES = {
@@ -91,7 +126,13 @@ class Contestant:
     gpus: int = 1
     """Processes, a GPU each (on a machine without GPUs: processes)."""
     parallelism: str = "none"
-    """The recipe's distributed.strategy: none, ddp, fsdp2 …"""
+    """none, or one of `PARALLELISM`."""
+
+    @property
+    def windows_per_step(self) -> int:
+        """Of all GPUs together."""
+        together = PARALLELISM[self.parallelism].together if self.gpus > 1 else 1
+        return self.batch_size * (self.gpus // together)
 
     @property
     def name(self) -> str:
@@ -124,7 +165,7 @@ def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
             "train.compile=layers",
             "train.evaluate_windows=0",
             f"output={work / 'run'}",
-            f"distributed.strategy={one.parallelism}",
+            *parallel_settings(one.parallelism, one.gpus),
             *(lora if shape.lora_rank else ()),
             *(setting.format(scale=scale) for setting in POSITIONS.get(one.trainer, ())),
             *one.settings,
@@ -132,12 +173,34 @@ def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
     )
 
 
-def require_package(trainer: str) -> None:
-    """ModuleNotFoundError with the install line where the trainer's optional package is not there."""
-    package = PACKAGES.get(trainer)
-    if package is None:
-        return
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ModuleNotFoundError(f"trainer = {trainer!r} needs a package: pip install {package}") from error
+def parallel_settings(parallelism: str, gpus: int) -> tuple[str, ...]:
+    """key=value of a recipe for `gpus` GPUs; none for one that trains alone."""
+    way = PARALLELISM.get(parallelism)
+    return () if way is None else tuple(setting.format(half=gpus // 2) for setting in way.settings)
+
+
+def check_parallelism(parallelism: str, gpus: int) -> None:
+    """Raise ValueError for a way that is none, or that so many GPUs cannot take."""
+    if parallelism not in PARALLELISM:
+        raise ValueError(f"parallelism = {parallelism!r}: no such way; choose from {', '.join(PARALLELISM)}")
+    way = PARALLELISM[parallelism]
+    multiple = max(way.least // 2, way.together)
+    if gpus < way.least or gpus % multiple:
+        raise ValueError(
+            f"parallelism = {parallelism!r}: not for gpus = {gpus}; it takes {way.least} or more, a multiple of "
+            f"{multiple}"
+        )
+
+
+def require_package(one: Contestant) -> None:
+    """ModuleNotFoundError with the install line where the contestant's optional package is not there."""
+    way = PARALLELISM.get(one.parallelism)
+    for name, value, package in (
+        ("trainer", one.trainer, PACKAGES.get(one.trainer)),
+        ("parallelism", one.parallelism, way.package if way is not None else None),
+    ):
+        try:
+            if package is not None:
+                importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise ModuleNotFoundError(f"{name} = {value!r} needs a package: pip install {package}") from error

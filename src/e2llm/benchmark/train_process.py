@@ -28,7 +28,7 @@ SOURCES = Path(__file__).resolve().parents[2]
 def run_in_process(one: Contestant, *, work: Path, time_limit: float) -> dict[str, Any]:
     """The contestant's result; `failed` where it died, `too long` where it was ended after `time_limit` seconds."""
     try:
-        require_package(one.trainer)  # before a process starts for it
+        require_package(one)  # before a process starts for it
     except ModuleNotFoundError as error:
         return {"status": FAILED, "why": str(error)}
     work.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ class Measurement:
 
 def tokens_per_step(one: Contestant) -> int:
     """Of all GPUs together."""
-    return one.batch_size * one.window * one.gpus
+    return one.windows_per_step * one.window
 
 
 def rows_of(measured: Sequence[Measurement], *, figure1: bool = False) -> tuple[list[Row], list[Row]]:

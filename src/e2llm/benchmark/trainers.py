@@ -64,14 +64,15 @@ def _device() -> str:
 
 def _counts(model: Any) -> dict[str, int]:
     parameters = list(model.parameters())  # a tied tensor is one parameter
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    trained = sum(_weights(p) for p in parameters if p.requires_grad)
     return {"trained": trained, "frozen": sum(_weights(p) for p in parameters) - trained}
 
 
 def _weights(parameter: Any) -> int:
-    """How many weights it holds: two lie in each element of a 4-bit one."""
+    """How many weights it holds: two lie in each element of a 4-bit one, none where ZeRO-3 has gathered none."""
     state = getattr(parameter, "quant_state", None)
-    return int(parameter.numel() if state is None else math.prod(state.shape))
+    whole = getattr(parameter, "ds_numel", parameter.numel())
+    return int(whole if state is None else math.prod(state.shape))
 
 
 def _run_ours(one: Contestant, text: Path, work: Path) -> Run:

@@ -14,6 +14,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
+from e2llm.hf.joined import joined_inductor
 from e2llm.hf.rotary import find_rotary_owner, unwrap
 
 
@@ -26,11 +27,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
-def compile_layers(model: nn.Module) -> None:
-    """Compile each decoder layer, for good. A layer that is compiled already stays as it is."""
+def compile_layers(model: nn.Module, *, joined: bool = False) -> None:
+    """Compile each decoder layer, for good. A layer that is compiled already stays as it is.
+
+    `joined`: projections of the same input as one matrix product (`hf.joined`)."""
     for layer in decoder_layers(model):
         if layer._compiled_call_impl is None:
-            layer.compile()
+            layer.compile(**({"backend": joined_inductor} if joined else {}))
 
 
 @contextlib.contextmanager

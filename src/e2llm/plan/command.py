@@ -98,7 +98,7 @@ def _training(facts: Facts, offload: str) -> list[str]:
         lines += [f"  {line}" for line in offers(ways)]
     step = facts["step"]
     if step is None:
-        unknown = "float32 arithmetic, mixtures of experts, 4-bit bases, offloading and teachers"
+        unknown = "float32 arithmetic, mixtures of experts, 4-bit bases, offloading, teachers and whole document masks"
         return [*lines, f"  speed: not known for {unknown}"]
     speeds = f"{step['tokens_per_second']:,.0f} tokens/s, {step['hours']:,.2f} hours"
     lines.append(f"  {speeds} for {facts['steps']} steps of {step['windows']} windows")

@@ -42,9 +42,9 @@ def cannot_fit(size: float, memory: float) -> bool:
 
 
 def alternatives(shape: Shape, recipe: Recipe, memory: float, gpus: int = 1) -> list[Alternative]:
-    """Those that fit `memory` bytes on each of `gpus` GPUs: one window at a time, then checkpointing, then adapters,
-    and under these four bits or an offloaded base. Each keeps what the ones before it changed. What the rest of the
-    recipe does not go with is left out."""
+    """Those that fit `memory` bytes on each of `gpus` GPUs: documents kept apart without masks, where they have some,
+    then one window at a time, then checkpointing, then adapters, and under these four bits or an offloaded base. Each
+    keeps what the ones before it changed. What the rest of the recipe does not go with is left out."""
     found = []
     for changes, made in _smaller(recipe):
         size = sum(training_memory(shape, made, gpus).values())
@@ -70,7 +70,10 @@ def _smaller(recipe: Recipe) -> Iterator[tuple[Changes, Recipe]]:
         one["train.gradient_accumulation"] = train.gradient_accumulation * train.batch_size
     adapters: Changes = {"lora.rank": recipe.lora.rank or 16, "model.dtype": "bfloat16", "train.optimizer": "adamw"}
     kept: Changes = {}
-    for step in (one, {"train.gradient_checkpointing": True}, adapters):
+    # What keeps documents apart without a mask cannot weigh far keys.
+    flex: Changes = {"model.attn_implementation": "flex_attention", "placement.far_weight": 0.0}
+    masked = recipe.data.document_mask and recipe.model.attn_implementation in (None, "sdpa")
+    for step in (*([flex] if masked else []), one, {"train.gradient_checkpointing": True}, adapters):
         made = _with(recipe, kept | step)
         if made is not None and made != _with(recipe, kept):
             kept = kept | step

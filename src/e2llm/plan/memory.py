@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from e2llm.config import Recipe
 from e2llm.hf.far_tables import added_channels
+from e2llm.plan.masks import masks_of
 from e2llm.plan.shape import Shape
 
 # Against peaks measured on one H100 at T = 4096 (135M and 1B full, 7B LoRA, layers compiled) the count is within 5 %.
@@ -34,14 +35,17 @@ def trained_parameters(shape: Shape, recipe: Recipe) -> int:
 
 
 def layer_bytes(shape: Shape, recipe: Recipe) -> float:
-    """Bytes that one decoder layer keeps for one token: two residuals, two normed inputs, queries, keys and values,
-    what attention returns, and gate, up and their product in the MLP."""
+    """Bytes that one decoder layer keeps for one token, a mean over layers: two residuals, two normed inputs, queries,
+    keys and values, what attention returns, and gate, up and their product in the MLP. Without masks, whose bytes grow
+    with the window."""
     low = recipe.train.precision == "bfloat16"
     number = 2 if low else 4
     whole = low and recipe.model.dtype == "float32" and recipe.distributed.strategy in ("none", "ddp")
     residual = 4 if whole or not low else 2  # autocast leaves sums of layers in the weights' own type
     wider = wider_attention(shape, recipe)
-    attention = wider * (2 * shape.num_query_channels + 2 * shape.num_key_channels)
+    masked = masks_of(shape, recipe).layers / shape.num_layers
+    keys = shape.num_key_channels + masked * (shape.num_query_channels - shape.num_key_channels)
+    attention = wider * (2 * shape.num_query_channels + 2 * keys)
     attention += shape.num_query_channels if wider > 1 else 0  # what is left of the answer without added channels
     kept: float = 2 * residual * shape.hidden_size
     kept += number * (2 * shape.hidden_size + attention + 3 * shape.intermediate_size)
@@ -123,11 +127,16 @@ def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1, recomputed: flo
         logits = min(train.logits_tokens, tokens) * shape.vocabulary_size * (4.0 if low else 8.0)
     else:
         logits = tokens * shape.vocabulary_size * 10.0  # its own type, and two of float32
+    masks = masks_of(shape, recipe)
+    if masks.shared:
+        parts["attention masks"] = masks.shared + masks.layers * masks.of_layer
     parts["activations"] = layer * shape.num_layers
     if train.gradient_checkpointing:
         # Each layer's input, and the larger of two: the loss's logits, which are gone before a layer is computed again,
-        # or all of such a layer and its gradients.
-        again = layer * (recomputed or (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED))
+        # or all of such a layer, its mask included, and its gradients.
+        again = layer * (recomputed or (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED)) + masks.of_layer
         parts["activations"] = shape.num_layers * residual + max(again - logits, 0.0)
+        if masks.shared:
+            parts["attention masks"] = masks.shared
     parts["logits"] = logits
     return parts

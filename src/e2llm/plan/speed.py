@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from e2llm.config import Recipe
+from e2llm.plan.masks import masks_of
 from e2llm.plan.memory import layer_bytes, trained_parameters, wider_attention
 from e2llm.plan.shape import Shape
 
@@ -91,10 +92,11 @@ def attention_flops_per_token(shape: Shape, recipe: Recipe) -> float:
 
 def is_known(recipe: Recipe, shape: Shape) -> bool:
     """Whether the constants cover it: not float32 arithmetic, mixtures of experts, 4-bit or offloaded bases, weights in
-    host memory, and a teacher."""
+    host memory, a teacher, and documents kept apart by whole masks, which take slower kernels."""
     train, model = recipe.train, recipe.model
     away = model.quantization != "none" or model.offload != "none" or recipe.distributed.cpu_offload
-    return train.precision == "bfloat16" and not shape.num_experts and not away and not train.distill
+    other = away or train.distill or (recipe.data.document_mask and masks_of(shape, recipe).shared)
+    return train.precision == "bfloat16" and not shape.num_experts and not other
 
 
 def work_of(shape: Shape, recipe: Recipe) -> Work:
