@@ -178,6 +178,22 @@ def test_headlines():
     assert _headline(Record("benchmark", {}, [row], [], {})).sentence == "1 measurement in one file"
 
 
+def test_headline_of_tasks_alone():
+    """The base at its longest window beside the checkpoint that the report is about, whatever came out."""
+    about = {"suite": "longbench", "base_model": "tiny", "method": "yarn", "average": "plain"}
+    values = [("base", 8192, 0.2), ("base", 4096, 0.1), ("plain", 32768, 0.3), ("recommended", 16384, 0.15)]
+    rows = [
+        make_row("average", value + more, "share", 40, checkpoint=name, window=window, scale=1.0, tasks=tasks, **about)
+        for name, window, value in values
+        for tasks, more in (("en14", 0.5), ("all18", 0.0))
+    ]
+    found = _headline(Record("evaluate", {}, rows, [], {}))
+    assert found.sentence == "LongBench 20.0 → 15.0"
+    assert found.detail == "Base · yarn at 8k to recommended · yarn at 16k, mean over all 18 tasks, in percent."
+    alone = _headline(Record("evaluate", {}, rows[:1], [], {}))
+    assert alone.sentence == "LongBench 70.0" and alone.detail.startswith("Base · yarn at 8k, mean over 14 EN tasks")
+
+
 def test_headline_does_not_hide_a_loss():
     rows = [
         make_row("perplexity", value, "ratio", 1, window=4096, checkpoint=name, method="none")
