@@ -44,7 +44,8 @@ ALLOWED = {
     "axolotl_plugin": {"api", "config", "hf", "positions"},
     "plan": {"config", "positions", "hf", "infer", "export", "vllm_plugin"},
     "benchmark": {
-        *("config", "config_sections", "data", "engine", "evaluate", "hf", "infer", "llamacpp", "records", "train"),
+        *("config", "config_sections", "data", "engine", "evaluate", "hf", "infer", "intervals", "llamacpp"),
+        *("records", "train"),
     },
     "quickstart": {"config", "records", "positions", "hf", "data", "train", "infer", "evaluate", "report", "smollm2"},
     "smollm2": set(),

@@ -59,6 +59,13 @@ def test_row_values_are_finite_numbers(value):
         check_row({"metric": "loss", "value": value, "unit": "nats", "n": 1}, where="here")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.json: no Record that can be read: No such file"):
+        Record.load(tmp_path / "gone.json")
+    with pytest.raises(ValueError, match=r"no Record that can be read: Is a directory"):
+        Record.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -93,16 +93,17 @@ def _report(arguments: argparse.Namespace) -> int:
     from e2llm.records import Record, write_atomic
     from e2llm.report import results_latex, results_markdown, save_figures, write_report
 
-    if not (arguments.out or arguments.markdown or arguments.latex or arguments.figures):
+    others = (arguments.markdown, arguments.latex, arguments.figures, arguments.card)
+    if not (arguments.out or any(others)):
         raise ValueError(
             "out: name a page with --out page.html, tables with --markdown results.md or --latex results.tex, a folder "
-            "for pictures with --figures, or several of them"
+            "for pictures with --figures, a checkpoint with --card, or several of them"
         )
     if arguments.dark and not arguments.figures:
         raise ValueError("dark: it is for --figures; the page follows the reader's own setting")
     if arguments.out:
         print(write_report(arguments.records, arguments.out))
-    if not (arguments.markdown or arguments.latex or arguments.figures):
+    if not any(others):
         return 0
     records = [Record.load(path) for path in arguments.records]
     for path, make in ((arguments.markdown, results_markdown), (arguments.latex, results_latex)):
@@ -110,6 +111,10 @@ def _report(arguments: argparse.Namespace) -> int:
             print(write_atomic(Path(path), make(records)))
     if arguments.figures:
         print(*save_figures(records, arguments.figures, dark=arguments.dark), sep="\n")
+    if arguments.card:
+        from e2llm.export.checkpoint_card import write_checkpoint_card
+
+        print(write_checkpoint_card(arguments.card, records))
     return 0
 
 
@@ -226,6 +231,8 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--latex", help="tables to write (LaTeX, to \\input; booktabs)")
     parser.add_argument("--figures", metavar="FOLDER", help="write every figure of the page here, as .svg and .png")
     parser.add_argument("--dark", action="store_true", help="the figures on dark")
+    card = "checkpoint whose README.md becomes a model card for the hub, with its results in the metadata"
+    parser.add_argument("--card", metavar="FOLDER", help=card)
     parser.set_defaults(stage=_report)
 
 

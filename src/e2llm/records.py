@@ -95,6 +95,8 @@ class Record:
         path = Path(path)
         try:
             document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        except OSError as error:
+            raise ValueError(f"{path}: no Record that can be read: {error.strerror}") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
         except ValueError as error:

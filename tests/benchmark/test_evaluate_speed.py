@@ -42,6 +42,9 @@ def test_a_run_writes_a_record_as_it_goes(tmp_path: Path, capsys: pytest.Capture
         seconds, speed = (found[window, name]["value"] for name in ("seconds_per_window", "tokens_per_second"))
         assert speed == pytest.approx(window / seconds, rel=0.5)  # medians of two rounds each
         assert found[window, "ratio_to_floor"]["n"] == 2 and found[window, "ratio_to_floor"]["value"] > 0
+    for row in record.rows:  # of two rounds: their ends, as a draw of both, one twice or the other
+        rounds = [e["value"] for e in record.examples if (e["window"], e["metric"]) == (row["window"], row["metric"])]
+        assert (row["low"], row["high"]) == (min(rounds), max(rounds))
     assert (256, "model_flops_utilization") not in found, "a share of a GPU's peak, on a GPU only"
     assert "tokens_per_second" in capsys.readouterr().out
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from architectures import tiny_model
 from texts import random_documents
 
+from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_steps, sliding_windows, whole_windows
 from e2llm.hf import install
@@ -80,6 +81,14 @@ def test_sliding_steps_score_every_token_once(window: int, passes: int) -> None:
     assert len(steps) == passes
     assert all(step.end - step.start == window for step in steps)
     assert all(step.first >= window - 1024 for step in steps if step.start)
+
+
+def test_the_papers_protocol_is_the_default() -> None:
+    """Stride 256, exact up to 16k: every token but the first; above that 64 strides, 16,384 tokens."""
+    config = EvaluateConfig()
+    for length, scored in ((16_384, 16_383), (65_536, 64 * 256)):
+        steps = sliding_steps(8192, length, config.stride, config.max_strides)
+        assert sum(step.end - step.start - step.first for step in steps) == scored
 
 
 def test_batching_and_chunking_do_not_change_the_sum() -> None:

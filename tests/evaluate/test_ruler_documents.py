@@ -56,10 +56,11 @@ def test_three_forms(tmp_path: Path) -> None:
     assert read_questions(write(tmp_path, "hotpot.json", HOTPOT)) == [
         Asked("Where?", ("Ulm",), ("Albert\nBorn in Ulm.",), ("Other\nNothing.",))
     ]
-    row = {"question": "q", "answers": ["a"], "documents": ["d"]}
-    assert read_questions(write(tmp_path, "own.jsonl", json.dumps(row) + "\n")) == [Asked("q", ("a",), ("d",))]
+    row = {"question": "q", "answers": ["a"], "documents": ["d\u2028e\x85"]}
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    assert read_questions(write(tmp_path, "own.jsonl", text)) == [Asked("q", ("a",), ("d\u2028e\x85",))]
     more = read_questions(write(tmp_path, "own.jsonl", json.dumps({**row, "distractors": ["e"]})))
-    assert more == [Asked("q", ("a",), ("d",), ("e",))]
+    assert more == [Asked("q", ("a",), ("d\u2028e\x85",), ("e",))]
 
 
 @pytest.mark.parametrize(

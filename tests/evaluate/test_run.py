@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from architectures import WINDOW, tiny_model
+from ruler_texts import word_texts, word_tokenizer
 from texts import character_tokenizer, random_documents
 
-from e2llm.evaluate import measure
+from e2llm.evaluate import attention_rows, loss_rows, measure
 from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.documents import Document
 from e2llm.evaluate.measure import fingerprint
 from e2llm.evaluate.retrieval import prompt_template
 from e2llm.evaluate.run import evaluate, plan_parts, run
@@ -115,6 +117,53 @@ def test_a_stopped_evaluation_continues(
     assert not partial.exists()
 
 
+PIECES = {
+    "whole": (measure, "whole_windows"),
+    "sliding": (measure, "sliding_windows"),
+    "position": (loss_rows, "whole_losses"),
+    "difference": (loss_rows, "compare"),
+    "pass_key": (Engine, "complete"),
+    "needle": (Engine, "complete"),
+    "niah_multikey_3": (Engine, "complete"),
+    "attention": (attention_rows, "look"),
+}
+"""Protocol -> what is called once for each of its documents or prompts."""
+
+
+@pytest.mark.parametrize("protocol", PIECES)
+def test_a_part_that_is_stopped_in_its_middle_continues_there(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", vocab_size=len(word_tokenizer()))
+    install(model, method="yarn")
+    engine = Engine(model, word_tokenizer())
+    config = EvaluateConfig(windows=(512, 1024), protocols=(protocol,), prompts=3, stride=64, max_strides=2)
+    tokens = word_texts().documents[0].tokens
+    corpora = {"noise": [Document(f"{i}.txt", tokens[i * 2000 : i * 2000 + 1024]) for i in range(3)]}
+    expected = evaluate(engine, corpora, config)
+    calls: list[int] = []
+    stop_at: list[int] = [3]
+    place, name = PIECES[protocol]
+    real = getattr(place, name)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == stop_at[0]:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(place, name, counted)
+    partial = tmp_path / "x.partial.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(engine, corpora, config, partial=partial)
+    calls.clear()
+    stop_at[0] = 0
+    found = evaluate(engine, corpora, config, partial=partial)
+    assert len(calls) == 1 + 3  # the third document or prompt of the first window, all of the second
+    assert found.rows == expected.rows
+    assert json.loads(json.dumps(found.examples)) == json.loads(json.dumps(expected.examples))
+
+
 def test_parts_of_other_weights_text_or_settings_are_not_reused(checkpoint: Path, tmp_path: Path) -> None:
     partial = tmp_path / "x.partial.jsonl"
     model = tiny_model("llama")
@@ -125,7 +174,8 @@ def test_parts_of_other_weights_text_or_settings_are_not_reused(checkpoint: Path
 
     def lines() -> int:
         evaluate(engine, corpora, config, partial=partial)
-        return sum(bool(line) for line in partial.read_text().splitlines())
+        entries = [json.loads(line) for line in partial.read_text().splitlines() if line]
+        return sum("of" not in entry["part"] for entry in entries)  # parts, not the documents in them
 
     assert (lines(), lines()) == (2, 2)
     before = fingerprint(engine)

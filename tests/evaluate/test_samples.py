@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
         json.dumps(row(5)),
     ]
     (root / "hotpotqa.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (root / "lcc.jsonl").write_text("\n")
     (root / "trec.jsonl").write_text(
         json.dumps(row(0) | {"answers": ["Date"], "all_classes": ["Date"]}) + "\n", encoding="utf-8"
     )
@@ -55,9 +56,9 @@ def test_rows_left_out_are_counted_with_line_and_reason(folder: Path) -> None:
         ("line 4", "input is missing, a text is expected"),
         ("line 5", "a list, an object is expected"),
     ]
-    assert len(data.absent) == 19 and "qasper" in data.absent
+    assert len(data.absent) == 19 and "qasper" in data.absent and "lcc" in data.absent  # whose file is empty
     messages = [str(one.message) for one in warned]
-    assert any("no file for narrativeqa" in text for text in messages)
+    assert any("no data for narrativeqa" in text for text in messages)
     assert any("hotpotqa: 3 left out" in text and "line 3" in text for text in messages)
 
 
@@ -93,7 +94,7 @@ def test_what_cannot_be_asked_at_all_is_refused(folder: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"no such folder or .zip"):
         load_data(LONGBENCH, config(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no usable sample of longbench there"):
+    with pytest.raises(ValueError, match=r"no usable sample of longbench there; files such as narrativeqa.jsonl"):
         load_data(LONGBENCH, config(tmp_path / "empty"))
     (tmp_path / "empty" / "lcc.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"first complaint: lcc, line 1: context is missing"):

@@ -178,6 +178,18 @@ def test_the_papers_tasks_out_of_reach_are_named() -> None:
     assert len([one for one in warned if "left out" in str(one.message)]) == len(PAPER_TASKS)
 
 
+def test_a_file_that_is_no_yaml_is_named_beside_good_ones(tmp_path: Path) -> None:
+    """The harness would leave it out without a word, and its task with it."""
+    folder = write_tasks(tmp_path)
+    assert set(load_tasks(config(folder))[0]) == set(NAMES)
+    (folder / "tagged.yaml").write_text("task: tagged\ndataset_path: json\nprocess_results: !function utils.score\n")
+    (folder / "utils.py").write_text("def score(doc, results):\n    return {}\n")
+    load_tasks(config(folder, tasks=NAMES))  # the harness' own tags are no mistake
+    (folder / "broken.yaml").write_text("task: broken\n  dataset_path: [json\n")
+    with pytest.raises(ValueError, match=r"broken.yaml is no YAML \(.*line 2.*\); mend it"):
+        load_tasks(config(folder, tasks=NAMES))
+
+
 def test_folders_that_hold_no_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         load_tasks(config(tmp_path / "no"))

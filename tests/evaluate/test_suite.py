@@ -24,7 +24,7 @@ from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.records import Record
 
-pytestmark = pytest.mark.filterwarnings("ignore:longbench. no file for:e2llm.evaluate.task_suites.LeftOutWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:longbench. no data for:e2llm.evaluate.task_suites.LeftOutWarning")
 
 
 def row(index: int, **fields: Any) -> dict[str, Any]:
@@ -288,6 +288,27 @@ def test_suites_are_known_to_the_command(capsys: pytest.CaptureFixture[str], fol
     assert "--tasks: it belongs to --suite" in capsys.readouterr().err
     assert main(["evaluate", "m", "--suite", "longbench", "--tasks-folder", str(tmp_path / "no")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default::e2llm.evaluate.task_suites.LeftOutWarning")
+def test_the_command_says_in_a_line_what_was_left_out(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    from e2llm.cli import main
+
+    (tmp_path / "lcc.jsonl").write_text('{"context": "x"}\n', encoding="utf-8")
+    (tmp_path / "trec.jsonl").write_text("", encoding="utf-8")
+    assert main(["evaluate", str(checkpoint), "--suite", "longbench", "--tasks-folder", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "no usable sample of longbench there; first complaint: lcc, line 1: input is missing" in told
+    good = {"context": "Some code.", "input": "", "answers": ["x"]}
+    (tmp_path / "lcc.jsonl").write_text(f'{{"context": "x"}}\n{json.dumps(good)}\n', encoding="utf-8")
+    asked = ["--windows", "256", "--device", "cpu", "--out", str(tmp_path / "record.json")]
+    assert main(["evaluate", str(checkpoint), "--suite", "longbench", "--tasks-folder", str(tmp_path), *asked]) == 0
+    told = capsys.readouterr().err
+    wanted = "warning: longbench lcc: 1 left out, the Record says which; first: line 1: input is missing"
+    assert told.startswith(wanted) and ".py:" not in told
+    assert "trec" in Record.load(tmp_path / "record.json").config["tasks_without_data"]
 
 
 def test_the_command_prints_the_table(

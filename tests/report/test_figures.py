@@ -100,6 +100,20 @@ def test_scale_figure_has_a_line_a_scale(svgs):
     ]
 
 
+def test_scales_read_at_one_window_alone_are_no_lines():
+    """A calibration tries other scales at each window: dots side by side say nothing that its table does not."""
+    labels = {"base_model": "b", "checkpoint": "ours", "method": "yarn", "native_window": 512}
+    places = [(1024, 1.5), (1024, 2.0), (2048, 3.0), (2048, 4.0)]
+    rows = [make_row("perplexity", 3.0, "ratio", 1, window=w, scale=s, **labels) for w, s in places]
+    (section,) = sections(all_rows([Record("evaluate", {}, rows, [], {})]), "perplexity")
+    (series,) = series_of(section)
+    assert len(grid_rows(section, series)) == 4 and scale_figure(section, series) is None
+    rows += [make_row("perplexity", 3.0, "ratio", 1, window=w, scale=s, **labels) for w, s in ((2048, 1.5), (2048, 2))]
+    (section,) = sections(all_rows([Record("evaluate", {}, rows, [], {})]), "perplexity")
+    found = scale_figure(section, series_of(section)[0])
+    assert found is not None and "scale 1.5: " in found.description and "scale 3" not in found.description
+
+
 def test_retrieval_figure_draws_each_cell(svgs, rows):
     numbers = [text for text in texts(svgs["retrieval", WIDE]) if re.fullmatch(r"1|\.\d\d", text)]
     assert len(numbers) == len([row for row in rows if row["metric"] == "retrieval" and "depth" in row])

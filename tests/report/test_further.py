@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from e2llm.records import Record, make_row
 from e2llm.report import render_page, results_markdown
-from e2llm.report.attention import attention_figures, attention_tables
+from e2llm.report.attention import FLOOR, attention_figures, attention_tables
 from e2llm.report.canvas import NARROW, WIDE
 from e2llm.report.choice import choice_tables
 from e2llm.report.context import metric_tables, position_figure, position_sections, position_table
@@ -71,7 +71,8 @@ def test_intervals_of_kinds_and_of_their_mean() -> None:
         for task, (value, low, high) in ends.items()
     ]
     found = ruler_tables(all_rows([record(rows)]))[0]
-    assert "| base · yarn, 2 kinds | 0.70 (0.65–0.75) |" in found.means.markdown()
+    means = found.means.markdown()
+    assert "| base · yarn, 2 kinds | 0.70 (0.65–0.75) |" in means and "| prompts a kind | 10 |" in means
     assert "| vt | 0.50 (0.44–0.56) |\n| cwe | 0.90 (0.82–0.98) |\n| prompts | 10 |" in found.kinds[0][1].markdown()
     del rows[0]["low"], rows[0]["high"]
     assert "| 0.70 |" in ruler_tables(all_rows([record(rows)]))[0].means.markdown()
@@ -253,6 +254,9 @@ def test_attention_maps() -> None:
     assert all(title in svg for title in ("place in the prompt", "On it, by head", "Copied, by head"))
     page = render_page([attention()])
     assert page.count("<figure>") == 1 and 'id="others"' not in page
+    # what the colours say stands in the text, for those who see the figure and not its description
+    assert "attention on a log scale, from 0.01\u00a0% to all of it" in page and 10**FLOOR == 1e-4
+    assert "log scale" not in render_page([record(attention().rows)])  # no map, no legend
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])

@@ -67,6 +67,14 @@ def test_rows_that_fail_are_marked_in_every_output(task: str, render: Any) -> No
     assert "†" not in render([retrieval(task, base=(0.5, 0.3, 0.0), ours=(0.9, 0.8, 0.7))])
 
 
+@pytest.mark.parametrize("metric", ["retrieval", "string_match"])
+def test_where_no_native_window_was_measured_that_is_said(metric: str) -> None:
+    """A row of zeros beyond the native window may be a base that cannot do it at all."""
+    unknown = results_markdown([retrieval("vt", metric, native=1024, base=(0.0, 0.0, 0.0), ours=(0.9, 0.8, 0.7))])
+    assert unknown.count("what the base cannot do at all is not known") == 1 and "†" not in unknown
+    assert "not known" not in results_markdown([retrieval("vt", metric, base=(0.5, 0.0, 0.0), ours=(0.9, 0.8, 0.7))])
+
+
 def test_a_checkpoint_that_fails_where_its_base_does_not_is_marked_alone() -> None:
     text = results_markdown([retrieval("needle", base=(1.0, 0.9, 0.0), ours=(0.9, 0.1, 0.7))])
     assert "| ours · yarn † |" in text and "| base · yarn |" in text and "say nothing" not in text

@@ -13,7 +13,7 @@ from e2llm.report import render_page, save_figures, write_report
 from e2llm.report.headline import headline
 from e2llm.report.series import all_rows
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
 
 class Outline(HTMLParser):
@@ -178,9 +178,31 @@ def test_headlines():
     assert _headline(Record("benchmark", {}, [row], [], {})).sentence == "1 measurement in one file"
 
 
+def test_headline_of_tasks_alone():
+    """The base at its longest window beside the checkpoint that the report is about, whatever came out."""
+    about = {"suite": "longbench", "base_model": "tiny", "method": "yarn", "average": "plain"}
+    values = [("base", 8192, 0.2), ("base", 4096, 0.1), ("plain", 32768, 0.3), ("recommended", 16384, 0.15)]
+    rows = [
+        make_row("average", value + more, "share", 40, checkpoint=name, window=window, scale=1.0, tasks=tasks, **about)
+        for name, window, value in values
+        for tasks, more in (("en14", 0.5), ("all18", 0.0))
+    ]
+    found = _headline(Record("evaluate", {}, rows, [], {}))
+    assert found.sentence == "LongBench 20.0 → 15.0"
+    assert found.detail == "Base · yarn at 8k to recommended · yarn at 16k, mean over all 18 tasks, in percent."
+    alone = _headline(Record("evaluate", {}, rows[:1], [], {}))
+    assert alone.sentence == "LongBench 70.0" and alone.detail.startswith("Base · yarn at 8k, mean over 14 EN tasks")
+
+
 def test_headline_does_not_hide_a_loss():
     rows = [
         make_row("perplexity", value, "ratio", 1, window=4096, checkpoint=name, method="none")
         for name, value in (("base", 4.0), ("extended", 9.0))
     ]
     assert _headline(Record("evaluate", {}, rows, [], {})).sentence == "At 4,096 tokens, perplexity 4.00 → 9.00"
+
+
+def test_names_of_files_break_at_signs_and_their_kinds_not_at_all(tmp_path):
+    path = sample_records.training().save(tmp_path / "a_long_name.json")
+    page = render_page([Record.load(path)])
+    assert '<th scope="row">a_<wbr>long_<wbr>name.json</th><td class="whole">train</td>' in page

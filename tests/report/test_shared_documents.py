@@ -300,7 +300,7 @@ def test_rows_of_other_metrics_stay():
     for document in (first, second):
         asked = {name: document["rows"][0][name] for name in ("base_model", "checkpoint", "method", "corpus", "window")}
         document["rows"] += [
-            make_row("retrieval", 0.5, "share", document["rows"][0]["documents"], **asked, task="pass_key", scale=1.0),
+            make_row("string_match", 0.5, "share", document["rows"][0]["documents"], **asked, task="vt", scale=1.0),
             make_row("loss", 2.0, "nats", document["rows"][0]["documents"], **asked, position=7, protocol="position"),
         ]
     rows = [row for row in all_rows([record(first), record(second)]) if row["metric"] != "perplexity"]

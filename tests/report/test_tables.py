@@ -42,8 +42,22 @@ def test_each_cell_is_at_the_serving_scale():
 
 def test_retrieval_bolds_the_highest_and_not_a_tie_of_all():
     table = retrieval_table([sample_records.quickstart()])
-    assert "| extended · yarn | 0.98 | **0.94** | **0.60** |" in table
-    assert "| base · none | 0.98 | 0.02 | 0.00 |" in table
+    assert "| extended · yarn | 0.98 (0.90–1.00) | **0.94** (0.84–0.98) | **0.60** (0.46–0.72) |" in table
+    assert "| base · none | 0.98 (0.90–1.00) | 0.02 (0.00–0.10) | 0.00 (0.00–0.07) |" in table
+
+
+def test_answers_written_without_an_interval_get_wilson_s():
+    """Ends of 9 of 10: Wilson's (1927), from statsmodels' proportion_confint(9, 10, method="wilson")."""
+    labels = {"base_model": "b", "checkpoint": "base", "method": "yarn", "task": "pass_key", "scale": 1.0}
+    rows = [make_row("retrieval", 0.9, "share", 10, window=512, **labels)]
+    rows += [make_row("retrieval", v, "share", 5, window=1024, depth=d, **labels) for d, v in ((0.0, 1.0), (0.5, 0.8))]
+    rows.append(make_row("retrieval", 0.85, "share", 10, window=2048, **labels))  # graded, no share of ten answers
+    rows.append(make_row("retrieval", 0.9, "share", 10, window=4096, low=0.5, high=0.95, **labels))  # its own
+    (section,) = sections(all_rows([Record("evaluate", {}, rows, [], {})]), "retrieval")
+    found = series_of(section)[0].points
+    for window in (512, 1024):  # of single depths: their answers together
+        assert (found[window]["low"], found[window]["high"]) == pytest.approx((0.59585, 0.98212), abs=1e-5)
+    assert "low" not in found[2048] and found[4096]["low"] == 0.5
 
 
 def test_section_has_to_be_chosen():
@@ -66,6 +80,24 @@ def test_scale_table_marks_served_and_best():
     assert body["16"][5].best and body["16"][5].share == 0.0
     assert body["1"][5].share == 1.0  # more than twice the best
     assert "+2.0% over the best scale at 4k, scale 2, n = 262,144" == body["2"][0].note
+
+
+def test_every_cell_of_a_window_by_scale_table_shows_its_interval():
+    labels = {"base_model": "b", "checkpoint": "base", "method": "yarn", "native_window": 512}
+    rows = [
+        make_row("perplexity", 3.0 * scale, "ratio", 9, window=w, scale=scale, low=2.5, high=9.5, **labels)
+        for w in (512, 1024)
+        for scale in (1.0, 2.0)
+    ]
+    (section,) = sections(all_rows([Record("evaluate", {}, rows, [], {})]), "perplexity")
+    table = scale_table(section, series_of(section)[0])
+    assert table is not None and "| 2 | 6.00 (2.50–9.50) | 6.00 (2.50–9.50) |" in table.markdown()
+
+
+def test_lines_of_a_table_may_end_after_signs_not_inside_words():
+    row = make_row("perplexity", 2.0, "ratio", 1, checkpoint="plain_and+more", method="yarn", window=512)
+    (section,) = sections(all_rows([Record("evaluate", {}, [row], [], {})]), "perplexity")
+    assert ">plain_<wbr>and+<wbr>more · yarn</th>" in window_table(section).html()
 
 
 def test_names_are_escaped():

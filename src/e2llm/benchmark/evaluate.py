@@ -23,6 +23,7 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import sliding_windows
 from e2llm.infer import Engine
+from e2llm.intervals import Interval, interval_fields, interval_of_statistic
 from e2llm.records import Record, make_row, portable
 
 UNITS = {
@@ -176,17 +177,22 @@ def _round(
     return found
 
 
+def _interval_of_median(values: list[float]) -> Interval | None:
+    return interval_of_statistic(len(values), lambda drawn: statistics.median(values[i] for i in drawn))
+
+
 def _record(
     config: EvaluateSpeedConfig, engine: Engine, rounds: dict[tuple[int, str], list[dict[str, float]]]
 ) -> Record:
-    """Rows: medians. Examples: every round's figures."""
+    """Rows: medians, with the bootstrap's interval over rounds. Examples: every round's figures."""
     rows, examples = [], []
     for (window, way), found in rounds.items():
         labels = {"base_model": config.label, "protocol": "sliding", "window": window}
         labels |= {"compile": way, "stride": config.stride}
         for metric in found[0]:
             values = [one[metric] for one in found]
-            rows.append(make_row(metric, statistics.median(values), UNITS[metric], len(values), **labels))
+            spread = interval_fields(_interval_of_median(values))
+            rows.append(make_row(metric, statistics.median(values), UNITS[metric], len(values), **labels, **spread))
             examples += [{**labels, "metric": metric, "round": n, "value": value} for n, value in enumerate(values)]
     facts = {
         "device": engine.model.device.type,

@@ -11,7 +11,7 @@ from e2llm.evaluate.attention import RETRIEVAL_HEAD, STRETCHES, Looked, look
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.context import Context, Part, Results
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import check_facts, prompt_maker
+from e2llm.evaluate.retrieval import RetrievalPrompt, check_facts, prompt_maker
 from e2llm.evaluate.tasks import UUID_KV
 from e2llm.infer import Engine
 from e2llm.intervals import Interval, interval_fields, interval_of_mean, interval_of_statistic
@@ -26,12 +26,15 @@ def measure(context: Context, part: Part, progress: Callable[[int], None]) -> Re
     asked: dict[str, Any] = {"seed": config.seed, "chat": config.chat, "task": UUID_KV}
     make = prompt_maker(engine.tokenizer, documents, window=part.window, **asked)
 
-    def watch(own: list[int]) -> list[Looked]:
-        looked = []
-        for index in own:
-            looked.append(look(engine, make(index), scale=part.scale))
-            progress(part.window)
+    kept = context.kept(part)
+
+    def watch_one(index: int) -> Looked:
+        looked = look(engine, make(index), scale=part.scale)
+        progress(part.window)
         return looked
+
+    def watch(own: list[int]) -> list[Looked]:
+        return kept.each(own, watch_one, name=lambda index: index, dump=_dump, load=lambda result: _load(make, result))
 
     found = context.ranks.share(range(config.prompts), watch)
     labels = context.labels | {"corpus": part.corpus, "protocol": part.protocol, "window": part.window}
@@ -43,6 +46,21 @@ def measure(context: Context, part: Part, progress: Callable[[int], None]) -> Re
     ]
     examples = [_example(engine, part, one) for one in found]
     return {"rows": rows, "examples": [*examples, _maps(part, found, heads.mean(axis=0))]}
+
+
+_ARRAYS = {"on_span": np.float32, "on_others": np.float32, "by_stretch": np.float32, "head_score": np.float64}
+"""Types as `look` gives them: means are the same to the last bit whether an answer was kept or not."""
+
+
+def _dump(one: Looked) -> dict[str, Any]:
+    """As JSON; the prompt by its index, from which it is made again."""
+    arrays = {name: getattr(one, name).tolist() for name in _ARRAYS}
+    return {"index": one.prompt.index, "token_ids": list(one.token_ids), **arrays}
+
+
+def _load(make: Callable[[int], RetrievalPrompt], kept: dict[str, Any]) -> Looked:
+    arrays = {name: np.asarray(kept[name], dtype=kind) for name, kind in _ARRAYS.items()}
+    return Looked(make(kept["index"]).without_tokens(), tuple(kept["token_ids"]), **arrays)
 
 
 def _numbers(found: Sequence[Looked], heads: np.ndarray) -> Iterator[tuple[str, float, str, Interval | None]]:

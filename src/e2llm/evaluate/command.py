@@ -6,8 +6,11 @@ Flows in: parsed arguments. Flows out: the Record and where it is. No torch unti
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from e2llm.evaluate.config import METHODS, PROTOCOLS, EvaluateConfig
@@ -59,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--key-model", help="says which tokens need the context (default: the model itself)")
     add("--neighbours", type=int, help="self_extend: tokens read at their own distance (default: native / 4)")
     add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
-    add("--max-strides", type=int, help="steps of the sliding window a document (default: 16)")
+    add("--max-strides", type=int, help="steps of the sliding window a document (default: 64)")
     add("--prompts", type=int, help="retrieval prompts per window (default: 20)")
     together = "questions asked at once, where the model can be served in batches (default: 1; short: 8)"
     add("--batch-size", type=int, metavar="N", help=together)
@@ -95,7 +98,24 @@ def measure(arguments: argparse.Namespace) -> tuple[Record, str]:
     given = {k: v for k, v in vars(arguments).items() if k not in _NOT_CONFIG and v is not None}
     if not given["corpus"]:
         del given["corpus"]
-    return _tasks(given) if arguments.suite in TASK_SUITES else _texts(given)
+    with _told_in_a_line():
+        return _tasks(given) if arguments.suite in TASK_SUITES else _texts(given)
+
+
+@contextlib.contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """What was left out is told without the place in our code that tells it."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if category.__name__ == "LeftOutWarning":  # its module loads what is not needed yet
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _texts(given: dict[str, Any]) -> tuple[Record, str]:

@@ -43,9 +43,9 @@ class EvaluateConfig:
     × depth; kv_pairs: a JSON object of UUIDs; attention: where the answer looks; niah_… to qa_2: RULER."""
     stride: int = 256
     """Tokens that one step of the sliding window scores."""
-    max_strides: int | None = 16
+    max_strides: int | None = 64
     """Steps a document of the sliding window; None scores the whole document (one forward pass per `stride` tokens).
-    64 is the paper's protocol at stride 256: all of a document of 16k tokens, 16,384 tokens of a longer one."""
+    64 at stride 256 is the paper's protocol: all of a document of 16k tokens, 16,384 tokens of a longer one."""
     prompts: int = 20
     """Retrieval prompts per window, scale and task."""
     batch_size: int = 1
@@ -96,6 +96,7 @@ class EvaluateConfig:
         strange = sorted(set(self.qa) - {"qa_1", "qa_2"})
         if strange:
             raise ValueError(f"qa = {strange}: name qa_1 or qa_2, e.g. qa_1=squad.json")
+        self._check_read()
         check_self_extend(self.method, self.neighbours, self.batch_size, self.scales)
         if self.method == "self_extend" and "attention" in self.protocols:
             raise ValueError(
@@ -106,6 +107,18 @@ class EvaluateConfig:
             raise ValueError(f"compile = {self.compile!r}: use 'none' or 'layers'")
         if not self.out:
             raise ValueError("out = '': name the Record file to write")
+
+
+    def _check_read(self) -> None:
+        """Raise for files that no protocol asked for reads: they were named for something."""
+        unread = {f"qa = {name}": name for name in self.qa} | {
+            name: protocol
+            for name, protocol in (("kv_files", "kv_pairs"), ("key_model", "key_tokens"))
+            if getattr(self, name)
+        }
+        for name, protocol in unread.items():
+            if protocol not in self.protocols:
+                raise ValueError(f"{name}: {protocol} alone reads it; add it to protocols, or leave it out")
 
 
 def check_windows(windows: tuple[int, ...]) -> None:

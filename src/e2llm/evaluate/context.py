@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.logits import TokenScorer
+from e2llm.evaluate.partial import Kept
 from e2llm.evaluate.ranks import Ranks
 from e2llm.infer import Engine
 
@@ -41,3 +42,6 @@ class Context(Protocol):
     ranks: Ranks
     memory: dict[Any, Any]
     """What parts share and is costly to find: running text, key tokens."""
+
+    def kept(self, part: Part) -> Kept:
+        """Where single results of the part are kept while it is measured."""

@@ -89,7 +89,8 @@ def load_documents(
     if not found:
         raise ValueError(
             f"{root}: none of {len(named)} documents has {num_tokens} tokens; the longest is "
-            f"{longest_name or 'empty'} with {longest}. Lower the largest window or give longer documents"
+            f"{longest_name or 'empty'} with {longest}. Lower the largest window, give longer documents or, "
+            "for retrieval, join several into one file"
         )
     return found
 

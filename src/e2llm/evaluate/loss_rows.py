@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from e2llm.evaluate.documents import Document
 from e2llm.evaluate.key_tokens import KeyLoss, key_losses, key_tokens
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import sliding_steps
-from e2llm.evaluate.token_losses import PositionLoss, Reader, by_position, compare, whole_losses
+from e2llm.evaluate.token_losses import Compared, PositionLoss, Reader, by_position, compare, whole_losses
 from e2llm.infer import Engine
 from e2llm.intervals import document_fields, interval_of_perplexity, interval_of_ratio
 from e2llm.records import make_row, portable
@@ -42,17 +43,30 @@ def _reader(context: Context, progress: Progress) -> Reader:
     return Reader(context.engine, context.scorer, context.first_token, progress)
 
 
+def _with_blocks(kept: dict[str, Any]) -> dict[str, Any]:
+    """From JSON, which has lists for tuples."""
+    return kept | {"blocks": tuple((nats, tokens) for nats, tokens in kept["blocks"])}
+
+
 def measure_position(context: Context, part: Part, progress: Progress) -> Results:
     """Loss by position in whole windows, one row a bucket; its label `position` is the bucket's last."""
     reader, length = _reader(context, progress), max(context.config.windows)
     found: dict[int, list[PositionLoss]] = {}
     examples = []
     documents = context.corpora[part.corpus]
-    with context.engine.at_scale(part.scale):
-        read = context.ranks.share(
-            documents,
-            lambda own: [by_position(whole_losses(reader, d, length=length, window=part.window)) for d in own],
+    kept = context.kept(part)
+
+    def measure(own: list[Document]) -> list[list[PositionLoss]]:
+        return kept.each(
+            own,
+            lambda document: by_position(whole_losses(reader, document, length=length, window=part.window)),
+            name=lambda document: document.name,
+            dump=lambda buckets: {"buckets": [dataclasses.asdict(bucket) for bucket in buckets]},
+            load=lambda result: [PositionLoss(**_with_blocks(bucket)) for bucket in result["buckets"]],
         )
+
+    with context.engine.at_scale(part.scale):
+        read = context.ranks.share(documents, measure)
     for document, buckets in zip(documents, read, strict=True):
         for bucket in buckets:
             found.setdefault(bucket.position, []).append(bucket)
@@ -89,10 +103,19 @@ def measure_difference(context: Context, part: Part, progress: Progress) -> Resu
         "stride": config.stride,
         "max_strides": config.max_strides,
     }
-    with context.engine.at_scale(part.scale):
-        found = context.ranks.share(
-            context.corpora[part.corpus], lambda own: [compare(reader, document, **common) for document in own]
+    kept = context.kept(part)
+
+    def measure(own: list[Document]) -> list[Compared]:
+        return kept.each(
+            own,
+            lambda document: compare(reader, document, **common),
+            name=lambda document: document.name,
+            dump=dataclasses.asdict,
+            load=lambda result: Compared(**_with_blocks(result)),
         )
+
+    with context.engine.at_scale(part.scale):
+        found = context.ranks.share(context.corpora[part.corpus], measure)
     tokens = sum(one.tokens for one in found)
     whole, sliding = sum(one.whole_nats for one in found), sum(one.sliding_nats for one in found)
     steps = sliding_steps(part.window, max(config.windows), config.stride, config.max_strides)

@@ -17,6 +17,7 @@ from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
 from e2llm.evaluate.logits import TokenScorer
+from e2llm.evaluate.partial import Finished, Kept
 from e2llm.evaluate.perplexity import DocumentLoss, perplexity, sliding_windows, whole_windows
 from e2llm.evaluate.protocols import further, wordings
 from e2llm.evaluate.ranks import Ranks
@@ -45,8 +46,10 @@ class Measurement:
         corpora: Mapping[str, Sequence[Document]],
         config: EvaluateConfig,
         ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
+        done: Finished | None = None,
     ) -> None:
         self.engine, self.corpora, self.config, self.ranks = engine, corpora, config, ranks
+        self.done = done or Finished(None)
         self.first_token = None if engine.tokenizer is None else begin_of_text(engine.tokenizer)
         self.scorer: TokenScorer | None = None
         if {"whole", "sliding"} & set(config.protocols):
@@ -72,6 +75,9 @@ class Measurement:
         text = json.dumps([self._shared_key, dataclasses.astuple(part), settings, read])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def kept(self, part: Part) -> Kept:
+        return Kept(self.done, self.key(part), dataclasses.asdict(part))
+
     def __call__(self, part: Part, progress: Callable[[int], None]) -> Results:
         if self.self_extend is not None:
             self.labels["group"] = self.self_extend.fit(part.window)
@@ -92,11 +98,23 @@ class Measurement:
             "progress": progress,
         }
         labels = self.labels | dataclasses.asdict(part) | {"documents": len(documents)}
-        if part.protocol == "whole":
-            losses = self.ranks.share(documents, lambda own: whole_windows(self.engine, own, **common))
-        else:
+        read = whole_windows
+        if part.protocol == "sliding":
             common |= {"stride": config.stride, "max_strides": config.max_strides}
-            losses = self.ranks.share(documents, lambda own: sliding_windows(self.engine, own, **common))
+            read = sliding_windows
+        kept = self.kept(part)
+
+        def measure(own: list[Document]) -> list[DocumentLoss]:
+            return kept.each(
+                own,
+                lambda document: read(self.engine, [document], **common)[0],
+                name=lambda document: document.name,
+                dump=dataclasses.asdict,
+                load=_document_loss,
+            )
+
+        losses = self.ranks.share(documents, measure)
+        if part.protocol == "sliding":
             labels |= {"stride": config.stride, "strides": losses[0].passes}
         for loss in losses:
             if not math.isfinite(loss.nats):
@@ -111,7 +129,7 @@ class Measurement:
         config = self.config
         task = TASKS[part.protocol]
         asked: dict[str, Any] = {"window": part.window, "scale": part.scale, "seed": config.seed, "chat": config.chat}
-        asked |= {"task": task, "batch": config.batch_size, "progress": progress}
+        asked |= {"task": task, "batch": config.batch_size, "progress": progress, "kept": self.kept(part)}
         documents = self.corpora[part.corpus]
         results = self.ranks.share(
             range(config.prompts), lambda own: retrieval(self.engine, documents, indices=own, **asked)
@@ -211,6 +229,11 @@ def fingerprint(engine: Engine) -> str:
             name.encode() + flat[:: max(1, flat.numel() // 16)][:16].to("cpu", torch.float32).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+def _document_loss(kept: dict[str, Any]) -> DocumentLoss:
+    """From JSON, which has lists for tuples."""
+    return DocumentLoss(**kept | {"blocks": tuple((nats, tokens) for nats, tokens in kept["blocks"])})
 
 
 def _loss_example(part: Part, loss: DocumentLoss) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,14 +25,25 @@ def measure(kind: Kind, context: Context, part: Part, progress: Callable[[int], 
     if texts is None:
         texts = context.memory["texts", part.corpus] = Texts(context.corpora[part.corpus], engine.tokenizer)
 
+    kept = context.kept(part)
+
+    def keep(one: Answered) -> None:
+        kept.add(one.question.index, dataclasses.asdict(_result(kind, part, one)))
+
     def answer(own: list[int]) -> list[_Result]:
-        results: list[_Result] = []
-        for group in groups(own, window=part.window, batch=config.batch_size):
+        results: dict[int, _Result] = {}
+        for index in own:
+            known = kept.get(index)
+            if known is not None:
+                results[index] = _Result(known["score"], tuple(map(tuple, known["found"])), known["example"])
+                progress(part.window)
+        missing = [index for index in own if index not in results]
+        for group in groups(missing, window=part.window, batch=config.batch_size):
             asked = {"window": part.window, "seed": config.seed}
             questions = [make_question(kind, texts, frame, index=index, **asked) for index in group]
-            found = ask(engine, kind, questions, part.scale, progress, batch=config.batch_size)
-            results += [_Result(one.score, _found_by_depth(kind, one), _example(kind, part, one)) for one in found]
-        return results
+            found = ask(engine, kind, questions, part.scale, progress, batch=config.batch_size, heard=keep)
+            results |= {one.question.index: _result(kind, part, one) for one in found}
+        return [results[index] for index in own]
 
     answered = context.ranks.share(range(config.prompts), answer)
     labels = context.labels | {"corpus": part.corpus, "window": part.window, "scale": part.scale}
@@ -58,6 +70,10 @@ class _Result:
     found: tuple[tuple[float, bool], ...]
     """(depth as reported, whether the answer holds what stands there)."""
     example: dict[str, Any]
+
+
+def _result(kind: Kind, part: Part, one: Answered) -> _Result:
+    return _Result(one.score, _found_by_depth(kind, one), _example(kind, part, one))
 
 
 def _found_by_depth(kind: Kind, one: Answered) -> tuple[tuple[float, bool], ...]:

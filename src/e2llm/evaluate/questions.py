@@ -186,13 +186,15 @@ def ask(
     progress: Callable[[int], None] = lambda tokens: None,
     *,
     batch: int = 1,
+    heard: Callable[[Answered], None] = lambda answered: None,
 ) -> list[Answered]:
-    """Greedy answers to `questions` (of one window) at `scale`, scored; `progress` is told tokens read. `batch`: asked
-    at once, through the serving engine; 1 asks one after the other."""
+    """Greedy answers to `questions` (of one window) at `scale`, scored; `progress` is told tokens read, `heard` each
+    answer as soon as it is there. `batch`: asked at once, through the serving engine; 1 asks one after the other."""
     asked = [Asked(one.token_ids, RequestPlan(scale, one.window, one.answer_tokens)) for one in questions]
     found = []
     for question, reply in zip(questions, replies(engine, asked, batch=batch), strict=True):
         found.append(judge(kind, question, reply.text))
+        heard(found[-1])
         progress(question.window)
     return found
 

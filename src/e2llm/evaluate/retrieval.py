@@ -19,6 +19,7 @@ import numpy as np
 from e2llm.evaluate.batched import Asked, groups, replies
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
+from e2llm.evaluate.partial import Finished, Kept
 from e2llm.evaluate.tasks import PASS_KEY, Task
 from e2llm.evaluate.writable import REMEDY, as_written, check_keeps, encode
 from e2llm.infer import Engine, RequestPlan
@@ -82,19 +83,35 @@ def retrieval(
     task: Task = PASS_KEY,
     batch: int = 1,
     progress: Progress = lambda tokens: None,
+    kept: Kept | None = None,
 ) -> list[Retrieved]:
     """Ask the questions of `window` tokens with these `indices` at `scale`, `batch` at once; `progress` is told tokens
-    read. Raises ValueError as `prompt_maker` does."""
+    read. Answers that are `kept` already are taken from there, others put there at once. Raises ValueError as
+    `prompt_maker` does."""
     make = prompt_maker(engine.tokenizer, documents, window=window, seed=seed, chat=chat, task=task)
-    results: list[Retrieved] = []
-    for group in groups(indices, window=window, batch=batch):
+    kept = kept or Kept(Finished(None), "", {})
+
+    def judged(prompt: RetrievalPrompt, answer: str) -> Retrieved:
+        return Retrieved(prompt.without_tokens(), scale, answer, task.is_correct(answer, prompt.expected))
+
+    found: dict[int, Retrieved] = {}
+    for index in indices:
+        known = kept.get(index)
+        if known is not None:
+            found[index] = judged(make(index), known["answer"])
+            progress(window)
+    for group in groups([index for index in indices if index not in found], window=window, batch=batch):
         prompts = [make(index) for index in group]
-        found = answers(engine, prompts, scale=scale, batch=batch, progress=progress)
-        results += [
-            Retrieved(prompt.without_tokens(), scale, answer, task.is_correct(answer, prompt.expected))
-            for prompt, answer in zip(prompts, found, strict=True)
-        ]
-    return results
+
+        def heard(place: int, answer: str, group: Sequence[int] = group) -> None:
+            kept.add(group[place], {"answer": answer})
+            progress(window)
+
+        written = answers(engine, prompts, scale=scale, batch=batch, heard=heard)
+        found |= {
+            index: judged(prompt, answer) for index, prompt, answer in zip(group, prompts, written, strict=True)
+        }
+    return [found[index] for index in indices]
 
 
 def answers(
@@ -103,14 +120,14 @@ def answers(
     *,
     scale: float,
     batch: int = 1,
-    progress: Progress = lambda tokens: None,
+    heard: Callable[[int, str], None] = lambda place, answer: None,
 ) -> list[str]:
-    """What the model writes after each of `prompts` (of one window)."""
+    """What the model writes after each of `prompts` (of one window); `heard` is told each as soon as it is there."""
     asked = [Asked(prompt.token_ids, RequestPlan(scale, prompt.window, prompt.answer_tokens)) for prompt in prompts]
     found = []
-    for prompt, reply in zip(prompts, replies(engine, asked, batch=batch), strict=True):
+    for place, reply in enumerate(replies(engine, asked, batch=batch)):
         found.append(reply.text)
-        progress(prompt.window)
+        heard(place, reply.text)
     return found
 
 

@@ -1,8 +1,8 @@
 """One evaluation from configuration to Record: corpus × protocol × window × scale, resumable, with a progress bar.
 
 A finished part (one such combination) is kept in `OUT.partial.jsonl` under a key made of the weights, the text and
-every setting that it depends on; a rerun after a stop computes what is missing. The file goes when the Record is
-written.
+every setting that it depends on, and so is every answer and document of the part in progress; a rerun after a stop
+computes what is missing. The file goes when the Record is written.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def evaluate(
     process calls this, measures its share and returns the whole Record.
     """
     parts = plan_parts(engine, corpora, config, windows=windows)
-    measure = Measurement(engine, corpora, config, ranks)
-    done = Finished(partial if ranks.is_first else None)
+    done = Finished(partial, ranks.index)
+    measure = Measurement(engine, corpora, config, ranks, done)
     bar = progress_bar(progress and ranks.is_first)
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
@@ -123,7 +123,8 @@ def evaluate(
             if found is None:
                 weight = _cost_per_token(part.window) * ranks.count
                 found = measure(part, functools.partial(_advance, bar, task, weight))
-                done.add(key, dataclasses.asdict(part), found)
+                if ranks.is_first:
+                    done.add(key, dataclasses.asdict(part), found)
             passed += _cost(part, corpora, config)
             bar.update(task, completed=passed)  # exactly: shares are estimates
             rows += [row | beyond_trained(engine, part.window, part.scale) for row in found["rows"]]

@@ -73,6 +73,8 @@ def load_tasks(config: SuiteConfig) -> tuple[dict[str, Any], dict[str, str]]:
     folder = None if config.tasks_folder == "hub" else config.tasks_folder
     if folder is not None and not Path(folder).is_dir():
         raise ValueError(f"tasks_folder = {folder!r}: no such folder of the harness' YAML tasks")
+    if folder is not None:
+        _check_yaml(Path(folder))
     own = TaskManager(include_path=folder, include_defaults=False).all_subtasks if folder else []
     if folder and not own:
         raise ValueError(f"tasks_folder = {folder!r}: no YAML task of the harness there")
@@ -96,6 +98,22 @@ def load_tasks(config: SuiteConfig) -> tuple[dict[str, Any], dict[str, str]]:
             "connect to the hub once, or name a folder of YAML tasks with --tasks-folder"
         )
     return found, left_out
+
+
+def _check_yaml(folder: Path) -> None:
+    """ValueError for a file that is no YAML: the harness passes over it without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Knows the harness' tags, such as !function, by not asking what they are."""
+
+    Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = " ".join(str(error).split())[:200]
+            raise ValueError(f"tasks_folder = {str(folder)!r}: {path.name} is no YAML ({where}); mend it") from error
 
 
 def evaluate_short(

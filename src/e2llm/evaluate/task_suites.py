@@ -89,7 +89,7 @@ class Data:
     """Task -> samples; only tasks that have some."""
     skipped: Sequence[Skipped]
     absent: Sequence[str]
-    """Tasks of the suite that the source does not have."""
+    """Tasks of the suite that the source does not have, or has no row of."""
 
     @property
     def num_samples(self) -> int:
@@ -109,20 +109,23 @@ def load_data(suite: Suite, config: SuiteConfig) -> Data:
     absent: list[str] = []
     for task in config.tasks or suite.tasks:
         found = read_samples(source, task, suite.make_samples)
-        if found is None:
+        if found is None or found == ([], []):  # an empty file has as little to ask as a missing one
             absent.append(task)
             continue
         if found[0]:
             samples[task] = _drawn(found[0], config)
         skipped += found[1]
     if config.tasks and absent:
-        raise ValueError(f"tasks_folder = {source.name!r}: no {', '.join(f'{task}.jsonl' for task in absent)} there")
+        files = ", ".join(f"{task}.jsonl" for task in absent)
+        raise ValueError(f"tasks_folder = {source.name!r}: no {files} there, or no row in it")
     if not samples:
-        reason = f"; first complaint: {skipped[0].task}, {skipped[0].identity}: {skipped[0].reason}" if skipped else ""
+        reason = f"; files such as {next(iter(suite.tasks))}.jsonl are expected in it, or in its folder data"
+        if skipped:
+            reason = f"; first complaint: {skipped[0].task}, {skipped[0].identity}: {skipped[0].reason}"
         raise ValueError(f"tasks_folder = {source.name!r}: no usable sample of {suite.name} there{reason}")
     suite.prepare(list(samples))
     if absent:
-        warnings.warn(f"{suite.name}: no file for {', '.join(absent)}", LeftOutWarning, stacklevel=2)
+        warnings.warn(f"{suite.name}: no data for {', '.join(absent)}", LeftOutWarning, stacklevel=2)
     warn_skipped(suite.name, skipped)
     return Data(source.name, samples, skipped, absent)
 

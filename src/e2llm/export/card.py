@@ -1,4 +1,5 @@
-"""The README.md of an export: a model card that the Hugging Face hub reads, from e2llm.json, the plan and Records.
+"""The README.md of an export or a checkpoint: a model card that the Hugging Face hub reads, from e2llm.json, the plan
+and Records.
 
 Flows in: what was exported and what was verified. Flows out: Markdown with YAML front matter. Nothing is guessed: a
 license that is not known is left out and the card says so.
@@ -13,15 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e2llm.export.card_metadata import front_matter
+from e2llm.export.card_metadata import PARTS, front_matter, served_steps
 from e2llm.export.lengths import said
 from e2llm.export.plan import ExportPlan
 from e2llm.export.verify import Check
 from e2llm.hf import CheckpointInfo
-from e2llm.positions.choose import Step, ladder, parse_schedule
 from e2llm.records import Record, merge
 
-_LABELS = ("checkpoint", "method", "corpus", "protocol", "task", "window", "scale")
+_LABELS = (
+    "checkpoint", "method", "suite", "corpus", "protocol", "task", "tasks", "average", "harness_metric", "split",
+    "window", "scale",
+)  # fmt: skip
 MAX_ROWS = 60
 
 
@@ -101,10 +104,11 @@ def _notes(facts: CardFacts) -> list[str]:
 
 
 def _open_summary(facts: CardFacts) -> str:
+    by = "`e2llm serve --engine llamacpp`" if facts.target in ("gguf", "ollama") else "`e2llm serve`"
     text = (
-        f"The unscaled weights of a checkpoint of native window {facts.plan.native_window}. `e2llm serve --engine "
-        "llamacpp` reads every request at the scale that its length asks for, from e2llm.json. Other runtimes read the "
-        f"file within {facts.plan.native_window} tokens; for a longer window in them, export one with `--window`."
+        f"The unscaled weights of a checkpoint of native window {facts.plan.native_window}. {by} reads every request "
+        f"at the scale that its length asks for, from e2llm.json. Other runtimes read it within "
+        f"{facts.plan.native_window} tokens; for a longer window in them, `e2llm export` one with `--window`."
     )
     return "\n\n".join([text, *_notes(facts)])
 
@@ -114,9 +118,7 @@ def _windows(facts: CardFacts) -> str:
     info, plan = facts.info, facts.plan
     if info is None:
         return ""
-    steps = parse_schedule(info.schedule) or tuple(
-        Step(int(scale * info.native_window), scale) for scale in ladder(info.max_scale)
-    )
+    steps = served_steps(info)
     how = "measured by a calibration" if info.schedule else "the smallest step of 1, 2, 4, … that holds them"
     lines = ["## Windows", "", f"Prompt and new tokens of a request, and the scale that reads them best ({how}):", ""]
     lines += ["| up to tokens | scale |", "|---:|---:|", *(f"| {step.window} | {step.scale:g} |" for step in steps)]
@@ -127,14 +129,17 @@ def _windows(facts: CardFacts) -> str:
 
 def _facts_table(facts: CardFacts) -> str:
     plan = facts.plan
-    fixed = [
-        ("window", f"{plan.window} tokens"),
-        ("scale", f"{plan.scale:g}"),
-        ("attention scale on cos and sin", f"{next(iter(plan.frequencies().values())).attention_scale:.6f}"),
-    ]
+    if plan.open_scales:
+        scales = [("scales", ", ".join(f"{scale:g}" for scale in plan.open_scales))]
+    else:
+        scales = [
+            ("window", f"{plan.window} tokens"),
+            ("scale", f"{plan.scale:g}"),
+            ("attention scale on cos and sin", f"{next(iter(plan.frequencies().values())).attention_scale:.6f}"),
+        ]
     rows = [
         ("base model", facts.base_model or "not known"),
-        *([("scales", ", ".join(f"{scale:g}" for scale in plan.open_scales))] if plan.open_scales else fixed),
+        *scales,
         ("method", plan.method),
         ("native window", f"{plan.native_window} tokens"),
     ]
@@ -172,29 +177,35 @@ def _source(entry: dict[str, Any]) -> str:
 
 
 def _verification(facts: CardFacts) -> str:
+    if not facts.checks:
+        return ""
     return "\n".join(["## Verification", "", *(f"- {check.line()}" for check in facts.checks)])
 
 
 def _results(records: Sequence[Record]) -> str:
-    rows = merge(records)
-    if not rows:
+    """A table of rows; single depths, positions and steps are left to the Records."""
+    merged = merge(records)
+    if not merged:
         return ""
-    labels = [label for label in _LABELS if any(label in row for row in rows)]
-    header = [*labels, "metric", "value", "unit", "n"]
+    rows = [row for row in merged if not any(label in row for label in PARTS if label != "split")]
+    shown = rows[:MAX_ROWS]
+    labels = [label for label in _LABELS if any(row.get(label) is not None for row in shown)]
+    header = [*labels, "metric", "value", "95 % interval", "unit", "n"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows[:MAX_ROWS]:
-        cells = [row.get(label, "") for label in labels]
-        cells += [row["metric"], f"{row['value']:.4g}", row["unit"], row["n"]]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    left = len(rows) - MAX_ROWS
+    for row in shown:
+        ends = f"{row['low']:.4g}–{row['high']:.4g}" if row.get("low") is not None else "–"
+        cells = ["" if row.get(label) is None else row[label] for label in labels]
+        cells += [row["metric"], f"{row['value']:.4g}", ends, row["unit"], row["n"]]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    left = len(merged) - len(shown)
     more = f"\n\n{left} further rows are in the Records." if left > 0 else ""
     return "## Results\n\n" + "\n".join(lines) + more
 
 
 def _license(facts: CardFacts) -> str:
     if facts.license:
-        return f"## License\n\n{facts.license}, as the model that was exported."
+        return f"## License\n\n{facts.license}, as the model's own card says."
     return (
-        "## License\n\nNot known to the exporter. Before publishing, put the license of the base model (and of the "
+        "## License\n\nNot known. Before publishing, put the license of the base model (and of the "
         "data, where it asks for that) into the front matter above."
     )

@@ -6,7 +6,7 @@ Flows in: series and sections (`series.py`). Flows out: `Drawing`s; None where t
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,10 @@ def perplexity_figure(section: Section, *, name: str = "perplexity") -> Drawing 
 
 
 def scale_figure(section: Section, series: Series, *, name: str = "scales") -> Drawing | None:
-    """Value against window for one checkpoint, one line a scale that is held fixed; None below two scales."""
+    """Value against window for one checkpoint, one line a scale that is held fixed, of those that were read at two
+    windows or more; None below two such scales."""
     rows = grid_rows(section, series)
-    scales = sorted({row["scale"] for row in rows})
+    scales = [scale for scale, count in sorted(Counter(row["scale"] for row in rows).items()) if count > 1]
     lines = []
     for index, scale in enumerate(scales):
         points = {row["window"]: row for row in sorted(rows, key=lambda r: r["window"]) if row["scale"] == scale}

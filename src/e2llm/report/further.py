@@ -33,6 +33,12 @@ _ATTENTION = (
     "Share of the generated answer's attention, mean over layers, heads and prompts, with 95 % intervals over prompts."
 )
 
+_MAPS = (
+    "The maps: left, the answer's attention along the prompt, a row a layer; ▼ shows where the values stand, the large "
+    "one where the asked one does. Then, by layer and head, attention on the asked value, and the share of it that the "
+    "head copied. Darker is more: attention on a log scale, from 0.01 % to all of it; copies from none to all."
+)
+
 
 def _ruler(rows: Sequence[Row], records: Sequence[Record]) -> Part:
     body = ""
@@ -65,6 +71,7 @@ def _choice(rows: Sequence[Row], records: Sequence[Record]) -> Part:
 def _attention(rows: Sequence[Row], records: Sequence[Record]) -> Part:
     body = "".join(heading_html(sentence_case(title)) + table.html() for title, table in attention_tables(rows))
     drawings = attention_figures(records, source_names(records))
+    body += quiet_html(_MAPS) if drawings else ""
     for title, drawing in drawings:
         body += heading_html(sentence_case(title)) + figure_html(drawing)
     body = quiet_html(_ATTENTION) + body if body else ""

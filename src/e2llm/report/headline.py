@@ -19,8 +19,12 @@ from e2llm.report.formats import (
     sentence_case,
 )
 from e2llm.report.native import FAILED, fails
-from e2llm.report.series import Row, Section, Series, hero, rival, sections, series_of
+from e2llm.report.series import HEROES, Row, Section, Series, hero, rival, sections, series_of
 from e2llm.report.shared_documents import mark_of
+from e2llm.report.task_tables import SET_NAMES
+
+SETS = ("all18", "all21", "en14", "zh4")
+"""Sets of LongBench's tasks that a headline may be about, first choice first."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ def headline(rows: Sequence[Row], num_files: int) -> Headline:
         alone = _alone(sections(rows, metric))
         if alone is not None:
             return alone
+    found = _longbench(rows)
+    if found is not None:
+        return found
     steps = sorted(
         (row for row in rows if row["metric"] == "loss" and row.get("step") is not None), key=lambda r: r["step"]
     )
@@ -81,6 +88,32 @@ def _pair(found: Sequence[Section]) -> _Pair | None:
         if before and after and shared and (best is None or max(shared) > best.window):
             best = _Pair(section, before, after, max(shared))
     return best
+
+
+def _longbench(rows: Sequence[Row]) -> Headline | None:
+    """LongBench's plain mean over the first of SETS that there is: the base's at its longest window, and that of the
+    checkpoint a report is about."""
+    own = [row for row in rows if row.get("suite") == "longbench" and row.get("average") == "plain"]
+    own = [row for row in own if row.get("choice") is None]
+    for name in SETS:
+        some = sorted((row for row in own if row["tasks"] == name), key=lambda row: row["window"])
+        if not some:
+            continue
+        some = [row for row in some if row.get("base_model") == some[-1].get("base_model")]
+        trained = [row for row in some if row.get("checkpoint") != "base"]
+        named = [row for wanted in reversed(HEROES) for row in trained if row.get("checkpoint") == wanted]
+        before = next((row for row in reversed(some) if row.get("checkpoint") == "base"), None)
+        after = named[-1] if named else trained[-1] if trained else None
+        pair = [row for row in (before, after) if row is not None]
+        values = " → ".join(f"{100 * row['value']:.1f}" for row in pair)
+        which = " to ".join(f"{_whose(row)} at {format_window(row['window'])}" for row in pair)
+        detail = f"{sentence_case(which)}, mean over {SET_NAMES[name]} tasks, in percent."
+        return Headline(f"LongBench {values}", detail)
+    return None
+
+
+def _whose(row: Row) -> str:
+    return " · ".join(str(row[key]) for key in ("checkpoint", "method") if row.get(key))
 
 
 def _windows(before: Series, after: Series) -> set[int]:

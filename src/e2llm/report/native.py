@@ -13,6 +13,7 @@ FAILED = 0.25
 """A share below this at the native window counts as something that the model cannot do at all."""
 MARK = "\u00a0†"
 """After a name, on its line."""
+NOT_KNOWN = "No window at or below the native one was measured, so what the base cannot do at all is not known."
 
 
 def native_row(series: Series) -> Row | None:
@@ -38,9 +39,12 @@ def cannot(series: Sequence[Series]) -> tuple[bool, bool]:
 
 
 def failing_note(section: Section) -> str:
-    """The sentence beneath a retrieval table; "" where nothing in it fails."""
+    """The sentence beneath a retrieval table: what in it fails, or that nothing is known of that; "" where nothing
+    fails."""
+    if section.metric != "retrieval":
+        return ""
     series = series_of(section)
-    return failing_sentence(series) if section.metric == "retrieval" else ""
+    return failing_sentence(series) or ("" if cannot(series)[1] else NOT_KNOWN)
 
 
 def failing_sentence(series: Sequence[Series]) -> str:

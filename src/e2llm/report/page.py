@@ -31,7 +31,7 @@ from e2llm.report.quoted_tables import quoted_perplexity, quoted_unseen_scales
 from e2llm.report.rescaled import rescaled
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
-from e2llm.report.tables import scale_table, window_table
+from e2llm.report.tables import breakable, scale_table, window_table
 from e2llm.report.task_tables import task_sections
 
 _MOST_OTHERS = 400  # rows of metrics without a figure; more are counted, not listed
@@ -242,7 +242,8 @@ def _what_was_run(records: Sequence[Record]) -> Part:
                 "</summary>", f' <span class="quiet">{html.escape(line)}</span></summary>', 1
             )
         )
-    return Part("run", "What was run", "".join(blocks))
+    text = '<p class="quiet">Configuration and environment of each Record; those that are open are printed.</p>'
+    return Part("run", "What was run", text + "".join(blocks) if blocks else "")
 
 
 def _files(records: Sequence[Record]) -> Part:
@@ -252,7 +253,7 @@ def _files(records: Sequence[Record]) -> Part:
         digest = hashlib.sha256(record.path.read_bytes()).hexdigest()[:16] if record.path else ""
         counts = (format_count(len(record.rows)), format_count(len(record.examples)))
         lines.append([file, record.kind, digest, *counts])
-    table = _text_table("Record files", ["file", "kind", "SHA-256 begins", "rows", "examples"], lines, 3)
+    table = _text_table("Record files", ["file", "kind", "SHA-256 begins", "rows", "examples"], lines, 3, whole=True)
     return Part("files", "Files", table)
 
 
@@ -261,15 +262,18 @@ def _heading(section: Section) -> str:
     return f"<h3>{html.escape(sentence_case(title))}</h3>" if title else ""
 
 
-def _text_table(caption: str, head: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int) -> str:
-    """A plain table; columns from `numbers_from` on are numbers."""
+def _text_table(
+    caption: str, head: Sequence[str], lines: Sequence[Sequence[str]], numbers_from: int, *, whole: bool = False
+) -> str:
+    """A plain table; columns from `numbers_from` on are numbers. `whole`: no line of the others ends inside a word."""
 
     def cells(line: Sequence[str]) -> Iterator[str]:
-        yield f'<th scope="row">{html.escape(line[0])}</th>'
+        yield f'<th scope="row">{breakable(line[0]) if whole else html.escape(line[0])}</th>'
         for kind, text in zip(kinds[1:], line[1:], strict=True):
             yield f"<td{kind}>{html.escape(text)}</td>"
 
-    kinds = ["", *(' class="number"' if index >= numbers_from else "" for index in range(1, len(head)))]
+    text_kind = ' class="whole"' if whole else ""
+    kinds = ["", *(' class="number"' if index >= numbers_from else text_kind for index in range(1, len(head)))]
     heads = "".join(f'<th scope="col"{kind}>{html.escape(text)}</th>' for kind, text in zip(kinds, head, strict=True))
     body = "".join(f"<tr>{''.join(cells(line))}</tr>" for line in lines)
     return (

@@ -13,7 +13,7 @@ from e2llm.intervals import Interval, interval_fields, interval_of_average
 from e2llm.report.beyond import LABEL as BEYOND
 from e2llm.report.beyond import beyond_mark, beyond_notes
 from e2llm.report.formats import format_window, join_words
-from e2llm.report.native import FAILED, MARK, cannot
+from e2llm.report.native import FAILED, MARK, NOT_KNOWN, cannot
 from e2llm.report.series import Row, Section, sections, series_of
 from e2llm.report.tables import Cell, Table, count_foot, interval_text
 
@@ -58,7 +58,7 @@ def _tables(found: Sequence[Section]) -> RulerTables:
     title = join_words(str(first.labels.get("corpus") or ""), first.base_model)
     kinds = [(label, _kind_table(label, scores[label], failed)) for label in labels]
     note = (
-        "No window at or below the native one was measured, so what the base cannot do at all is not known."
+        NOT_KNOWN
         if not known
         else f"{MARK.strip()} fails inside its native window already (score there below {FAILED:g}): "
         + ", ".join(name for name in names if name in failed)
@@ -91,9 +91,10 @@ def _mean_table(title: str, scores: dict[str, dict[str, dict[int, Row]]], failed
             if names and (names is complete or len(able) < len(complete)):
                 cells = [None if w not in own else _cell(_mean([kinds[n][w] for n in names]), what) for w in windows]
                 body.append((f"{label}, {what}", cells))
-    rows = [[row for kinds in scores.values() for points in kinds.values() for row in points.values()]]
-    head = ["mean over kinds", *map(format_window, windows)]
-    return Table(f"RULER, means, {title}", head, body, notes=beyond_notes(rows))
+    rows = [points for kinds in scores.values() for points in kinds.values()]
+    columns = [[points[window] for points in rows if window in points] for window in windows]
+    head, foot = ["mean over kinds", *map(format_window, windows)], count_foot("prompts a kind", columns)
+    return Table(f"RULER, means, {title}", head, body, foot, notes=beyond_notes(columns))
 
 
 def _mean(rows: Sequence[Row]) -> Row:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from e2llm.intervals import interval_fields, wilson
 from e2llm.records import INTERVAL_FIELDS, Record, labels_of, merge, source_names
 from e2llm.report.beyond import LABEL as BEYOND
 from e2llm.report.formats import PROTOCOL_NAMES, TASK_NAMES, format_scale, join_words
@@ -110,8 +111,18 @@ def all_rows(records: Sequence[Record]) -> list[Row]:
         native = natives[row["source"]]
         if row.get("native_window") is None and native is not None:
             row["native_window"] = native
+        row |= _answers_interval(row)
     documents = [own for record in records for own in documents_by_row(record)]
     return on_shared_documents(rows, documents, [_table_of(row) for row in rows])
+
+
+def _answers_interval(row: Row) -> dict[str, float]:
+    """Wilson's interval of a retrieval row that was written without one: share and n of right or wrong answers say it
+    all. {} for other rows."""
+    right = row["value"] * row["n"]
+    if row["metric"] != "retrieval" or row.get("low") is not None or abs(right - round(right)) > 1e-6:
+        return {}
+    return interval_fields(wilson(row["value"], row["n"]))
 
 
 def _table_of(row: Row) -> tuple[Any, ...] | None:
@@ -174,7 +185,8 @@ def over_depths(rows: Sequence[Row]) -> list[Row]:
         n = sum(row["n"] for row in group)
         mean = sum(row["value"] * row["n"] for row in group) / n
         kept = {k: v for k, v in group[0].items() if k not in ("depth", *INTERVAL_FIELDS)}
-        whole.append({**kept, "value": mean, "n": n})
+        mean_row = {**kept, "value": mean, "n": n}
+        whole.append(mean_row | _answers_interval(mean_row))
     return whole
 
 

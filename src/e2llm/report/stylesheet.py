@@ -45,11 +45,13 @@ nav ul{display:flex;flex-wrap:wrap;gap:.35rem 1.5rem;margin:2.5rem 0 0;padding:0
 nav a{text-decoration-color:var(--rule)}
 nav a:hover{text-decoration-color:currentColor}
 .scroll{overflow-x:auto;margin:.75rem 0 0;position:relative}
+.scroll+.scroll{margin-top:2.25rem}
 table{border-collapse:collapse;width:100%;font-size:.9375rem;line-height:1.4}
 th,td{padding:.5rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th:first-child{text-align:left;padding-left:0}
 th:last-child,td:last-child{padding-right:.35rem}
-thead th{color:var(--muted);font-weight:500;font-size:.875rem;border-bottom-color:var(--muted)}
+thead th{color:var(--muted);font-weight:500;font-size:.875rem;border-bottom-color:var(--muted);
+  white-space:normal;vertical-align:bottom}
 tbody th{font-weight:400;white-space:normal;overflow-wrap:anywhere;min-width:9rem}
 tbody th:first-child,tfoot th,thead th:first-child{position:sticky;left:0;background:var(--paper)}
 tr.hero th,tr.hero td{background:var(--panel)}
@@ -59,6 +61,7 @@ td.none{color:var(--muted)}
 .interval{display:block;color:var(--muted);font-size:.75rem;line-height:1.25;letter-spacing:-.01em}
 td.shaded .interval{color:inherit;opacity:.85}
 tfoot th,tfoot td{color:var(--muted);font-weight:400;font-size:.8125rem;border-bottom:0}
+tfoot td{white-space:normal}
 tfoot td.every,table.heat tfoot td.every{text-align:left}
 table.dense{font-size:.8125rem}
 table.dense th,table.dense td{padding:.45rem .35rem}
@@ -75,6 +78,7 @@ table.heat td strong{color:inherit}
 td.shaded{background:var(--panel);background:color-mix(in srgb,var(--hues-1) calc(var(--share)*46%),var(--panel))}
 td.served{box-shadow:inset 0 0 0 2px var(--ink)}
 table.text td,table.text th{text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere}
+table.text td.whole{overflow-wrap:normal}
 table.text .number{text-align:right;white-space:nowrap;overflow-wrap:normal}
 .key{display:inline-block;width:.95em;height:.95em;border-radius:3px;vertical-align:-.1em;margin-right:.15em}
 .key.served{box-shadow:inset 0 0 0 2px var(--ink)}
@@ -103,7 +107,7 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   thead th,tfoot th,tfoot td{font-size:.75rem}
   tbody th:first-child{min-width:5.5rem}
   table.heat{border-spacing:2px;min-width:0}
-  table.heat tbody th:first-child{min-width:0}
+  table.heat tbody th:first-child{min-width:2.5rem;overflow-wrap:break-word}
   table.heat tfoot th{white-space:normal;min-width:0;width:2.75rem}
   table.heat td{padding:.45rem .3rem;min-width:2.75rem}
   dl.facts{grid-template-columns:1fr;gap:0}
@@ -130,7 +134,6 @@ footer{padding-top:4rem;padding-bottom:4rem;color:var(--muted);font-size:.875rem
   h2,h3,h2+.quiet,h3+.quiet{break-after:avoid}
   .quiet{break-inside:avoid}
   figure,tr,details dl>div{break-inside:avoid}
-  details::details-content{content-visibility:visible;display:block;block-size:auto}
 }
 """
 

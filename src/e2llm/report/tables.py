@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,10 +72,10 @@ class Table:
         rows = []
         for index, (name, cells) in enumerate(self.body):
             strong = ' class="hero"' if index in self.strong else ""
-            rows.append(f'<tr{strong}><th scope="row">{html.escape(name)}</th>{"".join(map(_html_cell, cells))}</tr>')
+            rows.append(f'<tr{strong}><th scope="row">{breakable(name)}</th>{"".join(map(_html_cell, cells))}</tr>')
         foot = ""
         if self.foot:
-            counts = "".join(f"<td>{html.escape(text)}</td>" for text in self.foot[1])
+            counts = "".join(f"<td>{breakable(text, '–')}</td>" for text in self.foot[1])
             if len(self.foot[1]) > 1 and len(set(self.foot[1])) == 1:
                 text = self.foot[1][0]
                 where = "each column" if "–" in text else "every cell"  # a range: rows differ, columns do not
@@ -162,8 +163,9 @@ def _scale_cell(row: Row | None, column: Sequence[Row]) -> Cell | None:
     note = f"{cost:+.1%} over the best scale at {format_window(row['window'])}, {_note(row)}"
     # Twice the best is as dark as it gets: beyond that nobody would serve it.
     share = min(1.0, math.log2(1 + cost)) if row["metric"] != "retrieval" else 1 - row["value"]
-    mark = mark_beside(row, column) + beyond_mark(row)
-    return Cell(_text(row), best=_is_best(row, column), served=served, share=share, note=note, mark=mark)
+    mark, ends = mark_beside(row, column) + beyond_mark(row), interval_text(row)
+    best = _is_best(row, column)
+    return Cell(_text(row), best=best, served=served, share=share, note=note, interval=ends, mark=mark)
 
 
 def _only(records: Sequence[Record], metric: str, labels: dict[str, Any], build: Callable[[Section], Table]) -> str:
@@ -236,6 +238,11 @@ def _bold(cell: Cell | None) -> str:
         return "–"
     text = (f"**{cell.text}**" if cell.best else cell.text) + cell.mark
     return f"{text} ({cell.interval})" if cell.interval else text
+
+
+def breakable(text: str, after: str = "_+/") -> str:
+    """HTML that may begin a new line after these signs, so that no line has to end inside a word; not at "n = 2"."""
+    return re.sub(f"([{after}])", r"\1<wbr>", html.escape(text)).replace(" = ", "\u00a0=\u00a0")
 
 
 def _html_cell(cell: Cell | None) -> str:

@@ -42,8 +42,9 @@ def read_questions(path: str | Path) -> list[Asked]:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            found = [_plain(row, f"{path}: line {i}") for i, row in enumerate(rows, start=1)]
+            # Not splitlines(): documents hold separators that it would take for line ends, such as U+2028.
+            lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+            found = [_plain(json.loads(line), f"{path}: line {i}") for i, line in lines]
         else:
             document = json.loads(text)
             found = list(_squad(document) if isinstance(document, dict) else _hotpot(document))
