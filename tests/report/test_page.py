@@ -202,6 +202,21 @@ def test_headline_does_not_hide_a_loss():
     assert _headline(Record("evaluate", {}, rows, [], {})).sentence == "At 4,096 tokens, perplexity 4.00 → 9.00"
 
 
+def test_headline_takes_the_base_that_was_measured_on_the_same_documents():
+    def rows(checkpoint, method, values, documents):
+        facts = {"corpus": "c", "protocol": "whole", "documents": documents, "native_window": 1024}
+        return [
+            make_row("perplexity", v, "ratio", 1, window=w, checkpoint=checkpoint, method=method, scale=1.0, **facts)
+            for w, v in values.items()
+        ]
+
+    near, far = {1024: 5.0, 2048: 9.0}, {1024: 5.0, 2048: 9.0, 4096: 30.0}
+    trained = Record("study_final", {}, rows("recommended", "yarn", {1024: 4.0, 4096: 3.5}, 8), [], {})
+    other = Record("evaluate", {"documents": ["b"]}, rows("base", "yarn", near, 2), [], {})
+    same = Record("study_final", {}, rows("base-yarn", "yarn", far, 8), [], {})
+    assert _headline(other, trained, same).sentence == "At 4,096 tokens, perplexity 30.0 → 3.50"
+
+
 def test_names_of_files_break_at_signs_and_their_kinds_not_at_all(tmp_path):
     path = sample_records.training().save(tmp_path / "a_long_name.json")
     page = render_page([Record.load(path)])

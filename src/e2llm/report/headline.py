@@ -83,9 +83,13 @@ def _pair(found: Sequence[Section]) -> _Pair | None:
     best: _Pair | None = None
     for section in found:
         series = series_of(section)
-        before, after = rival(series), hero(series)
-        shared = _windows(before, after) if before and after else set()
-        if before and after and shared and (best is None or max(shared) > best.window):
+        after = hero(series)
+        bases = [one for one in series if one.is_base]
+        first = rival(series)
+        # The rival, and another base only where that one was measured on other documents.
+        meeting = [(one, _windows(one, after)) for one in sorted(bases, key=lambda one: one is not first) if after]
+        before, shared = next(((one, windows) for one, windows in meeting if windows), (None, set()))
+        if before and after and (best is None or max(shared) > best.window):
             best = _Pair(section, before, after, max(shared))
     return best
 

@@ -59,7 +59,8 @@ class Series:
 
     @property
     def is_base(self) -> bool:
-        return self.checkpoint == "base"
+        """Nothing trained it: `base`, or `base-METHOD` in comparisons whose contestants have one name each."""
+        return self.checkpoint == "base" or self.checkpoint.startswith("base-")
 
     def owns(self, row: Row) -> bool:
         """Whether a row belongs to this series, at whatever window, scale and depth."""
