@@ -108,6 +108,7 @@ class Study:
             return self.last[1]
         self.last = None
         self.model.load_state_dict(self.start)
+        self.model.requires_grad_(True)  # which adapters of the run before have taken from it
         # A recipe of long windows turns it on; the next one must not pay for it.
         name = "activation_checkpointing_disable"
         getattr(self.model, name, self.model.gradient_checkpointing_disable)()

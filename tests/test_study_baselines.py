@@ -58,7 +58,8 @@ def test_methods_share_one_training_at_scale_1(tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(" ".join(letters.choices(words, k=count)))
     plan = tmp_path / "plan.toml"
-    settings = {"plain-linear": "method=linear", "plain-yarn": "method=yarn", "longer": "train.steps=3"}
+    settings = {"plain-linear": "method=linear", "plain-yarn": "method=yarn", "adapters": "lora.rank=4"}
+    settings["longer"] = "train.steps=3"  # all weights again, after a run that had frozen them
     plan.write_text("".join(f'[[runs]]\nname="{n}"\nrecipe="plain"\nset=["{s}"]\n' for n, s in settings.items()))
     small = ["train.steps=2", "train.batch_size=2", "data.window=128", "train.workers=0", "train.precision=float32"]
     argv = ["study.py", "--model", str(TINY), "--text", str(tmp_path), "--plan", str(plan), "--base-model", "t"]
@@ -73,7 +74,7 @@ def test_methods_share_one_training_at_scale_1(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(study, "train_loaded", watched)
     study.main()
-    assert began == ["plain-linear", "longer"]
+    assert began == ["plain-linear", "adapters", "longer"]
     found = {
         name: {
             (row["window"]): (row["value"], row["method"])
@@ -83,5 +84,6 @@ def test_methods_share_one_training_at_scale_1(tmp_path: Path, monkeypatch: pyte
         for name in settings
     }
     linear, yarn = found["plain-linear"], found["plain-yarn"]
-    assert linear[512][0] == yarn[512][0] != found["longer"][512][0]  # the same weights, read at scale 1
+    assert linear[512][0] == yarn[512][0]  # the same weights, read at scale 1
+    assert len({linear[512][0], found["adapters"][512][0], found["longer"][512][0]}) == 3
     assert linear[1024][0] != yarn[1024][0] and (linear[512][1], yarn[512][1]) == ("linear", "yarn")
