@@ -25,11 +25,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LONG = ("4k", "8k", "16k", "32k", "64k", "128k")
 FAR = ("8k", "256k")
+"""The native window of the study's base, and twice what training reaches."""
 UNSEEN = ("16", "24", "28.5", "32", "36", "40", "45", "50")
 """For a window of 128k (Fig. 5 of the paper): its own scale, and those around the largest that training draws (32)."""
 WITHOUT_TRAINING = ("none", "linear", "ntk", "dynamic_ntk", "self_extend")
 """LongRoPE's factors were searched for other models."""
-"""The native window of the study's base, and twice what training reaches."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ left is named. Exit code 0: all was measured but what lacks a package.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from train_gpu import table, visible_gpus  # noqa: E402
+from train_gpu import e2llm, table, visible_gpus  # noqa: E402
 
 from e2llm.benchmark.train_contestants import PARALLELISM  # noqa: E402
 from e2llm.records import Record  # noqa: E402
@@ -62,16 +60,7 @@ def call(chosen: Sequence[str], out: Path, args: argparse.Namespace, settings: S
 def run(words: list[str], gpus: Sequence[str], left: float) -> int:
     """The exit code; 1 where it did not end by itself."""
     print(f"e2llm {' '.join(words)}", flush=True)
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
-    }
-    program = [sys.executable, "-c", "import sys; from e2llm.cli import main; sys.exit(main())"]
-    try:
-        return subprocess.run([*program, *words], env=environment, timeout=left + 20).returncode
-    except subprocess.TimeoutExpired:
-        print(f"ended after {left + 20:.0f} s", flush=True)
-        return 1
+    return e2llm(words, gpus, left)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,18 +179,21 @@ def run(job: Job, gpu: str, left: float, arguments: argparse.Namespace) -> int:
     command += ["--time-limit", f"{job.limit * arguments.time_limit:g}", "--until", f"{left:.0f}"]
     command += ["--work", str(folder), "--out", str(record_of(job, arguments))]
     print(f"GPU {gpu}: e2llm {' '.join(command)}", flush=True)
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": gpu,
+    kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(arguments.work.resolve() / "inductor"))
+    return e2llm(command, [gpu], left, name=job.name, TORCHINDUCTOR_CACHE_DIR=kernels)
+
+
+def e2llm(words: Sequence[str], gpus: Sequence[str], left: float, *, name: str = "", **environment: str) -> int:
+    """The exit code of one `e2llm`; 1, saying so of `name`, where it did not end by itself."""
+    environment |= {
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get(
-            "TORCHINDUCTOR_CACHE_DIR", str(arguments.work.resolve() / "inductor")
-        ),
     }
     program = [sys.executable, "-c", "import sys; from e2llm.cli import main; sys.exit(main())"]
     try:
-        return subprocess.run([*program, *command], env=environment, timeout=left + 20).returncode
+        return subprocess.run([*program, *words], env=os.environ | environment, timeout=left + 20).returncode
     except subprocess.TimeoutExpired:
-        print(f"{job.name}: ended after {left + 20:.0f} s", flush=True)
+        print(f"{name}: ".removeprefix(": ") + f"ended after {left + 20:.0f} s", flush=True)
         return 1
 
 

@@ -20,7 +20,7 @@ import torch
 
 from e2llm.hf import CheckpointInfo, Extension, get_extension, install, load_model
 from e2llm.hf.cache import cache_argument, cache_of
-from e2llm.hf.chunks import needs_no_mask, without_masks
+from e2llm.hf.chunks import is_windowed, needs_no_mask, without_masks
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.choose import DEFAULT_NEW_TOKENS, Policy, Schedule, choose_scale, window_of
 
@@ -131,10 +131,7 @@ def prefill_chunk_tokens(model: Any, num_tokens: int, requested: int | None = No
         return min(requested, num_tokens)
     if not reads_in_chunks(model):
         return num_tokens
-    config = model.config.get_text_config()
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    windowed = bool(layer_types & _WINDOWED) if layer_types else getattr(config, "sliding_window", None) is not None
-    if not windowed and num_tokens <= WHOLE_PROMPT_TOKENS.get(model.device.type, CHUNK_TOKENS):
+    if not is_windowed(model) and num_tokens <= WHOLE_PROMPT_TOKENS.get(model.device.type, CHUNK_TOKENS):
         return num_tokens
     # On a CPU what is causal over a longer cache is written out as a mask by torch itself.
     if model.device.type == "cuda" and needs_no_mask(model):

@@ -146,8 +146,10 @@ class PackedWindows:
         chosen = permute(step, len(self), keyed_hash(seed, epoch))
         if jumps is None or not len(jumps):
             return self[chosen]
+        if not jumps.other_documents:
+            return self._further_on(chosen, jumps)
         others = [keyed_hash(seed, number, piece) % len(self) for piece in range(len(jumps))]
-        return self._from_others(chosen, others, jumps) if jumps.other_documents else self._further_on(chosen, jumps)
+        return self._from_others(chosen, others, jumps)
 
     def _further_on(self, number: int, jumps: Jumps) -> Window:
         """Pieces of the document in which the window begins; the window as it is where that ends within it."""
@@ -160,9 +162,9 @@ class PackedWindows:
         if room <= 0:
             return whole
         skipped = piece_offsets(jumps, self.window, room)
-        tokens = self.part.store.tokens[first:end][np.arange(self.window) + skipped].astype(np.int64)
-        loss = None if self.part.store.loss is None else self.part.store.loss[first:end]
-        loss = np.ones(self.window, bool) if loss is None else loss[np.arange(self.window) + skipped].astype(bool)
+        store, taken = self.part.store, np.arange(first, first + self.window) + skipped
+        tokens = store.tokens[taken].astype(np.int64)
+        loss = np.ones(self.window, bool) if store.loss is None else store.loss[taken].astype(bool)
         loss[jumps.places] &= np.diff(skipped)[jumps.places - 1] == 0
         return Window(tokens, loss, whole.document_starts[whole.document_starts == 0])
 

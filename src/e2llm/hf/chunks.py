@@ -25,13 +25,17 @@ ATTENTION = "e2llm_chunks"
 """Name in transformers' registry, where no mask function belongs to it: none is built."""
 
 
-def needs_no_mask(model: Any) -> bool:
-    """Whether chunks of `model` can be read without masks: under `sdpa`, and no layer sees a window of its own."""
+def is_windowed(model: Any) -> bool:
+    """Whether a layer of `model` sees less than all tokens before it."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     # Without a list of kinds a window in the config is every layer's.
-    windowed = kinds - {"full_attention"} if kinds else getattr(config, "sliding_window", None) is not None
-    return cast(Any, unwrap(model)).config._attn_implementation == "sdpa" and not windowed
+    return kinds != {"full_attention"} if kinds else getattr(config, "sliding_window", None) is not None
+
+
+def needs_no_mask(model: Any) -> bool:
+    """Whether chunks of `model` can be read without masks: under `sdpa`, and no layer sees a window of its own."""
+    return cast(Any, unwrap(model)).config._attn_implementation == "sdpa" and not is_windowed(model)
 
 
 @contextlib.contextmanager

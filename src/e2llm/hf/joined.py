@@ -76,7 +76,7 @@ def _key(node: fx.Node) -> tuple[Any, ...] | None:
 
 
 def _pays(nodes: list[fx.Node]) -> bool:
-    source = _example(nodes[0].args[0] if nodes[0].args else nodes[0].kwargs["input"])
+    source = _example(_arguments(nodes[0])[0])
     if not isinstance(source, torch.Tensor):
         return False
     rows = source.numel() // source.shape[-1]
