@@ -156,10 +156,6 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, about a quarter more time."""
     compile: Literal["none", "layers"] = "none"
     """torch.compile each decoder layer, and the loss."""
-    join_projections: bool = False
-    """In compiled layers, one matrix product for projections that read the same input (queries, keys and values; gate
-    and up), where windows outweigh weights: at least 8 tokens of a batch for each output feature. The weights stay
-    apart in memory and in the checkpoint."""
     logits_tokens: int = 8192
     """Tokens whose logits are held at once: the memory of logits does not grow with batch or window. 0: the model's own
     loss, which holds the logits of all."""
@@ -197,12 +193,6 @@ class TrainConfig:
         for name in (*counts, "max_grad_norm"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "use 0 or more")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "use a number above 0")
-        require(
-            not self.join_projections or self.compile == "layers",
-            "train.join_projections",
-            self.join_projections,
-            'is done where layers are compiled: set train.compile = "layers"',
-        )
         require(0 <= self.distill <= 1, "train.distill", self.distill, "use a share from 0 to 1")
         require(
             not self.distill or self.logits_tokens > 0,

@@ -145,6 +145,7 @@ def test_documents_that_see_each_other_are_found_out() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
 @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @DRAWS
 @pytest.mark.parametrize("compiled", [False, True], ids=["kernel", "layers compiled"])

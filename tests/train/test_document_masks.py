@@ -95,6 +95,7 @@ def test_flex_attention_trains_as_sdpa_does(base: Path, tmp_path: Path, monkeypa
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
 @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("compiled", ["none", "layers"])
 def test_compiled_flex_attention_trains_as_sdpa_does(base: Path, tmp_path: Path, compiled: str) -> None:

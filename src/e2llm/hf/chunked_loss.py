@@ -38,13 +38,10 @@ def summed_nats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tens
     counted = targets != IGNORED
     index = targets.clamp(min=0)[:, None]
     scores = logits.float()
-    # Written out, torch.compile finds maximum and sum in one pass over the logits; a logsumexp takes it two.
-    highest = scores.amax(dim=1, keepdim=True)
-    powers = (scores - highest).exp()
-    total = powers.sum(dim=1, keepdim=True)
-    nats = (total.log() + highest - scores.gather(1, index))[:, 0]
+    log_sum = torch.logsumexp(scores, dim=1, keepdim=True)
+    nats = (log_sum - scores.gather(1, index))[:, 0]
     one_hot = torch.arange(scores.shape[1], device=scores.device) == index
-    gradient = (powers / total - one_hot.float()) * counted[:, None]
+    gradient = (torch.exp(scores - log_sum) - one_hot.float()) * counted[:, None]
     return torch.where(counted, nats, 0.0).sum(), gradient.to(logits.dtype)
 
 

@@ -7,6 +7,7 @@ whole, transformers builds a T x T mask, which loses the flash path; and thirty 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from e2llm.hf.joined import joined_inductor
 from e2llm.hf.rotary import find_rotary_owner, unwrap
 
 
@@ -27,13 +27,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
-def compile_layers(model: nn.Module, *, joined: bool = False) -> None:
-    """Compile each decoder layer, for good. A layer that is compiled already stays as it is.
-
-    `joined`: projections of the same input as one matrix product (`hf.joined`)."""
+def compile_layers(model: nn.Module) -> None:
+    """Compile each decoder layer, for good. A layer that is compiled already stays as it is."""
     for layer in decoder_layers(model):
         if layer._compiled_call_impl is None:
-            layer.compile(**({"backend": joined_inductor} if joined else {}))
+            layer.compile()
 
 
 @contextlib.contextmanager
@@ -52,7 +50,9 @@ def whole_layers() -> Iterator[None]:
 def uncompiled() -> Iterator[None]:
     """Within the block compiled layers run as they are written. For probes: to compile for a few tokens takes longer
     than to train a hundred steps, a minute where weights lie in host memory."""
-    with torch.compiler.set_stance("force_eager"):  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):  # type: ignore[no-untyped-call]
+        # flex attention says that it holds all scores: of a few tokens
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
         yield
 
 

@@ -180,7 +180,7 @@ def _teacher(recipe: Recipe, model: nn.Module) -> Teacher | None:
         return None
     teacher = Teacher(model, torch.bfloat16 if recipe.train.precision == "bfloat16" else None)
     if recipe.train.compile == "layers":
-        compile_layers(teacher.model, joined=recipe.train.join_projections)
+        compile_layers(teacher.model)
     return teacher
 
 
@@ -274,7 +274,7 @@ def _build_trainer(
     if recipe.model.offload != "none":
         offload(recipe, model, folder, None if quiet else console)
     if config.compile == "layers":
-        compile_layers(model, joined=config.join_projections)
+        compile_layers(model)
     once = distributed.any_process(any(map(is_placeholder, model.parameters())))  # not where all hold a loaded model
     arguments = _arguments(recipe, folder, once, processes)
     train_set = WindowDataset(
