@@ -53,19 +53,29 @@ def pack(model: Path, text: Path, out: Path, sizes: Sequence[int]) -> list[Path]
                 member = tarfile.TarInfo(f"{name}.xz")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+    return write_pieces(archive.getbuffer(), out, sizes)
+
+
+def write_pieces(data: memoryview, out: Path, sizes: Sequence[int]) -> list[Path]:
+    """`data` cut into files of a folder, which loses the pieces that it held."""
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob(f"{PART}*"):
         old.unlink()
-    return [_written(out / f"{PART}{i}", piece) for i, piece in enumerate(_pieces(archive.getbuffer(), sizes))]
+    return [_written(out / f"{PART}{i}", piece) for i, piece in enumerate(_pieces(data, sizes))]
+
+
+def joined(parts: Path) -> bytes:
+    """The pieces of a folder, or of its folders, put together. Raises ValueError where one is missing."""
+    found = sorted(parts.rglob(f"{PART}*"), key=lambda path: int(path.name.removeprefix(PART)))
+    if [path.name for path in found] != [f"{PART}{i}" for i in range(len(found))] or not found:
+        raise ValueError(f"parts = {str(parts)!r}: has {[p.name for p in found]}; all from {PART}0 on are needed")
+    return b"".join(path.read_bytes() for path in found)
 
 
 def unpack(parts: Path, out: Path) -> None:
     """Join the pieces and make the model, the text and its tokens of them. Raises ValueError where one is missing."""
-    found = sorted(parts.rglob(f"{PART}*"), key=lambda path: int(path.name.removeprefix(PART)))
-    if [path.name for path in found] != [f"{PART}{i}" for i in range(len(found))] or not found:
-        raise ValueError(f"parts = {str(parts)!r}: has {[p.name for p in found]}; all from {PART}0 on are needed")
+    archive = io.BytesIO(joined(parts))
     out.mkdir(parents=True, exist_ok=True)
-    archive = io.BytesIO(b"".join(path.read_bytes() for path in found))
     try:
         with tarfile.open(fileobj=archive) as tar, ProcessPoolExecutor() as pool:
             members = [(member.name, tar.extractfile(member)) for member in tar.getmembers()]
