@@ -29,6 +29,7 @@ TOML file:
     method = "ntk"                         # read the base itself with it: nothing is trained
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0; of
                                            # --text stdlib the quickstart's)
+    planted_sets = 2                       # most sets of facts in one of those windows (default 4)
     scales = {131072 = [12, 16]}           # scales a window is measured at (default window / native window)
     key_scales = {131072 = [12, 16]}       # the same for keys; default: the first of `scales`
     seconds_of = "recommended"             # as many steps as fit into the training time of that run, a step taking as

@@ -17,8 +17,9 @@ from e2llm.config import Recipe, load_recipe
 from e2llm.records import Record
 
 METHODS = ("none", "linear", "ntk", "yarn")
-ROW_KEYS = {"name", "recipe", "set", "planted", "method", "predicted", "concluded", "scales", "key_scales", "slopes"}
-ROW_KEYS |= {"seconds_of", "speed_of", "interpolations"}
+ROW_KEYS = {"name", "recipe", "set", "planted", "planted_sets", "method", "predicted", "concluded", "scales"}
+ROW_KEYS |= {"key_scales", "slopes", "seconds_of", "speed_of", "interpolations"}
+Sources = Callable[[float | None, int | None], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +87,10 @@ def read_defaults(path: Path) -> Defaults:
 
 
 def read_plan(
-    path: Path, sources: Callable[[float | None], str], settings: list[str], only: list[str]
+    path: Path, sources: Sources, settings: list[str], only: list[str]
 ) -> list[Run]:
-    """Every run's resolved recipe. `sources`: share of planted windows (None: the text's own) -> `data.sources`.
+    """Every run's resolved recipe. `sources`: share of planted windows, most sets in one -> `data.sources` (None: the
+    text's own).
 
     Raises ValueError naming the run that cannot be."""
     rows = _load(path).get("runs", [])
@@ -112,12 +114,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _run(
-    path: Path, row: dict[str, Any], usual: str, sources: Callable[[float | None], str], settings: list[str]
+    path: Path, row: dict[str, Any], usual: str, sources: Sources, settings: list[str]
 ) -> Run:
     extra = sorted(row.keys() - ROW_KEYS)
     if extra:
         raise ValueError(f"{path}: run {row['name']!r}: unknown keys {extra}")
-    given = [f"data.sources={sources(row.get('planted'))}", *settings, *row.get("set", []), f"name={row['name']}"]
+    text = sources(row.get("planted"), row.get("planted_sets"))
+    given = [f"data.sources={text}", *settings, *row.get("set", []), f"name={row['name']}"]
     scales = {int(window): tuple(map(float, found)) for window, found in row.get("scales", {}).items()}
     key_scales = {window: found[:1] for window, found in scales.items()}
     key_scales |= {int(window): tuple(map(float, found)) for window, found in row.get("key_scales", {}).items()}
@@ -132,7 +135,7 @@ def _run(
             "weights) over 1 (the trained ones) to 2"
         )
     method = row.get("method")
-    if method is not None and row.keys() & {"recipe", "set", "planted", "interpolations"}:
+    if method is not None and row.keys() & {"recipe", "set", "planted", "planted_sets", "interpolations"}:
         raise ValueError(
             f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set, planted or interpolations"
         )

@@ -21,8 +21,9 @@ STDLIB = "stdlib"
 class Text(Protocol):
     """What a study reads."""
 
-    def sources(self, planted: float | None) -> str:
-        """`data.sources` as TOML; `planted`: the share of windows with planted facts, None for the text's own."""
+    def sources(self, planted: float | None, sets: int | None) -> str:
+        """`data.sources` as TOML; `planted`: the share of windows with planted facts, `sets`: the most sets of them in
+        one; None for the text's own."""
 
     def documents(self, tokenizer: Any, num_tokens: int) -> dict[str, list[Document]]:
         """Corpus -> documents to measure on, of at least `num_tokens` tokens."""
@@ -37,9 +38,10 @@ class FolderText:
         if not self.files:
             raise ValueError(f"text = {str(folder)!r}: no train/*.txt there; name a folder that has them, or {STDLIB}")
 
-    def sources(self, planted: float | None) -> str:
+    def sources(self, planted: float | None, sets: int | None) -> str:
         """Every file by its size; facts are planted into that share of each one's windows (default 0)."""
         more = f', separator="<|endoftext|>", planted={planted or 0.0}'
+        more += "" if sets is None else f", planted_sets={sets}"
         return "[" + ", ".join(
             f"{{path={json.dumps(str(file))}, weight={file.stat().st_size}{more}}}" for file in self.files
         ) + "]"  # fmt: skip
@@ -59,8 +61,11 @@ class StdlibText:
         folder.mkdir(parents=True, exist_ok=True)
         self.files = write_text(training, folder)
 
-    def sources(self, planted: float | None) -> str:
-        """Library and planted passages; `planted`: the latter's share of the windows (default: the quickstart's)."""
+    def sources(self, planted: float | None, sets: int | None) -> str:
+        """Library and planted passages; `planted`: the latter's share of the windows (default: the quickstart's).
+        Raises ValueError for `sets`: the passages are made beforehand."""
+        if sets is not None:
+            raise ValueError(f"planted_sets = {sets}: of a folder's text; --text {STDLIB} has passages of its own")
         return sources(self.files, FACTS_SHARE if planted is None else planted)
 
     def documents(self, tokenizer: Any, num_tokens: int) -> dict[str, list[Document]]:

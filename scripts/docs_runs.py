@@ -39,7 +39,8 @@ def run_block(plan: Path, row: dict[str, Any], record: Record | None) -> list[st
 def _asked(row: dict[str, Any]) -> str:
     if "method" in row:
         return f"The base untrained, read with `{row['method']}`."
-    changes = [*row.get("set", []), *([f"planted={row['planted']}"] if "planted" in row else [])]
+    planted = [f"{key}={row[key]}" for key in ("planted", "planted_sets") if key in row]
+    changes = [*row.get("set", []), *planted]
     parts = [f"Recipe: `{row['recipe']}`."] if "recipe" in row else []
     parts += [f"Set: {', '.join(f'`{change}`' for change in changes)}."] if changes else []
     return " ".join(parts)

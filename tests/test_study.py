@@ -66,7 +66,7 @@ def test_equal_time_makes_the_steps_of_the_measured_speeds(study: Any, tmp_path:
     plan = tmp_path / "plan.toml"
     timed = 'seconds_of = "short"\nspeed_of = "long"\n'
     plan.write_text(f'[[runs]]\nname = "a"\nrecipe = "yarn-64k"\n{timed}')
-    (run,) = study.read_plan(plan, lambda planted: "[]", ["model.name=x"], [])
+    (run,) = study.read_plan(plan, lambda *_: "[]", ["model.name=x"], [])
     with pytest.raises(ValueError, match="that of 'short', which is not measured"):
         study.in_equal_time(run, tmp_path, "")
     for name, steps, seconds, window in (("short", 1200, 150.0, 4096), ("long", 600, 400.0, 65536)):
@@ -81,7 +81,7 @@ def test_equal_time_makes_the_steps_of_the_measured_speeds(study: Any, tmp_path:
         study.in_equal_time(run, tmp_path, "")
     plan.write_text('[[runs]]\nname = "a"\nseconds_of = "b"\n')
     with pytest.raises(ValueError, match="go together"):
-        study.read_plan(plan, lambda planted: "[]", ["model.name=x"], [])
+        study.read_plan(plan, lambda *_: "[]", ["model.name=x"], [])
 
 
 def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text('[[runs]]\nname = "a"\nmethod = "ntk"\ninterpolations = [0.5]\n')
     with pytest.raises(ValueError, match="no recipe, set, planted or interpolations"):
-        study.read_plan(plan, lambda planted: "[]", [], [])
+        study.read_plan(plan, lambda *_: "[]", [], [])
     plan.write_text('[[runs]]\nname = "a"\ninterpolations = [-0.5]\n')
     with pytest.raises(ValueError, match=r"interpolations = \[-0\.5\]: use shares"):
-        study.read_plan(plan, lambda planted: "[]", ["model.name=x"], [])
+        study.read_plan(plan, lambda *_: "[]", ["model.name=x"], [])
     plan.write_text('[[runs]]\nname = "a"\nmethod = "nkt"\n')
     with pytest.raises(ValueError, match="nkt"):
-        study.read_plan(plan, lambda planted: "[]", [], [])
+        study.read_plan(plan, lambda *_: "[]", [], [])
 
 
 def test_one_command_trains_measures_and_compares(

@@ -101,7 +101,7 @@ def test_every_run_has_the_quickstarts_budget_and_a_prediction(study: Any, text:
 
 def test_the_text_is_the_quickstarts(study: Any, text: Any) -> None:
     def shares(planted: float | None) -> list[tuple[str, float]]:
-        plan = study.read_plan(PLAN, lambda _: text.sources(planted), [], ["control"])
+        plan = study.read_plan(PLAN, lambda *_: text.sources(planted, None), [], ["control"])
         return [(Path(source.path).name, source.weight) for source in plan[0].recipe.data.sources]
 
     assert shares(None) == [("text.jsonl", 0.85), ("facts.jsonl", 0.15)]

@@ -64,11 +64,14 @@ class SourceConfig:
     """Name of a built-in generator ("key_values", "copies") instead of a path."""
     planted: float = 0.0
     """Share of the windows of plain text in which made-up facts are stated and asked for again."""
+    planted_sets: int = 4
+    """Most sets of such facts in one window, each of up to 14 names; as many as are drawn from 1 to this, or as fit."""
 
     def __post_init__(self) -> None:
         one = bool(self.path) != bool(self.synthetic)
         require(one, "data.sources.path", self.path, "give path or synthetic, not both")
         require(0 <= self.planted <= 1, "data.sources.planted", self.planted, "use a share between 0 and 1")
+        require(self.planted_sets >= 1, "data.sources.planted_sets", self.planted_sets, "use at least 1")
         plain = not (self.planted and self.synthetic)
         require(plain, "data.sources.planted", self.planted, "facts are planted in text of a path; leave it out here")
         require(self.weight > 0, "data.sources.weight", self.weight, "a weight is above 0")

@@ -13,12 +13,15 @@ from torch.utils.data import DataLoader
 from e2llm.config import load_recipe
 from e2llm.config_sections import SourceConfig
 from e2llm.data.parts import TextPart, Window
-from e2llm.data.planted import CODES, MAX_ROUNDS, PlantedPart, plant_window
+from e2llm.data.planted import CODES, PlantedPart, plant_window
 from e2llm.data.sources import Piece
 from e2llm.data.tokens import build_store
 from e2llm.data.windows import WindowDataset, collate
 
 R = 2048
+
+SETS = 4
+"""The usual most."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def window_of(part, number=0):
 def test_the_share_of_windows_that_hold_facts(part, tokenizer):
     plain = part.windows(R)
     for share in (0.0, 0.3, 1.0):
-        planted = PlantedPart(part, tokenizer, share)
+        planted = PlantedPart(part, tokenizer, share, SETS)
         windows = planted.windows(R)
         changed = [not np.array_equal(windows.draw(i, 5).tokens, plain.draw(i, 5).tokens) for i in range(120)]
         assert np.mean(changed) == pytest.approx(share, abs=0.13 if 0 < share < 1 else 0)
@@ -46,7 +49,7 @@ def test_the_share_of_windows_that_hold_facts(part, tokenizer):
 def test_length_type_and_document_starts_stay(part, tokenizer):
     for seed in range(40):
         window = window_of(part, seed)
-        planted = plant_window(window, tokenizer, seed)
+        planted = plant_window(window, tokenizer, seed, SETS)
         assert planted.tokens.shape == (R,) and planted.tokens.dtype == np.int64 and planted.loss is None
         assert np.array_equal(planted.document_starts, window.document_starts)
 
@@ -57,7 +60,7 @@ def test_the_host_stays_in_order_and_what_is_asked_was_said(part, tokenizer):
     for seed in range(60):
         window = Window(window_of(part, seed).tokens, None, np.array([0]))
         host = [line for line in tokenizer.decode(window.tokens.tolist()).split("\n") if line]
-        planted = tokenizer.decode(plant_window(window, tokenizer, seed).tokens.tolist()).split("\n")
+        planted = tokenizer.decode(plant_window(window, tokenizer, seed, SETS).tokens.tolist()).split("\n")
         assert planted != host
         new = [line for line in planted if not any(own.startswith(line) for own in host)]  # the last may be torn
         kept = [line for line in planted if line and line in set(host)]
@@ -70,13 +73,13 @@ def test_the_host_stays_in_order_and_what_is_asked_was_said(part, tokenizer):
 
 
 def test_the_same_window_everywhere(part, tokenizer):
-    dataset = WindowDataset([PlantedPart(part, tokenizer, 0.5)], window=R, num_samples=12, seed=3)
+    dataset = WindowDataset([PlantedPart(part, tokenizer, 0.5, SETS)], window=R, num_samples=12, seed=3)
     here = collate([dataset[i] for i in range(12)])["input_ids"]
     again = pickle.loads(pickle.dumps(dataset))
     assert np.array_equal(collate([again[i] for i in range(12)])["input_ids"], here)
     workers = DataLoader(dataset, batch_size=12, num_workers=2, collate_fn=collate)
     assert np.array_equal(next(iter(workers))["input_ids"], here)
-    other = WindowDataset([PlantedPart(part, tokenizer, 0.5)], window=R, num_samples=12, seed=3, start=0)
+    other = WindowDataset([PlantedPart(part, tokenizer, 0.5, SETS)], window=R, num_samples=12, seed=3, start=0)
     assert np.array_equal(other[7]["input_ids"], here[7])
 
 
@@ -87,12 +90,12 @@ def test_windows_that_can_hold_none_stay_as_they_are(part, tokenizer):
         Window(window.tokens, None, np.arange(0, R, 100)),
         Window(window.tokens, np.ones(R, dtype=bool), np.array([0])),
     ):
-        assert plant_window(unchanged, tokenizer, 1) is unchanged
+        assert plant_window(unchanged, tokenizer, 1, SETS) is unchanged
 
 
 def test_only_the_longest_document_changes(part, tokenizer):
     window = Window(window_of(part).tokens, None, np.array([0, 500, 1900]))
-    planted = plant_window(window, tokenizer, 4)
+    planted = plant_window(window, tokenizer, 4, SETS)
     assert np.array_equal(planted.tokens[:500], window.tokens[:500])
     assert np.array_equal(planted.tokens[1900:], window.tokens[1900:])
     assert not np.array_equal(planted.tokens[500:1900], window.tokens[500:1900])
@@ -100,7 +103,7 @@ def test_only_the_longest_document_changes(part, tokenizer):
 
 def test_the_evaluations_wording_never_occurs(part, tokenizer):
     for seed in range(100):
-        text = tokenizer.decode(plant_window(window_of(part, seed), tokenizer, seed).tokens.tolist())
+        text = tokenizer.decode(plant_window(window_of(part, seed), tokenizer, seed, SETS).tokens.tolist())
         assert not re.search(r"pass[\s_-]*key|remember it", text, re.IGNORECASE)
 
 
@@ -109,20 +112,34 @@ def test_a_share_of_the_facts_are_codes_and_none_is_a_quoted_pair(part, tokenize
     code = re.compile(r"(?<![\w-])(?=\S*\d)(?=\S*[A-Za-z])[0-9A-Za-z]+(?:[-:._/][0-9A-Za-z]+)+(?![\w-])")
     single = held = 0
     for seed in range(240):
-        text = tokenizer.decode(plant_window(window_of(part, seed), tokenizer, seed).tokens.tolist())
+        text = tokenizer.decode(plant_window(window_of(part, seed), tokenizer, seed, SETS).tokens.tolist())
         assert not re.search(r'"[^"\n]*"\s*:\s*"', text)
-        if seed % MAX_ROUNDS == 0:  # the seeds of one set
+        if seed % SETS == 0:  # the seeds of one set
             single += 1
             held += any(len(found[0]) >= 20 for found in code.finditer(text))
     assert 0.08 * single < held < CODES * single + 8
 
 
+def test_as_many_sets_as_are_asked_for_at_most(part, tokenizer):
+    """With one set at most every seed is a seed of one; what is planted into a window of two is more."""
+    window = window_of(part)
+    host = set(tokenizer.decode(window.tokens.tolist()).split("\n"))
+
+    def new_lines(seed, most):
+        text = tokenizer.decode(plant_window(window, tokenizer, seed, most).tokens.tolist())
+        return [line for line in text.split("\n") if line not in host]
+
+    one, two = ([len(new_lines(seed, most)) for seed in range(1, 41, 2)] for most in (1, 2))
+    assert all(new_lines(seed, 1) == new_lines(seed, 2) for seed in range(0, 20, 2))  # seeds of one set in two
+    assert np.mean(two) > 1.4 * np.mean(one)
+
+
 def test_windows_that_hold_few_tokens_get_fewer_sets(part, tokenizer):
     """A window of 512 tokens with room for one set only is not left without any."""
     changed = 0
-    for seed in range(3, 83, MAX_ROUNDS):  # seeds of the most sets
+    for seed in range(3, 83, SETS):  # seeds of the most sets
         window = Window(window_of(part, seed).tokens[:512], None, np.array([0]))
-        planted = plant_window(window, tokenizer, seed)
+        planted = plant_window(window, tokenizer, seed, SETS)
         assert planted.tokens.shape == (512,)
         changed += planted is not window
     assert changed > 10
@@ -130,11 +147,13 @@ def test_windows_that_hold_few_tokens_get_fewer_sets(part, tokenizer):
 
 def test_settings(tmp_path, write, tokenizer):
     path = write("text.txt", "==\n".join(sentences(i, 200) for i in range(8)))
-    corpus = build(tmp_path, tokenizer, text_source(path, planted=0.4), window=512)
-    assert isinstance(corpus.train[0], PlantedPart) and corpus.provenance[0]["planted"] == 0.4
+    corpus = build(tmp_path, tokenizer, text_source(path, planted=0.4, planted_sets=2), window=512)
+    assert isinstance(corpus.train[0], PlantedPart) and (corpus.train[0].share, corpus.train[0].sets) == (0.4, 2)
+    assert (corpus.provenance[0]["planted"], corpus.provenance[0]["planted_sets"]) == (0.4, 2)
     assert all(isinstance(held, TextPart) for held in corpus.held_out), "held-out text stays as it is"
     assert "planted" not in build(tmp_path, tokenizer, text_source(path)).provenance[0]
     for options, message in [
+        ({"path": "a", "planted_sets": 0}, r"data\.sources\.planted_sets = 0: use at least 1"),
         ({"path": "a", "planted": 1.5}, r"data\.sources\.planted = 1\.5: use a share"),
         ({"synthetic": "copies", "planted": 0.5}, r"data\.sources\.planted = 0\.5: facts are planted in text"),
     ]:

@@ -76,10 +76,10 @@ def build_corpus(
             raise ValueError(
                 f"data.sources.planted = {source.planted}: {source.path} holds chats; use it with plain text"
             )
-        train.append(PlantedPart(kept, tokenizer, source.planted) if source.planted else kept)
+        train.append(PlantedPart(kept, tokenizer, source.planted, source.planted_sets) if source.planted else kept)
         if held.num_documents:
             held_out.append(held)
-        planted = {"planted": source.planted} if source.planted else {}
+        planted = {"planted": source.planted, "planted_sets": source.planted_sets} if source.planted else {}
         provenance.append(_provenance(source, store, content, held) | planted)
     return Corpus(tuple(train), tuple(held_out), tuple(provenance))
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 SHORTEST = 256
 """Tokens of text below which nothing is planted."""
-MAX_ROUNDS = 4
-"""Sets of facts in one window, 1…4, each of up to 14 names."""
 CODES = 0.75
 """Share of the sets of facts that are made of long random codes (docs/decisions.md has what it brings)."""
 _PLANT = 0x706C616E74  # keeps these random numbers apart from others drawn from the same seed
@@ -38,6 +36,8 @@ class PlantedPart:
     part: TextPart
     tokenizer: PreTrainedTokenizerBase
     share: float
+    sets: int
+    """Most sets of facts in one window."""
 
     @property
     def name(self) -> str:
@@ -64,11 +64,11 @@ class PlantedWindows:
         key = keyed_hash(_PLANT, seed, number)
         if (key >> 11) / 2**53 >= self.planted.share:
             return self.inner.draw(number, seed, jumps)
-        return plant_window(self.inner.draw(number, seed), self.planted.tokenizer, key >> 2)
+        return plant_window(self.inner.draw(number, seed), self.planted.tokenizer, key >> 2, self.planted.sets)
 
 
-def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int) -> Window:
-    """`window` with facts in its longest document; as it was where that is too short to hold any.
+def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int, most: int) -> Window:
+    """`window` with 1 to `most` sets of facts in its longest document; as it was where that is too short for any.
 
     What no longer fits is taken from the end of that document, so that the window keeps its length and every question
     its place.
@@ -77,16 +77,18 @@ def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int) 
     first, stop = max(itertools.pairwise(edges), key=lambda span: span[1] - span[0])
     if window.loss is not None or stop - first < SHORTEST:
         return window
-    text = _planted_tokens(window.tokens[first:stop], tokenizer, seed)
+    text = _planted_tokens(window.tokens[first:stop], tokenizer, seed, most)
     if text is None:
         return window
     return Window(np.concatenate([window.tokens[:first], text, window.tokens[stop:]]), None, window.document_starts)
 
 
-def _planted_tokens(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int) -> np.ndarray | None:
+def _planted_tokens(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int, most: int
+) -> np.ndarray | None:
     """As many tokens as came in: text with facts, filled up with what is left of it. None if that cannot be done."""
     # Long codes may take more than a short window has: then fewer sets of facts.
-    found = (_with_rounds(tokens, tokenizer, seed, rounds) for rounds in range(1 + seed % MAX_ROUNDS, 0, -1))
+    found = (_with_rounds(tokens, tokenizer, seed, rounds) for rounds in range(1 + seed % most, 0, -1))
     return next((planted for planted in found if planted is not None), None)
 
 
