@@ -4,7 +4,7 @@
 
 DIR of --text holds train/*.txt (documents separated by a line <|endoftext|>) and eval/mathematics, eval/novels.
 A run is `base:METHOD` (no training) or the name of a recipe, optionally `recipe:METHOD` to serve it with another
-method, or `recipe+planted`: facts stated and asked for again in 0.3 of its windows (docs/guide.md, "Facts"). With
+method, or `recipe+planted`: facts stated and asked for again in half of its windows (docs/guide.md, "Facts"). With
 --calibrate DIR (folders mathematics and novels of documents that are not measured on) each trained checkpoint is
 calibrated first, and evaluated as calibrated. Writes smollm2_<run>.json (perplexity), smollm2_<run>_keys.json
 (retrieval), smollm2_<run>_train.json and smollm2_<run>_calibration.json into --out.
@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 BASE = "SmolLM2-135M-Instruct"
-PLANTED = 0.3
+PLANTED = 0.5
 MEASURES = ("perplexity", "keys", "uuid_kv", "far", "short")
 WINDOWS = ("4k", "8k", "16k", "32k", "64k", "128k")
 

@@ -62,16 +62,15 @@ class SourceConfig:
     """For folders: only files that match, e.g. "**/*.py"."""
     synthetic: str | None = None
     """Name of a built-in generator ("key_values", "copies") instead of a path."""
-    planted: float = 0.0
-    """Share of the windows of plain text in which made-up facts are stated and asked for again."""
-    planted_sets: int = 4
-    """Most sets of such facts in one window, each of up to 14 names; as many as are drawn from 1 to this, or as fit."""
+    planted: float | None = None
+    """data.planted of this source alone."""
+    planted_sets: int | None = None
+    """data.planted_sets of this source alone."""
 
     def __post_init__(self) -> None:
         one = bool(self.path) != bool(self.synthetic)
         require(one, "data.sources.path", self.path, "give path or synthetic, not both")
-        require(0 <= self.planted <= 1, "data.sources.planted", self.planted, "use a share between 0 and 1")
-        require(self.planted_sets >= 1, "data.sources.planted_sets", self.planted_sets, "use at least 1")
+        _check_planted("data.sources", self.planted, self.planted_sets)
         plain = not (self.planted and self.synthetic)
         require(plain, "data.sources.planted", self.planted, "facts are planted in text of a path; leave it out here")
         require(self.weight > 0, "data.sources.weight", self.weight, "a weight is above 0")
@@ -90,6 +89,11 @@ class DataConfig:
     """Where positions jump in a window: row, text goes on in a row, so that what is next stands far away; document,
     text jumps too, to what stands that far on in the document (nearer where it is too short); documents, to any other.
     Windows with planted facts stay in a row."""
+    planted: float = 0.0
+    """Share of the windows of plain text in which made-up facts are stated and asked for again (`data.planted`). Chats,
+    and sources that are made up themselves, stay as they are."""
+    planted_sets: int = 4
+    """Most sets of such facts in one window, each of up to 14 names; as many as are drawn from 1 to this, or as fit."""
     held_out_fraction: float = 0.01
     """Share of documents, per source, kept for the evaluation loss. At least one document where a source has two."""
     seed: int = 0
@@ -100,6 +104,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.window >= 8, "data.window", self.window, "use at least 8 tokens")
         require(0 <= self.held_out_fraction < 1, "data.held_out_fraction", self.held_out_fraction, "use 0 to below 1")
+        _check_planted("data", self.planted, self.planted_sets)
+
+
+def _check_planted(section: str, share: float | None, sets: int | None) -> None:
+    require(share is None or 0 <= share <= 1, f"{section}.planted", share, "use a share between 0 and 1")
+    require(sets is None or sets >= 1, f"{section}.planted_sets", sets, "use at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

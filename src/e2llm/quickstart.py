@@ -154,7 +154,8 @@ def _planted(texts: Sequence[str], count: int = 1500, seed: int = 0) -> Iterator
 
 def _plan(model: str, out: Path, files: tuple[Path, Path]) -> Plan:
     folders = [f"output={out / 'train'}", f"data.cache_dir={out / 'cache'}"]
-    settings = [f"data.sources={sources(files)}", *folders, f"train.precision={arithmetic()}"]
+    # The facts are a source of their own.
+    settings = [f"data.sources={sources(files)}", "data.planted=0", *folders, f"train.precision={arithmetic()}"]
     if model == "tiny":
         recipe = load_recipe("quickstart", [f"model.name={TINY}", "name=extended", *settings])
         return Plan(

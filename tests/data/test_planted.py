@@ -11,7 +11,7 @@ from test_corpus import build, text_source
 from torch.utils.data import DataLoader
 
 from e2llm.config import load_recipe
-from e2llm.config_sections import SourceConfig
+from e2llm.config_sections import DataConfig, SourceConfig
 from e2llm.data.parts import TextPart, Window
 from e2llm.data.planted import CODES, PlantedPart, plant_window
 from e2llm.data.sources import Piece
@@ -163,9 +163,37 @@ def test_settings(tmp_path, write, tokenizer):
     assert recipe.data.sources[0].planted == 0.1
 
 
-def test_chats_are_refused(tmp_path, write):
+def test_what_all_sources_have_and_one_has_otherwise(tmp_path, write, tokenizer):
+    path = write("text.txt", "==\n".join(sentences(i, 200) for i in range(8)))
+    own = ({}, {"planted": 0.0}, {"planted": 0.25, "planted_sets": 1}, {"planted_sets": 3})
+    rows = [text_source(path, **options) for options in own]
+    rows.append(SourceConfig(synthetic="copies"))
+    corpus = build(tmp_path, tokenizer, *rows, window=512, planted=0.5, planted_sets=2)
+    found = [(part.share, part.sets) if isinstance(part, PlantedPart) else None for part in corpus.train]
+    assert found == [(0.5, 2), None, (0.25, 1), (0.5, 3), None]
+    assert [row.get("planted") for row in corpus.provenance] == [0.5, None, 0.25, 0.5, None]
+    for options, message in [
+        ({"planted": -0.1}, r"data\.planted = -0\.1: use a share between 0 and 1"),
+        ({"planted_sets": 0}, r"data\.planted_sets = 0: use at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DataConfig(**options)
+
+
+def test_the_recommended_recipe_plants_facts_and_the_papers_none():
+    shares = {name: load_recipe(name).data.planted for name in ("recommended", "paper", "quickstart")}
+    assert shares["recommended"] > 0 and shares["paper"] == shares["quickstart"] == 0
+
+
+def test_chats_are_refused(tmp_path, write, caplog):
     chat = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day " * 40}]}
 
     path = write("chat.jsonl", "\n".join(json.dumps(chat) for _ in range(20)))
+    corpus = build(tmp_path, make_tokenizer(), SourceConfig(path=str(path)), window=32, planted=0.5)
+    assert isinstance(corpus.train[0], TextPart) and "planted" not in corpus.provenance[0]
+    assert f"data.planted = 0.5: {path} holds chats, in which no facts are planted" in caplog.text
+    caplog.clear()
+    build(tmp_path, make_tokenizer(), SourceConfig(path=str(path), planted=0.0), window=32, planted=0.5)
+    assert not caplog.records
     with pytest.raises(ValueError, match=r"data\.sources\.planted = 0\.5: .* holds chats"):
         build(tmp_path, make_tokenizer(), SourceConfig(path=str(path), planted=0.5), window=32)

@@ -156,6 +156,7 @@ def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
             f"method={one.method}",
             f"model.name={one.shape}",
             f'data.sources=[{{path="{text}"}}]',
+            "data.planted=0",  # no other trainer's text has facts
             f"data.window={one.window}",
             f"data.cache_dir={work / 'tokens'}",
             "data.held_out_fraction=0",

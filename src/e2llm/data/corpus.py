@@ -5,6 +5,7 @@ Flows in: `DataConfig` and a fast tokenizer. Flows out: parts to cut windows fro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _KEY_LENGTH = 32
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,25 @@ def build_corpus(
         kept = TextPart.of(store, ~held_of[number], name=source.path, weight=source.weight)
         held = TextPart.of(store, held_of[number], name=source.path, weight=source.weight)
         check_enough(kept, data.window)
-        if source.planted and kept.store.loss is not None:
-            raise ValueError(
-                f"data.sources.planted = {source.planted}: {source.path} holds chats; use it with plain text"
-            )
-        train.append(PlantedPart(kept, tokenizer, source.planted, source.planted_sets) if source.planted else kept)
+        share, sets = _planted(data, source, holds_chats=kept.store.loss is not None)
+        train.append(PlantedPart(kept, tokenizer, share, sets) if share else kept)
         if held.num_documents:
             held_out.append(held)
-        planted = {"planted": source.planted, "planted_sets": source.planted_sets} if source.planted else {}
+        planted = {"planted": share, "planted_sets": sets} if share else {}
         provenance.append(_provenance(source, store, content, held) | planted)
     return Corpus(tuple(train), tuple(held_out), tuple(provenance))
+
+
+def _planted(data: DataConfig, source: SourceConfig, *, holds_chats: bool) -> tuple[float, int]:
+    """Share of a source's windows with planted facts, and the most sets of them in one."""
+    sets = data.planted_sets if source.planted_sets is None else source.planted_sets
+    if not holds_chats:
+        return (data.planted if source.planted is None else source.planted), sets
+    if source.planted:
+        raise ValueError(f"data.sources.planted = {source.planted}: {source.path} holds chats; use it with plain text")
+    if data.planted and source.planted is None:
+        _log.warning("data.planted = %g: %s holds chats, in which no facts are planted", data.planted, source.path)
+    return 0.0, sets
 
 
 def _provenance(source: SourceConfig, store: TokenStore, content: str, held: TextPart) -> dict[str, Any]:
