@@ -329,7 +329,7 @@ def parse() -> argparse.Namespace:
     add("--windows", type=window_tokens, nargs="+", default=[window_tokens(w) for w in default])
     add("--calibrate-windows", type=window_tokens, nargs="*", default=[window_tokens(w) for w in default[2:]])
     add("--ratios", type=float, nargs="+", default=[0.75, 0.875, 1.0])
-    add("--calibrate-prompts", type=int, default=10, help="pass keys a window and scale (10)")
+    add("--calibrate-prompts", type=int, default=24, help="pass keys a window and scale that is asked (24)")
     add("--tasks", nargs="+", default=["pass_key", "uuid_kv"], choices=["pass_key", "uuid_kv"])
     add("--prompts", type=int, default=100)
     # One prompt at a time, an answer of 40 tokens takes two seconds of launching kernels, whatever the GPU.

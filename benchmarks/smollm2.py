@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--base-model", default=BASE, help="label of the base model")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--resume", action="store_true", help="keep Records that exist")
-    parser.add_argument("--calibrate-prompts", type=int, default=10, help="pass keys a window and scale; 0: none")
+    parser.add_argument("--calibrate-prompts", type=int, default=24, help="pass keys a window and scale; 0: none")
     above = "windows calibrated, all above the native one (default: those of --windows above 8k)"
     parser.add_argument("--calibrate-windows", nargs="+", help=above)
     parser.add_argument("--far-windows", nargs="+", default=["8k", "256k"])

@@ -15,7 +15,7 @@ from docs_reading import reading_blocks
 from docs_serving import serving_blocks
 
 from e2llm.config import load_recipe
-from e2llm.evaluate.calibrate import best_scale
+from e2llm.evaluate.scale_rule import best_scale
 from e2llm.records import Record
 from e2llm.report import perplexity_figure, results_markdown, write_coverage
 from e2llm.report.formats import format_value, format_window, slug
@@ -65,10 +65,11 @@ def results_page(found: Sequence[Record]) -> str:
 
 
 def calibration_block(records: Sequence[Record]) -> list[str]:
-    """The scale that read each window best, one row a checkpoint; documents that no result is reported on."""
+    """The scale that read each window best, one row a checkpoint; documents that no result is reported on. Records that
+    do not say what was chosen are judged by today's rule."""
     if not records:
         return []
-    best = {r.config["checkpoint"]: {w: best_scale(r.rows, w) for w in r.config["windows"]} for r in records}
+    best = {r.config["checkpoint"]: _scales_of(r) for r in records}
     windows = sorted({window for scales in best.values() for window in scales})
     lines = [("checkpoint", *map(format_window, windows)), ("---", *["---:"] * len(windows))]
     lines += [(name, *(f"{scales[w]:g}" if w in scales else "–" for w in windows)) for name, scales in best.items()]
@@ -77,6 +78,13 @@ def calibration_block(records: Sequence[Record]) -> list[str]:
     documents = ", ".join(f"`{name}`" for name in names)
     note = f"The scale that reads each window best, on {documents}, which no table holds."
     return ["## Calibration", note, table]
+
+
+def _scales_of(record: Record) -> dict[int, float]:
+    """Window -> scale, of the windows that a calibration measured."""
+    windows, native = record.config["windows"], record.config["native_window"]
+    chosen = {step["window"]: step["scale"] for step in record.config.get("chosen", [])}
+    return {w: chosen[w] if w in chosen else best_scale(record.rows, w, native) for w in windows}
 
 
 def quickstart_block(records: Sequence[Record]) -> str:

@@ -38,7 +38,7 @@ All other keys of a row are labels."""
 LABELS = (
     "base_model", "checkpoint", "method", "corpus", "protocol", "window", "scale", "native_window", "task", "depth",
     "split", "step", "seed", "language", "trainer", "engine", "mix", "gpu", "gpus", "position", "choice",
-    "suite", "average", "beyond_trained",
+    "suite", "average", "beyond_trained", "depths",
 )  # fmt: skip
 """Labels the project uses: one spelling for one thing. Other labels are allowed; these come first in tables."""
 

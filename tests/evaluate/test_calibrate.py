@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from architectures import WINDOW, tiny_model
 from texts import character_tokenizer, random_documents
 
 from e2llm.cli import main
-from e2llm.evaluate.calibrate import best_scale, between, calibrate, run
+from e2llm.evaluate import measure
+from e2llm.evaluate.calibrate import RATIOS, between, calibrate, run
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import load_documents
-from e2llm.evaluate.perplexity import whole_windows
+from e2llm.evaluate.perplexity import DocumentLoss, whole_windows
 from e2llm.evaluate.run import scale_of
 from e2llm.hf import CheckpointInfo, save_model
-from e2llm.infer import Engine
+from e2llm.infer import Completion, Engine
 from e2llm.positions.choose import Step
 from e2llm.records import Record
+from e2llm.report import retrieval_table, write_report
 
 INFO = CheckpointInfo(method="yarn", native_window=WINDOW, training_window=WINDOW, max_scale=4.0, checkpoint="mine")
 
@@ -102,6 +105,7 @@ def test_windows_between_two_measured_ones_get_scales_between_theirs(checkpoint:
         ({"ratios": (0.5, -1)}, r"ratios = \[0\.5, -1\]"),
         ({"windows": [64 * WINDOW]}, "shorter than the window"),
         ({"prompts": -1}, "prompts = -1"),
+        ({"prompts": 1}, "prompts = 1: .*2 at least"),
     ],
 )
 def test_what_cannot_be_calibrated(checkpoint: Path, options: dict, message: str) -> None:
@@ -136,47 +140,126 @@ def test_the_command(checkpoint: Path, texts: Path, tmp_path: Path, capsys: pyte
     assert "corpora = {}" in capsys.readouterr().err
 
 
-def rows_of(*found: tuple[float, float, float | None], asked: int = 10) -> list[dict[str, Any]]:
-    """Rows of one window: (scale, perplexity, share of keys or None where none were asked)."""
-    rows: list[dict[str, Any]] = []
-    for scale, perplexity, keys in found:
-        where = {"window": 128, "scale": scale}
-        rows.append({"metric": "perplexity", "value": perplexity, "n": 100, **where})
-        if keys is not None:
-            rows.append({"metric": "retrieval", "value": keys, "n": asked, **where})
-            rows.append({"metric": "retrieval", "value": 1.0, "n": 1, "depth": 0.5, **where})
-    return rows
+class Reader:
+    """In place of a model: reads a text at scale 0.875 * window / L half a percent better than at window / L, and finds
+    a key where it reaches. Counts what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, native: int, *, beyond: bool = False) -> None:
+        self.native, self.beyond, self.stop_at = native, beyond, math.inf
+        self.prompts: list[tuple[float, str]] = []
+        monkeypatch.setattr(measure, "whole_windows", self.read)
+        monkeypatch.setattr(Engine, "complete", self.complete)
+
+    def read(self, engine: Engine, documents: Any, *, window: int, scale: float, **more: Any) -> list[DocumentLoss]:
+        ratio = scale * self.native / window
+        nats = {0.5: 2.3, 0.625: 1.9, 0.75: 1.7, 0.875: 1.595, 1.0: 1.6, 1.25: 1.62}[ratio]
+        return [DocumentLoss(one.name, nats * window, window, 1, ((nats * window, window),)) for one in documents]
+
+    def complete(self, token_ids: Any, plan: Any, **more: Any) -> Completion:
+        if len(self.prompts) == self.stop_at:
+            raise KeyboardInterrupt
+        text = character_tokenizer().decode(list(token_ids))
+        found = re.search(r"The pass key is (\d{5})\.", text)
+        assert found is not None
+        self.prompts.append((plan.scale, text))
+        near = self.beyond or len(text) - found.start() < plan.scale * self.native
+        answer = f" {found[1]}" if near else " 00000"
+        return Completion([], answer, "length", plan.scale, plan.window, len(token_ids), 0.0, None)
 
 
-@pytest.mark.parametrize(
-    ("found", "best"),
-    [
-        ([(12, 3.7, None), (16, 3.8, None)], 12),
-        ([(12, 3.7, 0.3), (14, 3.75, 0.9), (16, 3.8, 1.0)], 14),
-        ([(12, 3.7, 0.3), (14, 3.75, 0.8), (16, 3.8, 1.0)], 16),
-        ([(12, 3.7, 0.0), (16, 3.8, 0.0)], 12),
-        ([(12, 3.7, 0.05), (16, 3.8, 0.1)], 12),
-    ],
-)
-def test_a_scale_that_loses_the_keys_is_not_the_best(found: list[Any], best: float) -> None:
-    assert best_scale(rows_of(*found), 128) == best
+NATIVE = 4096
+"""Large beside the words around the text, so that a part of the text is nearly that part of the window."""
 
 
-@pytest.mark.parametrize(("asked", "best"), [(4, 1.0), (5, 2.0), (100, 2.0)])
-def test_one_key_of_a_few_is_luck(asked: int, best: float) -> None:
-    assert best_scale(rows_of((1.0, 9.0, 0.75), (2.0, 10.0, 1.0), asked=asked), 128) == best
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    info = dataclasses.replace(INFO, native_window=NATIVE)
+    model = tiny_model("llama", max_position_embeddings=NATIVE)
+    return Engine.load(str(save_model(model, character_tokenizer(), tmp_path / "model", info)), device="cpu")
 
 
-def test_keys_are_asked_at_every_scale(tmp_path: Path) -> None:
-    model = tiny_model("llama", max_position_embeddings=512)
-    folder = save_model(model, character_tokenizer(), tmp_path / "model", dataclasses.replace(INFO, native_window=512))
-    engine = Engine.load(str(folder), device="cpu")
-    config = EvaluateConfig(device="cpu")
+def found_keys(record: Record, window: int) -> dict[tuple[float, str], tuple[float, int]]:
+    """(scale, part of the text) -> share found, prompts."""
+    rows = [row for row in record.rows if row["metric"] == "retrieval" and "depth" not in row]
+    return {(r["scale"], r.get("depths", "")): (r["value"], r["n"]) for r in rows if r["window"] == window}
+
+
+def test_keys_are_asked_where_smaller_scales_lose_them(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(monkeypatch, NATIVE)
+    texts = {"noise": random_documents(2, 4 * NATIVE), "more": random_documents(1, 4 * NATIVE)}
+    found = calibrate(engine, texts, EvaluateConfig(device="cpu"), prompts=24)
+    record = found.record
+    assert [(step.window, step.scale) for step in found.schedule] == [(4096, 1.0), (8192, 2.0), (16384, 4.0)]
+    assert record.config["chosen"] == [dataclasses.asdict(step) for step in found.schedule]
+    for window in (8192, 16_384):
+        g = window / NATIVE
+        keys = found_keys(record, window)
+        far, near, smaller = (g, "0 to 0.125"), (g, ""), (0.875 * g, "0 to 0.125")
+        assert {key: n for key, (_, n) in keys.items()} == {far: 12, near: 12, smaller: 12}
+        assert keys[far][0] == keys[near][0] == 1.0 and keys[smaller][0] <= 0.25
+        scales = {row["scale"] for row in record.rows if row["window"] == window and row["metric"] == "perplexity"}
+        assert scales == {ratio * g for ratio in RATIOS}
+    assert len(reader.prompts) == 2 * 36, "not 2 * 6 * 24"
+    examples = [example for example in record.examples if example["metric"] == "retrieval"]
+    asked = [(one["scale"], one["index"], one["expected"], one["depth"]) for one in examples if one.get("depths")]
+    assert len(asked) == 4 * 12 and all(0 <= depth < 0.125 for *_, depth in asked)
+    assert max(depth for *_, depth in asked) > 0.11 and min(depth for *_, depth in asked) < 0.0125
+    for g in (2.0, 4.0):
+        of = {scale: [rest for s, *rest in asked if s == scale] for scale in (g, 0.875 * g)}
+        assert of[g] == of[0.875 * g], "the same prompts at every scale"
+    assert any(example["depth"] > 0.8 for example in examples if "depths" not in example)
+    assert record.config["depths"] == {window: [[0.0, 0.125], [0.0, 1.0]] for window in ("8192", "16384")}
+    assert record.config["prompts"] == 24 and record.config["protocols"] == ["whole", "pass_key"]
+    assert set(record.config["corpora"]) == {"noise", "more"} and "pass key" in record.config["prompt"]
+
+
+def test_a_model_that_reads_beyond_its_reach_may(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(monkeypatch, NATIVE, beyond=True)
+    texts = {"noise": random_documents(1, 4 * NATIVE)}
+    found = calibrate(engine, texts, EvaluateConfig(device="cpu"), windows=[4 * NATIVE], prompts=6)
+    assert found.schedule[-1] == Step(4 * NATIVE, 3.5)
+    assert [scale for scale, _ in reader.prompts] == [4.0] * 6 + [3.5] * 6
+    # where all scales tried cover the window, there is no part that one of them loses
     found = calibrate(
-        engine, {"noise": random_documents(1, 1024)}, config, windows=[1024], ratios=(0.5, 1.0), prompts=2
+        engine, texts, EvaluateConfig(device="cpu"), windows=[2 * NATIVE], ratios=(1.0, 1.25), prompts=6
     )
-    asked = [row for row in found.record.rows if row["metric"] == "retrieval" and "depth" not in row]
-    assert [(row["scale"], row["n"]) for row in asked] == [(1.0, 2), (2.0, 2)]
-    examples = [e for e in found.record.examples if e.get("metric") == "retrieval"]
-    by_scale = [[e["expected"] for e in examples if e["scale"] == scale] for scale in (1.0, 2.0)]
-    assert by_scale[0] == by_scale[1], "the same prompts at every scale"
+    assert found_keys(found.record, 2 * NATIVE) == {(2.0, ""): (1.0, 6)}
+    assert found.record.config["depths"] == {"8192": [[0.0, 1.0]]}
+
+
+def test_a_stopped_calibration_goes_on(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reader, partial = Reader(monkeypatch, NATIVE), tmp_path / "c.json.partial.jsonl"
+    texts = {"noise": random_documents(1, 2 * NATIVE)}
+    options: dict[str, Any] = {"windows": [2 * NATIVE], "prompts": 10}
+    unbroken = calibrate(engine, texts, EvaluateConfig(device="cpu"), **options)
+    in_all = reader.prompts
+    assert len(in_all) == 15
+    reader.prompts = []
+    for stop in (3, 8, 12):
+        reader.stop_at = stop
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(engine, texts, EvaluateConfig(device="cpu"), partial=partial, **options)
+    reader.stop_at = math.inf
+    again = calibrate(engine, texts, EvaluateConfig(device="cpu"), partial=partial, **options)
+    assert reader.prompts == in_all, "each question once"
+    assert again.schedule == unbroken.schedule and again.record.rows == unbroken.record.rows
+    assert again.record.examples == unbroken.record.examples and again.record.config == unbroken.record.config
+
+
+def test_keys_that_cannot_be_asked_are_refused_first(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "whole_windows", lambda *args, **options: pytest.fail("read before"))
+    engine = Engine.load(str(checkpoint), device="cpu")
+    with pytest.raises(ValueError, match="already takes"):
+        calibrate(engine, {"noise": random_documents(1, 4 * WINDOW)}, EvaluateConfig(), prompts=4)
+
+
+def test_the_report_holds_scales_that_were_not_asked(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Reader(monkeypatch, NATIVE)
+    found = calibrate(engine, {"noise": random_documents(1, 4 * NATIVE)}, EvaluateConfig(device="cpu"), prompts=24)
+    table = retrieval_table([found.record], task="pass_key")
+    cells = " | 1.00 (0.76–1.00) | 1.00 (0.76–1.00) |"  # of the scales that cover the windows
+    assert f"| mine · yarn · depths 0 to 0.125{cells}" in table and f"| mine · yarn{cells}" in table
+    file = found.record.save(tmp_path / "calibration.json")
+    assert "0 to 0.125" in write_report([file], tmp_path / "page.html").read_text()

@@ -71,19 +71,24 @@ CASES = [
 ]
 
 
-def start(folder: Path, processes: int, arguments: list[str], out: str) -> subprocess.Popen[str]:
-    """`e2llm evaluate` in so many processes; one thread each, as the order of sums depends on their number."""
+def start(
+    folder: Path, processes: int, arguments: list[str], out: str, command: str = "evaluate"
+) -> subprocess.Popen[str]:
+    """`e2llm evaluate` (or calibrate) in so many processes; one thread each, as the order of sums depends on their
+    number."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "e2llm", "evaluate", "model", *arguments, "--device", "cpu"]
+    line = [sys.executable, *launcher, "-m", "e2llm", command, "model", *arguments, "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        [*command, "--out", out], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*line, "--out", out], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
 
 
-def evaluated(folder: Path, processes: int, arguments: list[str], out: str) -> tuple[Record, str]:
-    output, errors = (process := start(folder, processes, arguments, out)).communicate(timeout=240)
+def evaluated(
+    folder: Path, processes: int, arguments: list[str], out: str, command: str = "evaluate"
+) -> tuple[Record, str]:
+    output, errors = (process := start(folder, processes, arguments, out, command)).communicate(timeout=240)
     assert process.returncode == 0, errors[-3000:]
     return Record.load(folder / out), output
 
@@ -153,6 +158,22 @@ def test_two_processes_equal_one_to_the_last_bit(folder: Path, arguments: list[s
     assert together.rows == alone.rows and together.examples == alone.examples and len(alone.rows) > 3
     assert together.config | {"out": "one.json"} == alone.config
     assert output.count("two.json") == 1 and not list(folder.glob("*.partial*"))
+
+
+@pytest.mark.slow
+def test_two_processes_calibrate_as_one(folder: Path) -> None:
+    """They ask the same questions in turn: one that asked another would wait for ever."""
+    arguments = ["--corpus", "noise=texts", "--windows", "640", "1280", "--ratios", "0.75", "0.875", "1", "1.25"]
+    arguments += ["--prompts", "5"]
+    kept = (folder / "model" / "e2llm.json").read_text()
+    schedules, records = [], []
+    for processes in (1, 2):
+        records.append(evaluated(folder, processes, arguments, "calibrated.json", "calibrate")[0])
+        schedules.append((folder / "model" / "e2llm.json").read_text())
+        (folder / "model" / "e2llm.json").write_text(kept)
+    assert schedules[0] == schedules[1] != kept
+    assert records[0].rows == records[1].rows and records[0].config == records[1].config
+    assert {row["metric"] for row in records[0].rows} == {"perplexity", "retrieval"}
 
 
 def test_a_killed_run_goes_on_with_another_number_of_processes(folder: Path) -> None:

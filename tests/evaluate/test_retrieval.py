@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -14,8 +15,8 @@ from transformers import AutoTokenizer
 from e2llm.data.synthetic import GENERATORS, plant
 from e2llm.data.synthetic_codes import plant_codes
 from e2llm.evaluate.documents import Document
-from e2llm.evaluate.retrieval import make_prompts, prompt_template, retrieval, share_by_depth
-from e2llm.evaluate.tasks import PASS_KEY, TASKS, UUID_KV
+from e2llm.evaluate.retrieval import make_prompts, prompt_maker, prompt_template, retrieval, share_by_depth
+from e2llm.evaluate.tasks import PASS_KEY, TASKS, UUID_KV, Task
 from e2llm.infer import Completion, Engine
 from e2llm.quickstart import TINY
 
@@ -39,6 +40,36 @@ def test_prompts_depend_on_seed_window_and_index_only() -> None:
     assert prompts() == prompts()
     assert prompts(seed=1)[0].expected != prompts(seed=0)[0].expected
     assert len({prompt.expected for prompt in prompts()}) == 20
+
+
+def test_prompts_over_the_whole_text_stay_what_they_are() -> None:
+    """Figures of different days are of the same questions. The digest is of the day before parts could be asked."""
+    made = [
+        (p.depth, p.depth_bin, p.expected, p.document, p.token_ids, p.answer_tokens,
+         [(span.start, span.stop) for span in p.spans])
+        for task in TASKS.values()
+        for p in prompts(window=900, count=200, seed=7, task=task)
+    ]  # fmt: skip
+    assert hashlib.sha256(repr(made).encode()).hexdigest()[:16] == "f298618f5fcd312d"
+
+
+@pytest.mark.parametrize("part", [(0.0, 0.125), (0.25, 1.0)])
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_fact_may_be_asked_for_in_a_part_of_the_text(part: tuple[float, float], task: Task) -> None:
+    make = prompt_maker(TOKENIZER, random_documents(3, 900), window=900, seed=0, task=task, depths=part)
+    low, high = part
+    for index, usual in enumerate(prompts(window=900, task=task)):
+        prompt = make(index)
+        assert low + (high - low) * (index % 10) / 10 <= prompt.depth <= low + (high - low) * (index % 10 + 1) / 10
+        assert abs(prompt.depth - prompt.depth_bin) <= 0.05 + 1e-9 and prompt.depth_bin * 10 % 1 == pytest.approx(0.5)
+        same = ("expected", "document", "answer_tokens", "window")
+        assert all(getattr(prompt, name) == getattr(usual, name) for name in same), "nothing else changes"
+        filler = KV.sub("", TOKENIZER.decode(prompt.token_ids).removeprefix(task.introduction))
+        filler = re.sub(r"\n\nThe pass key is \d{5}.*is the pass key\.\n\n", "", filler)
+        total = filler.index("\n\nWhat is the pass key?" if task is PASS_KEY else '\n\nKey: "')
+        before = TOKENIZER.decode(prompt.token_ids[: prompt.spans[0].start]).removeprefix(task.introduction)
+        opened = before.rindex("\n\n")  # where the asked fact begins
+        assert len(KV.sub("", before[:opened])) / total == pytest.approx(prompt.depth, abs=0.51 / total)
 
 
 def test_key_stands_once_at_its_depth_in_the_documents_own_text() -> None:

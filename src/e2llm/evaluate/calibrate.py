@@ -4,7 +4,8 @@ Flows in: a loaded checkpoint, long documents that no result is reported on. Flo
 keys over (window, scale) and the schedule made of each window's best. The ladder's g = window / L is the smallest scale
 at which no position lies outside what training drew; a model that was trained at every distance may read better at
 less. Perplexity alone misleads: most tokens need nothing from far away, and a scale at which far keys are lost can
-still have the lowest loss. Hence both are asked.
+still have the lowest loss. Hence both are asked, keys where a smaller scale would lose them and only at scales that
+could be taken (`scale_rule`).
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2llm.evaluate.config import EvaluateConfig
+from e2llm.evaluate.config import WHOLE_TEXT, EvaluateConfig
 from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.run import evaluate, finish
+from e2llm.evaluate.run import evaluate, finish, plan_parts
+from e2llm.evaluate.scale_rule import best_scale, key_parts, next_question, rounded
 from e2llm.infer import Engine
 from e2llm.positions.choose import Schedule, Step, ladder
 from e2llm.records import Record
 
 RATIOS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25)
 """Scales tried for a window, as shares of window / L."""
-KEYS_GIVEN_UP = 0.1
-"""Share of pass keys that a scale may find fewer than the best one and still be taken for its perplexity; one key at
-least: of four, luck loses one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Calibration:
 
     schedule: Schedule
     record: Record
-    """kind `calibrate`: perplexity by window, scale and corpus, pass keys of the first corpus."""
+    """kind `calibrate`: perplexity by window, scale and corpus; pass keys of the first corpus by window, scale and part
+    of the text (`depths`), where they were asked. Its config says the parts of each window and what was chosen."""
 
 
 def calibrate(
@@ -54,47 +54,78 @@ def calibrate(
     ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Calibration:
     """Measure every window at every ratio * window / L and keep the best: the lowest nats a token over all corpora
-    together, among those that find as many pass keys as any (`KEYS_GIVEN_UP`).
+    together, among those that find as many pass keys as a scale that covers the window (`scale_rule.best_scale`).
 
-    `prompts`: pass keys asked at each window and scale, the same ones at each, in the first corpus's documents; 0 goes
-    by perplexity alone, which can choose a scale that loses what stands far away.
+    `prompts`: pass keys asked at a scale, the same ones at each, in the first corpus's documents: half of them in the
+    part of the window that the scales below window / L leave beyond reach. They are asked at a scale that covers the
+    window first, then at others by perplexity until one finds enough. 0 goes by perplexity alone, which can choose a
+    scale that loses what stands far away.
 
     `windows`: longer than the native one, which keeps scale 1 (the model as it was); () for the ladder's up to
     max_scale * L that the documents reach. The ladder's windows between those that were measured get scales between
-    theirs (`between`). `config` carries labels and what is written into the Record. Raises
-    ValueError for windows that are not longer than L, ratios that are not positive, and documents that are too short.
+    theirs (`between`). `config` carries labels and what is written into the Record. With several `ranks` each process
+    calls this and goes by the first one's questions. Raises ValueError for windows that are not longer than L, ratios
+    that are not positive, a single prompt, documents that are too short, and keys that cannot be asked.
     """
     windows = sorted(windows) or _ladder_windows(engine, corpora)
     _check(engine, corpora, windows, ratios, prompts)
-    records = []
+    first = dict(list(corpora.items())[:1])
+    readings = {window: _reading(engine, config, window, ratios) for window in windows}
+    askings = {window: _askings(engine, readings[window], prompts) for window in windows}
+    for window in windows:  # keys that cannot be asked are refused before anything is read
+        for asking in askings[window].values():
+            plan_parts(engine, _cut(first, window), asking)
+    common: dict[str, Any] = {"partial": partial, "progress": progress, "ranks": ranks}
+    records: list[Record] = []
     for window in windows:
-        scales = _candidates(window / engine.native_window, ratios)
-        measured = dataclasses.replace(config, windows=(window,), scales=scales, protocols=("whole",))
-        cut = {
-            label: [dataclasses.replace(document, tokens=document.tokens[:window]) for document in documents]
-            for label, documents in corpora.items()
-        }
-        common: dict[str, Any] = {"partial": partial, "progress": progress, "ranks": ranks}
-        records.append(evaluate(engine, cut, measured, **common))
-        if prompts:
-            asked = dataclasses.replace(measured, protocols=("pass_key",), prompts=prompts)
-            first = dict(list(cut.items())[:1])
-            records.append(evaluate(engine, first, asked, **common))
-    rows = [row for record in records for row in record.rows]
-    best = [Step(window, best_scale(rows, window)) for window in windows]
-    record = Record(
-        kind="calibrate",
-        config={
-            **records[-1].config,
-            "prompts": prompts,
-            "windows": list(windows),
-            "ratios": list(ratios),
-            "scales": [],
-        },
-        rows=rows,
-        examples=[example for record in records for example in record.examples],
-    )
-    return Calibration(between((Step(engine.native_window, 1.0), *best), engine.max_scale), record)
+        read = evaluate(engine, _cut(corpora, window), readings[window], **common)
+        records.append(read)
+        parts = tuple(askings[window])
+        while question := ranks.from_first(next_question(_rows(records), window, engine.native_window, parts)):
+            asking = dataclasses.replace(askings[window][question.depths], scales=(question.scale,))
+            records.append(evaluate(engine, _cut(first, window), asking, **common))
+    rows = _rows(records)
+    best = [Step(window, best_scale(rows, window, engine.native_window)) for window in windows]
+    schedule = between((Step(engine.native_window, 1.0), *best), engine.max_scale)
+    about = {
+        "protocols": ["whole", "pass_key"] if prompts else ["whole"],
+        "prompt": records[-1].config["prompt"],
+        "prompts": prompts,
+        "depths": {str(window): [list(depths) for depths in askings[window]] for window in windows},
+        "windows": list(windows),
+        "ratios": list(ratios),
+        "scales": [],
+        "chosen": [dataclasses.asdict(step) for step in schedule],
+    }
+    examples = [example for record in records for example in record.examples]
+    return Calibration(schedule, Record(kind="calibrate", config=read.config | about, rows=rows, examples=examples))
+
+
+def _reading(engine: Engine, config: EvaluateConfig, window: int, ratios: Sequence[float]) -> EvaluateConfig:
+    """Perplexity of one window at every scale tried."""
+    scales = _candidates(window / engine.native_window, ratios)
+    return dataclasses.replace(config, windows=(window,), scales=scales, protocols=("whole",), depths=WHOLE_TEXT)
+
+
+def _askings(engine: Engine, reading: EvaluateConfig, prompts: int) -> dict[tuple[float, float], EvaluateConfig]:
+    """Part of the text -> the keys asked there; {} where none are."""
+    (window,) = reading.windows
+    parts = key_parts(reading.scales, window, engine.native_window, prompts) if prompts else {}
+    return {
+        depths: dataclasses.replace(reading, protocols=("pass_key",), prompts=count, depths=depths)
+        for depths, count in parts.items()
+    }
+
+
+def _cut(corpora: Mapping[str, Sequence[Document]], window: int) -> dict[str, list[Document]]:
+    return {
+        label: [dataclasses.replace(document, tokens=document.tokens[:window]) for document in documents]
+        for label, documents in corpora.items()
+    }
+
+
+def _rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    return [row for record in records for row in record.rows]
 
 
 def between(schedule: Schedule, max_scale: float) -> Schedule:
@@ -142,8 +173,8 @@ def _check(
         )
     if not ratios or any(not math.isfinite(ratio) or ratio <= 0 for ratio in ratios):
         raise ValueError(f"ratios = {list(ratios)}: use positive numbers, such as 0.5 to 1.25")
-    if prompts < 0:
-        raise ValueError(f"prompts = {prompts}: ask 10 or more pass keys a scale, or 0 for none")
+    if prompts < 0 or prompts == 1:
+        raise ValueError(f"prompts = {prompts}: ask 24 or more pass keys a scale (2 at least), or 0 for none")
     for label, documents in corpora.items():
         short = [d.name for d in documents if len(d.tokens) < max(windows)]
         if short or not documents:
@@ -152,24 +183,7 @@ def _check(
 
 def _candidates(adequate: float, ratios: Sequence[float]) -> tuple[float, ...]:
     """Scales to try, rounded to three digits so that they print as what they are; never below 1."""
-    return tuple(sorted({max(1.0, float(f"{adequate * ratio:.3g}")) for ratio in ratios}))
-
-
-def best_scale(rows: Sequence[Mapping[str, Any]], window: int) -> float:
-    """Scale with the fewest nats over all corpora, among those that find enough keys where keys were asked; the smaller
-    one where two are equal."""
-    nats: dict[float, float] = {}
-    found: dict[float, float] = {}
-    asked = math.inf
-    for row in rows:
-        if row["window"] == window and row["metric"] == "perplexity":
-            nats[row["scale"]] = nats.get(row["scale"], 0.0) + math.log(row["value"]) * row["n"]
-        elif row["window"] == window and row["metric"] == "retrieval" and "depth" not in row:
-            found[row["scale"]] = row["value"]
-            asked = min(asked, row["n"])
-    least = max(found.values(), default=0.0) - max(KEYS_GIVEN_UP, 1 / asked)
-    enough = [scale for scale in sorted(nats) if found.get(scale, 0.0) >= least - 1e-9]
-    return min(enough, key=lambda scale: nats[scale])
+    return tuple(sorted({max(1.0, rounded(adequate * ratio)) for ratio in ratios}))
 
 
 def run(

@@ -19,6 +19,9 @@ PROTOCOLS = (*LOSSES, "pass_key", "uuid_kv", "needle", "multi_needle", "kv_pairs
 METHODS = ("none", "linear", "ntk", "dynamic_ntk", "yarn", "longrope", "self_extend")
 """What a checkpoint may be read with: a frequency method, or the attention of SelfExtend."""
 
+WHOLE_TEXT = (0.0, 1.0)
+"""Depths of the whole text, as shares of it: 0 at its beginning, 1 at its end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -48,6 +51,8 @@ class EvaluateConfig:
     64 at stride 256 is the paper's protocol: all of a document of 16k tokens, 16,384 tokens of a longer one."""
     prompts: int = 20
     """Retrieval prompts per window, scale and task."""
+    depths: tuple[float, float] = WHOLE_TEXT
+    """pass_key, uuid_kv: part of the text in which the asked fact stands, from and to, as shares of it."""
     batch_size: int = 1
     """Questions of one window asked at once, through the serving engine (attention is always watched one by one)."""
     qa: Mapping[str, str] = field(default_factory=dict)
@@ -97,6 +102,7 @@ class EvaluateConfig:
         if strange:
             raise ValueError(f"qa = {strange}: name qa_1 or qa_2, e.g. qa_1=squad.json")
         self._check_read()
+        self._check_depths()
         check_self_extend(self.method, self.neighbours, self.batch_size, self.scales)
         if self.method == "self_extend" and "attention" in self.protocols:
             raise ValueError(
@@ -119,6 +125,18 @@ class EvaluateConfig:
         for name, protocol in unread.items():
             if protocol not in self.protocols:
                 raise ValueError(f"{name}: {protocol} alone reads it; add it to protocols, or leave it out")
+
+    def _check_depths(self) -> None:
+        low, high = self.depths
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"depths = {list(self.depths)}: use two shares of the text, smaller one first")
+        if self.depths != WHOLE_TEXT and not {"pass_key", "uuid_kv"} & set(self.protocols):
+            raise ValueError("depths: pass_key and uuid_kv alone read it; add one to protocols, or leave it out")
+
+
+def depths_label(depths: tuple[float, float]) -> str:
+    """A part of the text as rows name it; "" for the whole."""
+    return "" if depths == WHOLE_TEXT else f"{depths[0]:g} to {depths[1]:g}"
 
 
 def check_windows(windows: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from e2llm.evaluate.config import LOSSES, EvaluateConfig
+from e2llm.evaluate.config import LOSSES, EvaluateConfig, depths_label
 from e2llm.evaluate.context import Part, Results
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
@@ -130,19 +130,23 @@ class Measurement:
         task = TASKS[part.protocol]
         asked: dict[str, Any] = {"window": part.window, "scale": part.scale, "seed": config.seed, "chat": config.chat}
         asked |= {"task": task, "batch": config.batch_size, "progress": progress, "kept": self.kept(part)}
+        asked["depths"] = config.depths
         documents = self.corpora[part.corpus]
         results = self.ranks.share(
             range(config.prompts), lambda own: retrieval(self.engine, documents, indices=own, **asked)
         )
         labels = self.labels | {k: v for k, v in dataclasses.asdict(part).items() if k != "protocol"}
         labels |= {"task": part.protocol, "seed": config.seed}
+        named = depths_label(config.depths)
+        within = {"depths": named} if named else {}
+        labels |= within
         share = sum(result.correct for result in results) / len(results)
         spread = interval_fields(interval_of_mean([float(result.correct) for result in results]))
         rows = [make_row("retrieval", share, "share", len(results), **labels, **spread)]
         for depth, (value, n) in share_by_depth(results).items():
             spread = interval_fields(wilson(value, n))
             rows.append(make_row("retrieval", value, "share", n, **labels, depth=depth, **spread))
-        return {"rows": rows, "examples": [_key_example(part, result) for result in results]}
+        return {"rows": rows, "examples": [_key_example(part, result) | within for result in results]}
 
     def described(self) -> dict[str, Any]:
         """The resolved configuration as it is written down: paths shortened, defaults filled in."""
@@ -152,6 +156,7 @@ class Measurement:
             "windows": sorted(self.config.windows),
             "scales": list(self.config.scales),
             "protocols": list(self.config.protocols),
+            "depths": list(self.config.depths),
             "prompt": _asked(self.config),
             **described_model(self.engine, self.config.model, self.labels),
             "first_token": self.first_token,
@@ -202,7 +207,8 @@ def described_model(engine: Engine, name: str, labels: Mapping[str, Any]) -> dic
 
 def _asked_as(config: EvaluateConfig, task: Task) -> tuple[Any, ...]:
     """What the answers to a retrieval task depend on."""
-    return config.prompts, config.seed, config.chat, config.batch_size > 1, prompt_template(config.chat, task)
+    asked = prompt_template(config.chat, task)
+    return config.prompts, config.seed, config.chat, config.batch_size > 1, asked, config.depths
 
 
 def _asked(config: EvaluateConfig) -> str | dict[str, str] | None:

@@ -1,8 +1,9 @@
 """Retrieval: facts hidden in real text at some depth, one of them asked for at its end, answered greedily.
 
-A prompt is a function of (task, seed, window, index) and of the documents alone: every model and scale is asked the
-same. Prompt and answer together have exactly `window` tokens, counting the tokens that the answer may take. A prompt is
-made when it is asked and its tokens go with the answer: of millions of tokens each, few are held.
+A prompt is a function of (task, seed, window, index), of the part of the text that its fact stands in, and of the
+documents alone: every model and scale is asked the same. Prompt and answer together have exactly `window` tokens,
+counting the tokens that the answer may take. A prompt is made when it is asked and its tokens go with the answer: of
+millions of tokens each, few are held.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from e2llm.evaluate.batched import Asked, groups, replies
+from e2llm.evaluate.config import WHOLE_TEXT
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import begin_of_text
 from e2llm.evaluate.partial import Finished, Kept
@@ -27,7 +29,8 @@ from e2llm.infer import Engine, RequestPlan
 Progress = Callable[[int], None]
 
 NUM_DEPTHS = 10
-"""Depths are drawn one from each tenth of the filler in turn, and reported by the middle of the tenth."""
+"""Depths are drawn one from each tenth of the filler in turn (of a part of it where one is asked for), and reported by
+the middle of the filler's tenth."""
 _SLOT = "\x00filler\x00"
 _NAME = "\x00name\x00"
 
@@ -43,7 +46,7 @@ class RetrievalPrompt:
     depth: float
     """Where the asked fact stands, as a share of the filler: 0 at its beginning, 1 at its end."""
     depth_bin: float
-    """Middle of the tenth that `depth` was drawn from."""
+    """Middle of the filler's tenth that `depth` lies in."""
     expected: str
     token_ids: tuple[int, ...]
     answer_tokens: int
@@ -81,14 +84,17 @@ def retrieval(
     seed: int = 0,
     chat: bool = False,
     task: Task = PASS_KEY,
+    depths: tuple[float, float] = WHOLE_TEXT,
     batch: int = 1,
     progress: Progress = lambda tokens: None,
     kept: Kept | None = None,
 ) -> list[Retrieved]:
-    """Ask the questions of `window` tokens with these `indices` at `scale`, `batch` at once; `progress` is told tokens
-    read. Answers that are `kept` already are taken from there, others put there at once. Raises ValueError as
-    `prompt_maker` does."""
-    make = prompt_maker(engine.tokenizer, documents, window=window, seed=seed, chat=chat, task=task)
+    """Ask the questions of `window` tokens with these `indices` at `scale`, `batch` at once, facts between `depths`;
+    `progress` is told tokens read. Answers that are `kept` already are taken from there, others put there at once.
+    Raises ValueError as `prompt_maker` does."""
+    make = prompt_maker(
+        engine.tokenizer, documents, window=window, seed=seed, chat=chat, task=task, depths=depths
+    )
     kept = kept or Kept(Finished(None), "", {})
 
     def judged(prompt: RetrievalPrompt, answer: str) -> Retrieved:
@@ -166,8 +172,10 @@ def prompt_maker(
     seed: int,
     chat: bool = False,
     task: Task = PASS_KEY,
+    depths: tuple[float, float] = WHOLE_TEXT,
 ) -> Callable[[int], RetrievalPrompt]:
-    """Index -> the prompt. Documents take turns; the part of one that is used, facts and depths are drawn.
+    """Index -> the prompt. Documents take turns; the part of one that is used, facts and depths are drawn. The asked
+    fact stands between `depths`, shares of the filler; all else is the same wherever that is.
 
     Raises ValueError without a tokenizer or chat template; the function that it returns does when the window is too
     small for the question or no document fills it. `check_facts` says what the tokenizer cannot write.
@@ -178,6 +186,7 @@ def prompt_maker(
     first = begin_of_text(tokenizer)
     opening = [] if first is None or chat else [first]
     shared: dict[str, Any] = {"window": window, "seed": seed, "opening": opening, "frame": frame, "task": task}
+    shared["part"] = depths
     return functools.partial(_prompt, tokenizer, documents, **shared)
 
 
@@ -219,11 +228,12 @@ def _prompt(
     opening: list[int],
     frame: tuple[str, str],
     task: Task,
+    part: tuple[float, float],
 ) -> RetrievalPrompt:
     facts, random = _drawn(task, seed, window, index)
     name, value = facts[0]  # the asked one; the others stand anywhere
     step = index % NUM_DEPTHS
-    depth = (step + random.random()) / NUM_DEPTHS
+    depth = part[0] + (part[1] - part[0]) * (step + random.random()) / NUM_DEPTHS
     statements = [encode(tokenizer, task.statement.format(name=n, value=v)) for n, v in facts]
     values = [_value_places(tokenizer, task, fact, len(ids)) for fact, ids in zip(facts, statements, strict=True)]
     before, after = [*opening, *encode(tokenizer, frame[0])], encode(tokenizer, frame[1].replace(_NAME, name))
@@ -245,7 +255,7 @@ def _prompt(
         index=index,
         document=document.name,
         depth=depth,
-        depth_bin=(step + 0.5) / NUM_DEPTHS,
+        depth_bin=(min(int(depth * NUM_DEPTHS), NUM_DEPTHS - 1) + 0.5) / NUM_DEPTHS,
         expected=value,
         token_ids=token_ids,
         answer_tokens=answer_tokens,

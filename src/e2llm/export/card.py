@@ -23,7 +23,7 @@ from e2llm.records import Record, merge
 
 _LABELS = (
     "checkpoint", "method", "suite", "corpus", "protocol", "task", "tasks", "average", "harness_metric", "split",
-    "window", "scale",
+    "window", "scale", "depths",
 )  # fmt: skip
 MAX_ROWS = 60
 
