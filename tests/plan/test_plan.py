@@ -195,6 +195,9 @@ INFO = CheckpointInfo(method="yarn", native_window=4096, training_window=4096, m
             ["'dynamic' is not known to llama.cpp"],
         ),
         ({"rope_theta": 1e4, "rope_scaling": {"rope_type": "mine"}}, None, ["to vLLM", "to llama.cpp"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"factor": 8.0}}, None, ["factor 8.0 without a rope_type"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": "8"}}, None, ["'8', which is no number"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn"}}, None, ["the factor None, which is no number"]),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "mine", "rope_theta": 1e6}}},
             None,
