@@ -222,7 +222,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "gpus = 2 with distributed.strategy = 'none'" in capsys.readouterr().err
     shared = ["--set", "distributed.strategy=fsdp2", "--set", "distributed.tensor_parallel=2"]
     assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2", *shared]) == 2
-    assert "distributed.tensor_parallel = 2: nothing of it was measured" in capsys.readouterr().err
+    assert "distributed.tensor_parallel = 2: the plan does not count" in capsys.readouterr().err
+    sections = ("distributed.strategy=fsdp2", "distributed.global_batch=20", "train.precision=float32")  # has no speed
+    uneven = [part for section in sections for part in ("--set", section)]
+    assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2", *uneven]) == 2
+    assert "distributed.global_batch = 20: not a multiple of" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--gpu", "abacus"]) == 2
     assert "use one of h100" in capsys.readouterr().err
     assert main(["plan", str(tmp_path), "--gpu", "h100"]) == 2
