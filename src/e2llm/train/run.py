@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import nn
 
 from e2llm.config import Recipe, load_recipe, to_plain, to_toml
-from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
+from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus, check_sources
 from e2llm.hf import attending_far, enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.compiled import compile_layers, whole_layers
@@ -74,7 +74,8 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     check_room(recipe, folder)
     check_model(recipe)
     check_memory(recipe, processes)
-    checkpoint = _prepare_folder(recipe, folder, resume, processes)
+    checkpoint = _check_folder(recipe, folder, resume, processes)
+    check_sources(recipe.data)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
@@ -126,7 +127,7 @@ def train_loaded(
             f"distributed.strategy = {recipe.distributed.strategy!r}: the model's weights are on {elsewhere.pop()!r}, "
             "whole; keep them in host memory (device='cpu'), and each process takes its share"
         )
-    _prepare_folder(recipe, folder, False, distributed.start(recipe))
+    _check_folder(recipe, folder, False, distributed.start(recipe))
     transformers.set_seed(recipe.seed)
     return _run(recipe, model, tokenizer, corpus, folder, None, Console(stderr=True), quiet, callbacks)
 
@@ -153,6 +154,7 @@ def _run(
         assert trainer.model is not None
         masks = nullcontext() if recipe.data.document_mask else one_document_a_row()
         with _as_before(trainer.model), masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
+            _claim(recipe, folder, Processes.of_environment())
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
@@ -223,7 +225,7 @@ def _finish(
     return TrainResult(folder, folder / "model", steps, record)
 
 
-def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Processes) -> Path | None:
+def _check_folder(recipe: Recipe, folder: Path, resume: bool, processes: Processes) -> Path | None:
     """The checkpoint to go on from. Refuses to mix two runs in one folder."""
     if not recipe.model.name:
         raise ValueError("model.name = '': name the base model, e.g. --set model.name=HuggingFaceTB/SmolLM2-135M")
@@ -241,13 +243,17 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
         )
     if resume and found:
         check_resume(found[-1], recipe, processes)
+    return found[-1] if resume and found else None
+
+
+def _claim(recipe: Recipe, folder: Path, processes: Processes) -> None:
+    """Make the folder this run's, when nothing is left to be wrong: what is mended can be given to it again."""
     processes.wait()  # nobody writes before all have looked
     if processes.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / "recipe.toml.tmp"
         temporary.write_text(to_toml(recipe), encoding="utf-8")
         os.replace(temporary, folder / "recipe.toml")
-    return found[-1] if resume and found else None
 
 
 def _build_trainer(
