@@ -78,6 +78,7 @@ def training_page(records: Sequence[Record]) -> str:
             continue
         blocks += [f"## {shape_and_card(record)} (`{stem(record)}`)"]
         blocks += [_table(record)] if record.rows else ["Nothing was measured."]
+        blocks += _settings(record)
         blocks += [*_scaling(record, plain), *_targets(record, plain), *left_out(record, plain)]
         blocks += [*_profile(record), *ceiling_blocks(record)]
     return "\n\n".join([*blocks, *figure1, *resume_blocks(records), *loss_blocks(records)]) + "\n"
@@ -99,10 +100,16 @@ def _table(record: Record) -> str:
     return markdown(table)
 
 
+def _settings(record: Record) -> list[str]:
+    """What our own trainers were told beyond the recipe."""
+    settings = ", ".join(f"`{setting}`" for setting in record.config["settings"])
+    return [f"Settings of `{OURS}` beyond the recipe's: {settings}."] if settings and record.rows else []
+
+
 def _measured(record: Record, records: Sequence[Record]) -> Iterator[tuple[str, str, bool]]:
     """Each target that the Record says something about: in words, what was measured, whether that reaches it."""
     if "train.compile=none" in record.config["settings"]:
-        return  # it says what compiling is worth, and reaches for nothing
+        return  # it says what compiling is worth, or an offloaded base, and reaches for nothing
     for shape, metric, bound, text in TARGETS:
         if shape not in (None, record.config["shape"]):
             continue
@@ -162,10 +169,8 @@ def _scaling(record: Record, records: Sequence[Record]) -> list[str]:
     """What the one GPU is that several stand against, and how they stand against our fastest."""
     lines = []
     for row, one, other in _against_fastest(record, records):
-        settings = ", ".join(f"`{setting}`" for setting in record.config["settings"])
-        settings = f" ({settings})" if settings else ""
         name = row["parallelism"]
-        text = f"`{COLUMNS['ratio_to_one_gpu']}` of {name} is against one GPU with the same settings{settings}"
+        text = f"`{COLUMNS['ratio_to_one_gpu']}` of {name} is against one GPU with the same settings"
         if other is record:
             lines.append(f"{text}: our fastest on one such GPU.")
             continue

@@ -63,8 +63,15 @@ class TrainResult:
     """The train Record; None where the run was stopped."""
 
 
-def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> TrainResult:
-    """Run `recipe` to its end, or until SIGTERM. `resume` goes on from the last complete checkpoint.
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
+) -> TrainResult:
+    """Run `recipe` to its end, or until SIGTERM. `resume` goes on from the last complete checkpoint. `callbacks` are
+    told of every step; what they raise ends the run.
 
     Raises ValueError for everything a user can set wrong, before weights are loaded where it can be known then.
     """
@@ -92,7 +99,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
     try:
-        result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+        result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet, callbacks)
     finally:
         remove_offloaded(folder)
     processes.end()
@@ -111,9 +118,8 @@ def train_loaded(
     """`train` with what is loaded already: a study trains one model after another in one process.
 
     The model's weights are trained in place, from what they are; under strategies that shard them they must be in host
-    memory, the same in each process. Its extension must be of the recipe's method and slopes. `callbacks` are told of
-    every step; what they raise ends the run. Raises ValueError for another extension, for weights that are elsewhere,
-    and where the run folder holds a run.
+    memory, the same in each process. Its extension must be of the recipe's method and slopes. Raises ValueError for
+    another extension, for weights that are elsewhere, and where the run folder holds a run.
     """
     extension = get_extension(model)
     if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
@@ -383,9 +389,7 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
                 made.append(make_row("loss", value, "nats", recipe.train.evaluate_windows, **where, **labels))
     speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     if speeds:
-        made.append(
-            make_row("tokens_per_second", speeds[len(speeds) // 2], "tokens/s", len(speeds), **labels)
-        )
+        made.append(make_row("tokens_per_second", speeds[len(speeds) // 2], "tokens/s", len(speeds), **labels))
     runtime = next((row["train_runtime"] for row in rows if "train_runtime" in row), None)
     if runtime is not None:
         made.append(make_row("train_seconds", runtime, "s", recipe.train.steps, **labels))
