@@ -38,7 +38,7 @@ from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
-from e2llm.train.masks import tell_of_masks
+from e2llm.train.masks import tell_of_slow_attention
 from e2llm.train.memory import check_memory
 from e2llm.train.offloading import check_room, offload, remove_offloaded
 from e2llm.train.optimizers import optimizer_of
@@ -151,7 +151,7 @@ def _run(
 ) -> TrainResult:
     """Train, measure the held-out loss, write what a run folder holds."""
     teacher = _teacher(recipe, model)  # of the weights as they are before anything is trained
-    tell_of_masks(recipe, model, Processes.of_environment())
+    tell_of_slow_attention(recipe, model, Processes.of_environment())
     # Before layers are compiled or sharded: it reads a few tokens to see whether the model can.
     with attending_far(model) if recipe.placement.far_weight else nullcontext():
         trainer, (metrics, bar, stop) = _build_trainer(recipe, model, corpus, folder, console, quiet)
