@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plan_records import FAMILIES, held_out_ratios, measured_runs, speed_ratios
+from plan_records import FAMILIES, RESULTS, held_out_peaks, held_out_ratios, measured_runs, speed_ratios
 from transformers import LlamaConfig
 
 from e2llm.config import Recipe, load_recipe
@@ -14,6 +15,7 @@ from e2llm.plan.memory import training_memory
 from e2llm.plan.shape import Shape, shape_of
 from e2llm.plan.speed import GPUS, flops_per_token
 from e2llm.plan.step import step_of
+from e2llm.records import Record
 
 _COMMON = {"vocab_size": 128_256, "tie_word_embeddings": False, "num_key_value_heads": 8}
 _NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -53,10 +55,10 @@ def clusters_page() -> str:
         "([training-speed.md](training-speed.md)). Exchange is taken to run beside computing, so the longer of the two "
         "counts; what sharding copies is in computing, and the optimizer comes after both.",
         *_measured(),
-        f"**Two constants have no Record.** The links inside a node, {INSIDE / 1e9:g} GB/s (`INSIDE`), were timed once "
-        "by hand between two H100s; in every measured step exchange is shorter than computing, so no Record confirms "
-        f"them. The network card's {BETWEEN / 1e9:g} GB/s (`BETWEEN`: 400 Gbit/s a GPU, of which four fifths) is a "
-        f"data sheet's. More than {_most_gpus()} GPUs were never measured.",
+        f"{_links([Record.load(path) for path in sorted(RESULTS.glob('links_*.json'))])} In every measured step "
+        f"exchange is shorter than computing, so no step confirms them. The network card's {BETWEEN / 1e9:g} GB/s "
+        "(`BETWEEN`: 400 Gbit/s a GPU, of which four fifths) is a data sheet's, without a Record. More than "
+        f"{_most_gpus()} GPUs were never measured.",
         f"Windows of 4096 tokens, the recipe `recommended`, layers recomputed, {GPU.name}s in nodes of eight; one "
         f"window a GPU at a time. The bill is for {TOKENS / 1e9:g} billion tokens; the study of this project used 0.04 "
         "billion.",
@@ -76,17 +78,33 @@ def _measured() -> list[str]:
     runs = list(measured_runs())
     several = [run for run in runs if run.gpus > 1]
     alone = [run for run in runs if run.gpus == 1]
-    lines = ["| planned over measured tokens/s | runs | lowest | highest |", "|---|--:|--:|--:|"]
+    lines = ["| planned over measured, tokens/s unless said | runs | lowest | highest |", "|---|--:|--:|--:|"]
     lines.append(_span("one GPU", speed_ratios(alone)))
     for run in several:
         name = f"{run.family}, {run.recipe.distributed.strategy} on {run.gpus} GPUs"
         lines.append(_span(name, speed_ratios([run])))
     for family in FAMILIES:
         lines.append(_span(f"{family}, constants found without it", held_out_ratios(family)))
-    peaks = [run.memory_ratio() for run in runs]
-    lines.append(_span("peak memory of all runs, in the same way", peaks))
+    lines.append(_span("peak memory of all runs", [run.memory_ratio() for run in runs]))
+    held_out = "peak memory, its constant found without the shape (recomputed adapters: without the window)"
+    lines.append(_span(held_out, held_out_peaks()))
     text = "Against all that was measured of our trainer, far keys and recomputed activations included:"
     return [text, "\n".join(lines)]
+
+
+def _links(records: Sequence[Record]) -> str:
+    """What is known of the links inside a node: the plan's constant, and each Record's slowest collective."""
+    text = f"**The links inside a node** are taken to move {INSIDE / 1e9:g} GB/s (`INSIDE`), "
+    if not records:
+        return f"{text}timed once by hand between two H100s and without a Record (`benchmarks/links.py` makes one)."
+    found = []
+    for record in records:
+        size = max(row["buffer_bytes"] for row in record.rows)
+        slow = min((row for row in record.rows if row["buffer_bytes"] == size), key=lambda row: row["value"])
+        who = f"{slow['gpus']} × {record.environment.get('gpu')}"
+        speed = f"{slow['value'] / 1e9:.0f} GB/s ({slow['low'] / 1e9:.0f}–{slow['high'] / 1e9:.0f})"
+        found.append(f"{speed} between {who} ({slow['collective']} of {size / 1e9:.1f} GB)")
+    return f"{text}timed by hand between two H100s. Measured, of the slowest collective: {'; '.join(found)}."
 
 
 def _most_gpus() -> str:

@@ -32,12 +32,14 @@ with `use_liger_kernel`, `hf-liger-compile` with both, and without Liger's fused
 (`-own-rope`) or all but the loss (`-loss-only`), for together they do not run everywhere; `litgpt` that package's
 model in a plain loop, `unsloth` that package's model in the same Trainer with the settings of its documentation: where
 all weights train, they and AdamW's state are bfloat16 then, without float32 copies; `unsloth-float32` holds both in
-float32. `e2llm-plain-positions` is our trainer without random scales and offsets. Each contestant has a process of its
-own, one after another; figures are medians over blocks of steps after a warm-up that takes in compilation, in
-parentheses the slowest and the fastest block. Ratios stand between trainers of one run on one card unless another run
-is named, each at its fastest batch size, those to plain positions at the same one; memory is compared at the same batch
-size and is the allocator's peak over the whole run. The share of peak counts 6 FLOPs for a trained weight, 4 for a
-frozen one and 6 · layers · width · window for attention, nothing for recomputation, against 989 TFLOP/s."""
+float32. torchtitan is no contestant: it trains model classes of its own, not transformers', and asks for a nightly
+PyTorch (0.3.0, looked at on 2026-11-25, [decisions](decisions.md)). `e2llm-plain-positions` is our trainer without
+random scales and offsets. Each contestant has a process of its own, one after another; figures are medians over blocks
+of steps after a warm-up that takes in compilation, in parentheses the slowest and the fastest block. Ratios stand
+between trainers of one run on one card unless another run is named, each at its fastest batch size, those to plain
+positions at the same one; memory is compared at the same batch size and is the allocator's peak over the whole run.
+The share of peak counts 6 FLOPs for a trained weight, 4 for a frozen one and 6 · layers · width · window for
+attention, nothing for recomputation, against 989 TFLOP/s."""
 NOTHING = "No Record yet: `python benchmarks/train_gpu.py` makes them on a machine with a GPU."
 COLUMNS = {
     "tokens_per_second": "tokens/s",
@@ -78,6 +80,7 @@ def training_page(records: Sequence[Record]) -> str:
             continue
         blocks += [f"## {shape_and_card(record)} (`{stem(record)}`)"]
         blocks += [_table(record)] if record.rows else ["Nothing was measured."]
+        blocks += _settings(record)
         blocks += [*_scaling(record, plain), *_targets(record, plain), *left_out(record, plain)]
         blocks += [*_profile(record), *ceiling_blocks(record)]
     return "\n\n".join([*blocks, *figure1, *resume_blocks(records), *loss_blocks(records)]) + "\n"
@@ -99,10 +102,16 @@ def _table(record: Record) -> str:
     return markdown(table)
 
 
+def _settings(record: Record) -> list[str]:
+    """What our own trainers were told beyond the recipe."""
+    settings = ", ".join(f"`{setting}`" for setting in record.config["settings"])
+    return [f"Settings of `{OURS}` beyond the recipe's: {settings}."] if settings and record.rows else []
+
+
 def _measured(record: Record, records: Sequence[Record]) -> Iterator[tuple[str, str, bool]]:
     """Each target that the Record says something about: in words, what was measured, whether that reaches it."""
     if "train.compile=none" in record.config["settings"]:
-        return  # it says what compiling is worth, and reaches for nothing
+        return  # it says what compiling is worth, or an offloaded base, and reaches for nothing
     for shape, metric, bound, text in TARGETS:
         if shape not in (None, record.config["shape"]):
             continue
@@ -162,10 +171,8 @@ def _scaling(record: Record, records: Sequence[Record]) -> list[str]:
     """What the one GPU is that several stand against, and how they stand against our fastest."""
     lines = []
     for row, one, other in _against_fastest(record, records):
-        settings = ", ".join(f"`{setting}`" for setting in record.config["settings"])
-        settings = f" ({settings})" if settings else ""
         name = row["parallelism"]
-        text = f"`{COLUMNS['ratio_to_one_gpu']}` of {name} is against one GPU with the same settings{settings}"
+        text = f"`{COLUMNS['ratio_to_one_gpu']}` of {name} is against one GPU with the same settings"
         if other is record:
             lines.append(f"{text}: our fastest on one such GPU.")
             continue

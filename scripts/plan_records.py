@@ -9,7 +9,7 @@ from typing import Any
 from e2llm.benchmark.shapes import SHAPES
 from e2llm.benchmark.train_contestants import parallel_settings
 from e2llm.config import load_recipe
-from e2llm.plan.calibration import Run, fit
+from e2llm.plan.calibration import Run, fit, fit_recomputed
 from e2llm.plan.shape import Shape, shape_of
 from e2llm.plan.speed import GPUS, SHARES, Shares
 from e2llm.records import Record
@@ -86,3 +86,15 @@ def held_out_ratios(family: str) -> list[float]:
     """Of one shape's runs, with constants found without any of them."""
     shares = fit([run for run in measured_runs() if run.family != family])
     return speed_ratios([run for run in measured_runs() if run.family == family], shares)
+
+
+def held_out_peaks() -> list[float]:
+    """Planned over measured peak memory of every run, the factor of recomputed layers found without any of its shape;
+    with adapters, of which one shape alone was recomputed, without any of its window."""
+    found = []
+    for run in measured_runs():
+        adapters, window = bool(run.recipe.lora.rank), run.recipe.data.window
+        alike = [other for other in measured_runs() if bool(other.recipe.lora.rank) == adapters]
+        others = [o for o in alike if (o.recipe.data.window != window if adapters else o.family != run.family)]
+        found.append(run.memory_ratio(fit_recomputed([o for o in others if o.recipe.train.gradient_checkpointing])))
+    return found

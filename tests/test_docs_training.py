@@ -85,12 +85,22 @@ def test_several_gpus_are_set_against_our_fastest_on_one(training: ModuleType, t
     rows = train_rows("e2llm", batch=8, tokens_per_second=60_000) + train_rows("hf", tokens_per_second=80_000)
     second = train_record(tmp_path, rows + train_rows("e2llm", 8192, tokens_per_second=70_000), name="fast")
     page = training.training_page([first, second])
-    assert "against one GPU with the same settings (`train.optimizer=adamw`), not against our fastest" in page
+    assert "against one GPU with the same settings, not against our fastest" in page
+    assert page.count("Settings of `e2llm` beyond the recipe's: `train.optimizer=adamw`.") == 1
     assert "60,000 tokens/s (`fast`, another run), and fsdp2 on 2 GPUs reaches 1.500 × as much." in page
     assert "| two GPUs at least 1.9 × one, fsdp2 | 2.000 | yes |" in page
     assert "| two GPUs at least 1.9 × one at its fastest, fsdp2 | 1.500 | **no** |" in page
     page = training.training_page([first])
-    assert "(`train.optimizer=adamw`): our fastest on one such GPU." in page and "not against our fastest" not in page
+    assert "with the same settings: our fastest on one such GPU." in page and "not against our fastest" not in page
+
+
+@pytest.mark.parametrize(("settings", "reaches"), [(["model.offload=cpu", "train.compile=none"], False), ([], True)])
+def test_an_offloaded_base_reaches_for_no_target(
+    training: ModuleType, tmp_path: Path, settings: list[str], reaches: bool
+) -> None:
+    rows = train_rows("e2llm", recompute=True, tokens_per_second=900, model_flops_utilization=0.02)
+    page = training.training_page([train_record(tmp_path, rows, shape="llama-2-7b-lora", settings=settings)])
+    assert ("| **no** |" in page) == reaches and ("`model.offload=cpu`" in page) != reaches
 
 
 def test_adapters_of_the_7b_shape_have_two_targets(training: ModuleType, tmp_path: Path) -> None:

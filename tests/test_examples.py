@@ -25,6 +25,7 @@ from e2llm.hf import CheckpointInfo, get_extension
 from e2llm.positions.frequencies import frequencies
 from e2llm.positions.placement import PositionSampler
 from e2llm.train import train
+from e2llm.train.distributed import Processes
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
@@ -134,6 +135,36 @@ def test_slurm_script_parses() -> None:
     assert text.index("#SBATCH") < text.index("set -euo"), "SLURM reads its options before the first command"
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         assert f"{name}=" in text
+
+
+SLURM = {
+    "scontrol": 'if [ "$1" = show ]; then printf "node-a\\nnode-b\\n"; else echo "$@" >"$OUT/requeued"; fi',
+    "srun": 'echo "$@" >"$OUT/srun"; while [ "${1#--}" != "$1" ]; do shift; done\n'
+    'SLURM_PROCID=9 SLURM_LOCALID=1 exec "$@"',
+    "python": 'env >"$OUT/environment"; echo "$@" >"$OUT/python"; exit "$CODE"',
+}
+"""What the script calls, as a cluster of two machines would answer the tenth task."""
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_slurm_script_on_two_machines(tmp_path: Path, code: int) -> None:
+    for name, text in SLURM.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"JOB_ID": "20001", "JOB_NODELIST": "node-[a-b]", "CPUS_PER_TASK": "8"}
+    job |= {"NTASKS": "16", "NTASKS_PER_NODE": "8"}
+    given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path), "CODE": str(code)}
+    given |= {f"SLURM_{name}": value for name, value in job.items()}
+    done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch"), "mine.toml"], env=given, check=False)
+    assert done.returncode == code
+    assert (tmp_path / "python").read_text().split() == ["-m", "e2llm", "train", "mine.toml", "--resume"]
+    told = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line)
+    processes = Processes.of_environment(told)
+    assert processes == Processes(rank=9, world=16, local_rank=1, local_world=8, launched=True)
+    assert (told["MASTER_ADDR"], told["MASTER_PORT"], told["OMP_NUM_THREADS"]) == ("node-a", "20001", "8")
+    assert "--cpus-per-task=8 --kill-on-bad-exit=1" in (tmp_path / "srun").read_text()
+    requeued = tmp_path / "requeued"
+    assert requeued.read_text().split() == ["requeue", "20001"] if code == 143 else not requeued.exists()
 
 
 def test_kubeflow_job_has_the_fields_of_a_pytorchjob() -> None:

@@ -94,6 +94,21 @@ class Recipe:
             f"trains all weights, and lora.rank = {self.lora.rank} asks for adapters: use tensor_parallel = 1",
         )
 
+    def accumulation(self, processes: int) -> int:
+        """Batches that each of `processes` adds up before a step. Raises ValueError where the global batch does not
+        divide."""
+        whole, batch, share = self.distributed.global_batch, self.train.batch_size, self.distributed.tensor_parallel
+        groups = processes // share
+        if not whole:
+            return self.train.gradient_accumulation
+        if whole % (batch * groups):
+            kind = "processes" if share == 1 else f"groups of {share} processes (distributed.tensor_parallel)"
+            raise ValueError(
+                f"distributed.global_batch = {whole}: not a multiple of train.batch_size x {kind} = {batch} x {groups}"
+                f"; set train.batch_size to a divisor of {whole / groups:g}, or another global batch"
+            )
+        return whole // (batch * groups)
+
     def _check_pieces(self) -> None:
         name, value, kind = "data.pieces", self.data.pieces, self.placement.kind
         require(not self.data.document_mask, name, value, "a window has one document then: data.document_mask = false")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import e2llm.benchmark.train as train_module
+from e2llm.benchmark.shapes import random_model, shape_of
 from e2llm.benchmark.train import TrainBenchConfig, benchmark_train, contestants
 from e2llm.benchmark.train_contestants import PLAIN_POSITIONS, Contestant, recipe_of
 from e2llm.benchmark.train_process import run_in_process
@@ -99,6 +100,21 @@ def test_a_four_bit_base_is_read_as_users_read_one(work: Path, tmp_path: Path) -
         work=work,
     )
     assert record.config["weights"] == whole.config["weights"], "a byte of the base holds two weights"
+    assert not (work / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_base_that_is_offloaded_is_read_as_users_read_one(work: Path, tmp_path: Path, place: str) -> None:
+    out = tmp_path / "offloaded.json"
+    given = ["--shape", "tiny-lora", "--trainers", "e2llm", "--checkpointing", *SMALL, *SET, "--set"]
+    assert main(["benchmark", "train", *given, f"model.offload={place}", "--work", str(work), "--out", str(out)]) == 0
+    record, name = Record.load(out), "e2llm 2 x 64 checkpointing"
+    told = record.config["trainer_settings"][name]["model"]
+    assert (told["offload"], told["name"]) == (place, "tiny-lora")
+    trained, frozen = record.config["weights"][name]
+    shape = shape_of("tiny-lora")
+    assert frozen == sum(p.numel() for p in random_model(shape, dtype="bfloat16", device="meta").parameters())
+    assert 0 < trained < frozen / 10
     assert not (work / "run").exists()
 
 

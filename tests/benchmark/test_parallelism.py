@@ -98,7 +98,8 @@ class Results:
         self.asked.append(one.name)
         measured = {"seconds": [1.0] * one.steps, "peak_memory_bytes": 1, "warm_after_seconds": 1.0, "device": "cpu"}
         measured |= {"settings": {}, "kernels": [], "gaps": [], "trained": 1, "frozen": 0}
-        return self.say.get(one.trainer) or {"status": "measured", **measured, "environment": {"gpu": "G"}}
+        measured |= {"status": "measured", "environment": {"gpu": "G", "gpus": one.gpus}}
+        return self.say.get(one.trainer) or measured
 
 
 def test_a_later_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +146,18 @@ def test_results_of_another_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(train_module, "run_in_process", Results(hf=other))
     with pytest.raises(ValueError, match=r"hf 2 x 64 was measured on H, others on G; remove .*measured"):
         benchmark_train(TrainBenchConfig(**common, trainers=("e2llm", "hf"), resume=True), work=tmp_path)
+
+
+@pytest.mark.parametrize("trainers", [("e2llm",), ("e2llm", "hf")])
+def test_a_record_counts_the_gpus_that_were_used(
+    trainers: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process sees its own alone, and those of one GPU come first."""
+    monkeypatch.setattr(train_module, "run_in_process", Results())
+    common: dict[str, Any] = {"shape": "tiny", "windows": (64,), "steps": 2, "block": 1, "trainers": trainers}
+    for gpus in ((1,), (2, 1)):
+        record = benchmark_train(TrainBenchConfig(**common, gpus=gpus), work=tmp_path)
+        assert record.environment == {"gpu": "G", "gpus": max(gpus)}
 
 
 def test_resume_needs_the_folder_of_the_earlier_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

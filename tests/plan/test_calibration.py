@@ -76,6 +76,12 @@ def test_memory_of_windows_with_adapters_is_predicted_from_the_others() -> None:
                 assert run.memory_ratio(again) == pytest.approx(1, abs=MEMORY), run.name
 
 
+def test_the_page_of_clusters_says_how_far_held_out_peaks_are() -> None:
+    found = records.held_out_peaks()
+    assert len(found) == len(RUNS) and found != [run.memory_ratio() for run in RUNS]
+    assert all(ratio == pytest.approx(1, abs=MEMORY) for ratio in found)
+
+
 def test_the_constants_are_those_that_the_records_give() -> None:
     found = fit(RUNS)
     assert found.products == pytest.approx(SHARES.products, rel=0.03)

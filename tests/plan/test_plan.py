@@ -195,6 +195,9 @@ INFO = CheckpointInfo(method="yarn", native_window=4096, training_window=4096, m
             ["'dynamic' is not known to llama.cpp"],
         ),
         ({"rope_theta": 1e4, "rope_scaling": {"rope_type": "mine"}}, None, ["to vLLM", "to llama.cpp"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"factor": 8.0}}, None, ["factor 8.0 without a rope_type"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": "8"}}, None, ["'8', which is no number"]),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "yarn"}}, None, ["the factor None, which is no number"]),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "mine", "rope_theta": 1e6}}},
             None,
@@ -219,7 +222,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert "gpus = 2 with distributed.strategy = 'none'" in capsys.readouterr().err
     shared = ["--set", "distributed.strategy=fsdp2", "--set", "distributed.tensor_parallel=2"]
     assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2", *shared]) == 2
-    assert "distributed.tensor_parallel = 2: nothing of it was measured" in capsys.readouterr().err
+    assert "distributed.tensor_parallel = 2: the plan does not count" in capsys.readouterr().err
+    sections = ("distributed.strategy=fsdp2", "distributed.global_batch=20", "train.precision=float32")  # has no speed
+    uneven = [part for section in sections for part in ("--set", section)]
+    assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2", *uneven]) == 2
+    assert "distributed.global_batch = 20: not a multiple of" in capsys.readouterr().err
     assert main(["plan", str(TINY), "--gpu", "abacus"]) == 2
     assert "use one of h100" in capsys.readouterr().err
     assert main(["plan", str(tmp_path), "--gpu", "h100"]) == 2

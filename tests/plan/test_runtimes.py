@@ -20,7 +20,7 @@ from e2llm.hf.rotary import read_rope
 from e2llm.infer import Engine
 from e2llm.plan.checks import warnings_of
 from e2llm.plan.runtimes import Applied, applied, table
-from e2llm.plan.shape import read_config
+from e2llm.plan.shape import read_config, shape_of
 from e2llm.positions.frequencies import frequencies
 from e2llm.vllm_plugin.scaling import make_scaling
 
@@ -156,6 +156,45 @@ def test_types_that_runtimes_read_differently() -> None:
     local = rows_with(checkpoint_info(), "gemma3_text")
     assert local["e2llm"].scales == (1.0, 2.0, 4.0, 8.0)
     assert "GGUF is written for" in local["e2llm over llama.cpp"].notes[0]
+
+
+REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
+    ({"rope_type": "mine", "factor": 4.0}, "'mine': not known to transformers, which has default, linear", "to vLLM"),
+    ({"type": "ntk", "factor": 4.0}, "'ntk': not known to transformers", "to llama.cpp"),
+    ({"type": "linear", "factor": "8"}, "'linear': factor = '8' is no number", "'8', which is no number"),
+)
+"""What a foreign config says of its rotary embedding, what transformers' row says, one warning."""
+
+
+@pytest.mark.parametrize(("rope", "reason", "warning"), REFUSED)
+def test_what_transformers_cannot_compute_is_planned_and_told(
+    rope: dict[str, Any], reason: str, warning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sizes do not depend on it, and the one who asks is told before a runtime fails."""
+    name, _ = save_checkpoint(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    (tmp_path / "model" / "e2llm.json").unlink()
+    raw = json.loads(file.read_text())
+    sizes = shape_of(read_config(name)[0])
+    del raw["rope_parameters"]
+    file.write_text(json.dumps(raw | {"rope_theta": 1e4, "rope_scaling": rope}))
+    with pytest.raises((KeyError, TypeError)):
+        AutoModelForCausalLM.from_pretrained(name)
+    assert shape_of(read_config(name)[0]) == sizes
+    assert main(["plan", name, "--gpu", "h100", "--set", "data.window=64", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    rows = {row["runtime"]: row for row in facts["runtimes"]}
+    for runtime in ("transformers", "e2llm", "e2llm over llama.cpp"):
+        assert rows[runtime]["scales"] == [] and reason in rows[runtime]["notes"][0]
+    factor = rope["factor"] if isinstance(rope["factor"], float) else 1.0
+    assert rows["vLLM"]["scales"] == ([] if rope.get("rope_type") == "mine" else [factor])
+    assert any(warning in text for text in facts["warnings"])
+
+
+def test_a_factor_without_a_method_scales_nothing() -> None:
+    rows = rows_with(factor=8.0)
+    assert rows["transformers"].scales == rows["vLLM"].scales == rows["llama.cpp"].scales == (1.0,)
+    assert rows["vLLM"].window == WINDOW
 
 
 def test_models_without_a_rotary_embedding_are_refused_by_ours() -> None:

@@ -14,7 +14,7 @@ import e2llm.train.run as run_module
 from e2llm.config import Recipe, load_recipe, to_toml
 from e2llm.positions.placement import PositionSampler
 from e2llm.train import train
-from e2llm.train.distributed import Processes, accumulation, arguments, check, deepspeed_config
+from e2llm.train.distributed import Processes, arguments, check, deepspeed_config
 from e2llm.train.sharded import same_run
 from e2llm.train.trainer import PlacingCollator
 
@@ -103,7 +103,7 @@ def test_the_environment_of_a_launcher() -> None:
 @pytest.mark.parametrize(("world", "expected"), [(1, 16), (2, 8), (4, 4), (8, 2)])
 def test_accumulation_follows_from_the_global_batch(world: int, expected: int) -> None:
     given = recipe("distributed.strategy=ddp", "train.batch_size=2", "distributed.global_batch=32")
-    assert accumulation(given, world) == expected
+    assert given.accumulation(world) == expected
 
 
 def test_hybrid_sharding_has_two_dimensions() -> None:

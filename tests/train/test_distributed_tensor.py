@@ -20,7 +20,7 @@ from e2llm.config import load_recipe
 from e2llm.hf.tensor_parallel import check_shares
 from e2llm.positions.placement import PositionSampler
 from e2llm.train import train
-from e2llm.train.distributed import Processes, accumulation, check
+from e2llm.train.distributed import Processes, check
 
 processes = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
 
@@ -278,8 +278,8 @@ def test_sections_that_contradict_themselves(overrides: tuple[str, ...], message
 
 def test_groups_of_processes_are_counted_as_one() -> None:
     given = load_recipe("recommended", [*TENSOR, "train.batch_size=2", "distributed.global_batch=8"])
-    assert accumulation(given, 2) == 4 and accumulation(given, 8) == 1
+    assert given.accumulation(2) == 4 and given.accumulation(8) == 1
     with pytest.raises(ValueError, match=r"batch_size x groups of 2 processes .* = 2 x 3"):
-        accumulation(given, 6)
+        given.accumulation(6)
     with pytest.raises(ValueError, match=r"tensor_parallel = 2: does not divide the 3 processes of a machine.* 1, 3"):
         check(given, Processes(world=6, local_world=3, launched=True), 3, {})

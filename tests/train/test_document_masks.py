@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import e2llm.train.run as run
 from e2llm.hf import install
 from e2llm.train import train
 from e2llm.train.distributed import Processes
-from e2llm.train.masks import tell_of_masks
+from e2llm.train.masks import tell_of_slow_attention
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ MASK, NEAR = "data.document_mask=true", "placement.far_weight=0"
         ((MASK, NEAR), "sdpa", Processes(), "model.attn_implementation=flex_attention holds none"),
         ((MASK,), "sdpa", Processes(), "=flex_attention and placement.far_weight=0, which it cannot weigh holds none"),
         ((MASK,), "flex_attention", Processes(), ""),
-        ((), "sdpa", Processes(), ""),
+        (("train.precision=bfloat16",), "sdpa", Processes(), ""),
         ((MASK,), "sdpa", Processes(rank=1, world=2, local_rank=1, local_world=2, launched=True), ""),
     ],
 )
@@ -47,20 +48,43 @@ def test_a_slower_attention_is_said(
 ) -> None:
     model, recipe = tiny_model("llama", attn_implementation=attention), small(base, tmp_path, *settings)
     install(model)
-    tell_of_masks(recipe, model, processes)
+    tell_of_slow_attention(recipe, model, processes)
     assert not caplog.records, "a CPU has no faster one"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    tell_of_masks(recipe, model, processes)
+    tell_of_slow_attention(recipe, model, processes)
     assert bool(told) == bool(caplog.records) and told in caplog.text
     if told:
         assert "a mask of 48 x 48 for each row" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("precision", "keys", "attention", "told"),
+    [("float32", 2, "sdpa", True), ("bfloat16", 2, "sdpa", False), ("float32", 4, "sdpa", False),
+     ("float32", 2, "eager", False)],
+)  # fmt: skip
+def test_float32_without_a_kernel_is_said(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    precision: str, keys: int, attention: str, told: bool,
+) -> None:  # fmt: skip
+    model = tiny_model("llama", attn_implementation=attention, num_key_value_heads=keys)
+    recipe = small(base, tmp_path, f"train.precision={precision}")
+    tell_of_slow_attention(recipe, model, Processes())
+    assert not caplog.records
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    tell_of_slow_attention(recipe, model, Processes())
+    expected = "where 4 heads share 2 of keys, and holds scores of 48 x 48 for each head; train.precision=bfloat16"
+    assert (expected in caplog.text) == bool(caplog.records) == told
+
+
 def test_training_says_it_before_attention_has_another_name(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    monkeypatch.setattr(run, "tell_of_masks", lambda recipe, model, _: asked.append(model.config._attn_implementation))
+    asked: list[str] = []
+
+    def tell(recipe: Any, model: Any, processes: Processes) -> None:
+        asked.append(model.config._attn_implementation)
+
+    monkeypatch.setattr(run, "tell_of_slow_attention", tell)
     recipe = small(base, tmp_path / "run", MASK, "train.steps=1")
     assert recipe.placement.far_weight
     train(recipe, quiet=True)

@@ -287,6 +287,8 @@ class _Session:
                 f"work = {str(self.work)!r}: {one.name} was measured on {where.get('gpu')}, others on "
                 f"{self._environment.get('gpu')}; remove {self.work / KEPT}, or use another folder"
             )
+        if where and self._environment and where.get("gpus", 0) > self._environment.get("gpus", 0):
+            self._environment = where  # each sees the GPUs that it uses: the most say what was used in all
 
     def _say(self, one: Contestant, what: str) -> None:
         self.progress(f"{time.monotonic() - self._begin:5.0f} s  {one.shape}: {one.name}: {what}")

@@ -76,10 +76,11 @@ def _weights(parameter: Any) -> int:
 
 
 def _run_ours(one: Contestant, text: Path, work: Path) -> Run:
-    from e2llm.config import to_plain
     from e2llm.train import distributed, train_loaded
 
     recipe = recipe_of(one, text, work)
+    if recipe.model.offload != "none":
+        return _run_offloaded(one, recipe, work)
     processes = distributed.start(recipe)  # refuses what cannot run here before a weight is made
     model = _our_model(one, recipe, work)
     if processes.rank:
@@ -93,9 +94,43 @@ def _run_ours(one: Contestant, text: Path, work: Path) -> Run:
         train_loaded(recipe, model, tokenizer, corpus, quiet=True, callbacks=[callback])
     except Measured:
         pass
+    return Run(clock, **_counts(model), settings=_settings(recipe), profiler=profiler)
+
+
+def _run_offloaded(one: Contestant, recipe: Any, work: Path) -> Run:
+    """A base that is put away while it is read, as a user's: from a folder, by `train` itself."""
+    from transformers import AutoTokenizer
+
+    from e2llm.train import train
+
+    folder = model_folder(shape_of(one.shape), work, AutoTokenizer.from_pretrained(TOKENIZER))
+    read = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name=str(folder)))
+    clock, profiler = StepClock(warmup=one.warmup, steps=one.steps), _profiler(one)
+    callback = CountingCallback(clock, profiler, one.profile)
+    try:
+        train(read, quiet=True, callbacks=[callback])
+    except Measured:
+        pass
+    return Run(clock, **callback.counts, settings=_settings(recipe), profiler=profiler)
+
+
+class CountingCallback(ClockCallback):
+    """Counts the weights too, of a model that the run makes for itself."""
+
+    counts: dict[str, int]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """With its adapters."""
+        self.counts = _counts(model)
+
+
+def _settings(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain values, but for its text."""
+    from e2llm.config import to_plain
+
     plain = to_plain(recipe)
     plain["data"].pop("sources")
-    return Run(clock, **_counts(model), settings=plain, profiler=profiler)
+    return plain
 
 
 def _our_model(one: Contestant, recipe: Any, work: Path) -> Any:

@@ -41,6 +41,16 @@ class Corpus:
     """Per source, JSON: path or synthetic, weight, sha256 of the content, documents, tokens, how many were held out."""
 
 
+def check_sources(data: DataConfig) -> None:
+    """Raise ValueError for what is wrong with the sources and takes no reading to see: files that are not there, names
+    of generators."""
+    for source in data.sources:
+        if source.synthetic:
+            find_generator(source.synthetic)
+        elif not source.path.startswith(HUB_PREFIX) and not is_saved_folder(Path(source.path).expanduser()):
+            find_files(source)
+
+
 def build_corpus(
     data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path, progress: bool = True
 ) -> Corpus:
@@ -51,9 +61,7 @@ def build_corpus(
     if not data.sources:
         raise ValueError("data.sources is empty: name at least one source of text")
     check_tokenizer(tokenizer)
-    for source in data.sources:
-        if source.synthetic:
-            find_generator(source.synthetic)
+    check_sources(data)
     tokenizer_key = tokenizer_sha256(tokenizer)
     stores: dict[int, tuple[TokenStore, str]] = {}
     for number, source in enumerate(data.sources):

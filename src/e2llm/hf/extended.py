@@ -6,6 +6,7 @@ so a model without any (`empty_model`) is extended in the same way.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -67,10 +68,14 @@ def _install_default(model: nn.Module, native_window: int | None) -> Extension:
     return install(model, method="linear", native_window=native_window)
 
 
+class UnknownScaling(ValueError):
+    """A config that scales in a way that transformers cannot compute. All else of it may be right."""
+
+
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
     """The causal LM that a config says, on the meta device; its rotary module alone holds numbers, on the CPU.
 
-    Raises ValueError for a config of something else.
+    Raises UnknownScaling where transformers cannot compute its frequencies, ValueError for a config of something else.
     """
     from transformers import AutoModelForCausalLM
 
@@ -79,9 +84,46 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise ValueError(f"model type {config.model_type!r}: no causal language model is known for it") from error
+    except (KeyError, TypeError) as error:  # of a rope_type it looks up, a factor it divides by: no word that names it
+        reason = _not_computed(config)
+        if reason is None:
+            raise
+        raise UnknownScaling(reason) from error
     try:
         owner: Any = find_rotary_owner(model)
     except ValueError:  # no rotary module: nothing of it to compute
         return model
     owner.rotary_emb = type(owner.rotary_emb)(owner.config)
     return model
+
+
+def unscaled(config: Any) -> Any:
+    """A copy of a config with plain frequencies on every layer; its sizes are what they were."""
+    plain = copy.deepcopy(config)
+    for rope in _ropes(plain):
+        rope["rope_type"] = "default"
+    return plain
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Rotary parameters of a config, of each kind of layer where it has several."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return []
+    return [value for value in rope.values() if isinstance(value, dict)] or [rope]
+
+
+def _not_computed(config: Any) -> str | None:
+    """Which scaling of the config transformers failed at; None where it was something else."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for rope in _ropes(config):
+        kind, factor = rope.get("rope_type", "default"), rope.get("factor")
+        if kind == "default":
+            continue
+        if kind not in ROPE_INIT_FUNCTIONS:
+            known = ", ".join(("default", *ROPE_INIT_FUNCTIONS))
+            return f"rope_type = {kind!r}: not known to transformers, which has {known}"
+        if not isinstance(factor, (int, float)):
+            return f"rope_type = {kind!r}: factor = {factor!r} is no number"
+    return None

@@ -43,6 +43,11 @@ def _of_rope(text: dict[str, Any], rope: dict[str, Any], where: str, info: Check
     found = []
     kind = str(rope.get("rope_type") or rope.get("type") or "default")
     factor, window = rope.get("factor"), text.get("max_position_embeddings")
+    if kind == "default" and factor is not None:
+        found.append(f"{where}factor {factor} without a rope_type: nothing scales by it; name the method")
+    if kind in _MULTIPLIED and not isinstance(factor, (int, float)):
+        found.append(f"{where}{kind} with the factor {factor!r}, which is no number: runtimes stop or do not scale")
+        factor = None
     original = rope.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
     if "rope_theta" not in rope and "rope_theta" not in text and "rotary_emb_base" not in text:
         found.append(f"{where}no rope_theta: each runtime assumes a base of its own (10000 in most); write the model's")

@@ -76,11 +76,12 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
         raise ValueError(f"gpus = {gpus} with distributed.strategy = {strategy!r}: {text}")
     if (share := recipe.distributed.tensor_parallel) > 1:
         raise ValueError(
-            f"distributed.tensor_parallel = {share}: nothing of it was measured on GPUs, so no plan is made; leave it "
-            "out to plan distributed.strategy = fsdp2"
+            f"distributed.tensor_parallel = {share}: the plan does not count what it cuts; leave it out to plan "
+            "distributed.strategy = fsdp2, or measure it: e2llm benchmark train --parallelism tensor"
         )
     if recipe.distributed.shard and gpus % recipe.distributed.shard:
         raise ValueError(f"gpus = {gpus}: distributed.shard = {recipe.distributed.shard} does not divide it")
+    recipe.accumulation(gpus)  # whether the batch divides
 
 
 def _training(facts: Facts, offload: str) -> list[str]:

@@ -18,7 +18,8 @@ NODE = 8
 """GPUs of a node."""
 INSIDE = 329e9
 """Bytes a second of one GPU's links inside a node: an all-reduce of 1 GiB between two H100 over NVLink, timed once by
-hand; no Record holds it, and none can tell it from another, because no measured step waits for its exchange."""
+hand. Records of training cannot tell it from another, because no measured step waits for its exchange;
+`benchmarks/links.py` measures it."""
 BETWEEN = 40e9
 """Bytes a second of one GPU's network card: 400 Gbit/s, of which four fifths; not measured."""
 

@@ -18,7 +18,7 @@ from e2llm.export.open_gguf import check_open
 from e2llm.export.plan import make_open_plan
 from e2llm.hf import CheckpointInfo
 from e2llm.hf.exported import EXPORT_MARK, exported_window
-from e2llm.hf.extended import empty_model, extend_as_told
+from e2llm.hf.extended import UnknownScaling, empty_model, extend_as_told
 from e2llm.hf.rotary import is_local
 from e2llm.infer import Engine
 from e2llm.plan.checks import LLAMACPP, VLLM
@@ -27,6 +27,7 @@ from e2llm.vllm_plugin.refusals import UNTESTED
 
 LONGEST_SHOWN = 60
 """Characters of the scales in the table."""
+_OVER = "e2llm over llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ def applied(config: Any, info: CheckpointInfo | None, name: str) -> list[Applied
     one.
     """
     alone = _vllm(config, info)
-    return [
-        _transformers(config, info),
-        alone,
-        _plugin(config, name, alone),
-        _llamacpp(config, info),
-        *_ours(config, info, name),
-    ]
+    try:
+        model = empty_model(config)
+    except UnknownScaling as error:
+        refused = (str(error),)
+        theirs = Applied("transformers", _rope(config)[1], (), None, refused)
+        ours = _ours_refused(info, refused)
+    else:
+        theirs, ours = _transformers(config, info), _ours(model, info, name)
+    return [theirs, alone, _plugin(config, name, alone), _llamacpp(config, info), *ours]
 
 
 def table(rows: list[Applied]) -> list[str]:
@@ -81,10 +84,12 @@ def _rope(config: Any) -> tuple[dict[str, Any], str, tuple[float, ...]]:
     layers = {key: value for key, value in parameters.items() if isinstance(value, dict) and not is_local(key)}
     rope = dict(next(iter(layers.values()))) if layers else parameters
     kind = str(rope.get("rope_type") or "default") if rope else "none"
-    factor = float(rope.get("factor") or 1.0)
+    told = rope.get("factor")
+    # Plain frequencies take no factor; what is no number is among the warnings.
+    factor = float(told) if kind != "default" and isinstance(told, (int, float)) and told else 1.0
     original = rope.get("original_max_position_embeddings")
     if kind == "longrope" and original:
-        factor = float(rope.get("factor") or text.max_position_embeddings / original)
+        factor = factor if told else float(text.max_position_embeddings / original)
         # Divisors that are the same at both ends are one set, whatever the length: how exports say a fixed scale.
         return rope, kind, (1.0, factor) if rope.get("short_factor") != rope.get("long_factor") else (factor,)
     return rope, kind, (factor,)
@@ -178,15 +183,19 @@ def _llamacpp(config: Any, info: CheckpointInfo | None) -> Applied:
     return Applied("llama.cpp", kind, factors, int(window) if window else None, tuple(notes))
 
 
-def _ours(config: Any, info: CheckpointInfo | None, name: str) -> list[Applied]:
-    """`e2llm generate` and `serve`, and `serve --engine llamacpp`, which makes a file with scales left open."""
-    over = "e2llm over llama.cpp"
-    model = empty_model(config)
+def _ours_refused(info: CheckpointInfo | None, reasons: tuple[str, ...]) -> list[Applied]:
+    method = info.method if info is not None else "yarn"
+    return [Applied(runtime, method, (), None, reasons) for runtime in ("e2llm", _OVER)]
+
+
+def _ours(model: Any, info: CheckpointInfo | None, name: str) -> list[Applied]:
+    """`e2llm generate` and `serve`, and `serve --engine llamacpp`, which makes a file with scales left open. `model`:
+    without weights; it is extended."""
+    config = model.config
     try:
         extension = extend_as_told(model, name, info)
     except ValueError as error:
-        method = info.method if info is not None else "yarn"
-        return [Applied(runtime, method, (), None, (str(error),)) for runtime in ("e2llm", over)]
+        return _ours_refused(info, (str(error),))
     engine = Engine(model, None, info=info)
     plan = make_open_plan(engine)
     reach = max([int(engine.native_window * engine.max_scale), *(step.window for step in extension.schedule)])
@@ -204,11 +213,11 @@ def _ours(config: Any, info: CheckpointInfo | None, name: str) -> list[Applied]:
     rows = [Applied("e2llm", extension.method, scales, reach, tuple(notes))]
     if fixed:
         told = "an export is served from the .gguf file of `e2llm export --to gguf`"
-        return [*rows, Applied(over, extension.method, (), None, (told,))]
+        return [*rows, Applied(_OVER, extension.method, (), None, (told,))]
     try:
         architecture = find_architecture(config.get_text_config(), reach)
         check_open(plan)
         rope_keys(plan, architecture)
     except ValueError as error:
-        return [*rows, Applied(over, extension.method, (), None, (str(error),))]
-    return [*rows, Applied(over, extension.method, scales, reach)]
+        return [*rows, Applied(_OVER, extension.method, (), None, (str(error),))]
+    return [*rows, Applied(_OVER, extension.method, scales, reach)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from e2llm.hf.extended import empty_model
+from e2llm.hf.extended import UnknownScaling, empty_model, unscaled
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ def read_config(name: str) -> tuple[Any, dict[str, Any]]:
 
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     """`Shape` of a causal LM's config. Raises ValueError for a config of something else."""
-    model = empty_model(config, trust_remote_code=trust_remote_code)
+    try:
+        model = empty_model(config, trust_remote_code=trust_remote_code)
+    except UnknownScaling:  # no size depends on it; `runtimes` and the warnings say it
+        model = empty_model(unscaled(config), trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     visited = getattr(text, "num_experts_per_tok", None) or 1

@@ -58,10 +58,9 @@ def updated_bytes(shape: Shape, recipe: Recipe, gpus: int) -> float:
 
 def beside_bytes(shape: Shape, recipe: Recipe, gpus: int) -> tuple[int, int, float, float]:
     """(windows of a step over all GPUs, batches of each GPU, bytes that sharding copies, bytes of the optimizer)."""
-    train = recipe.train
-    windows = recipe.distributed.global_batch or train.batch_size * train.gradient_accumulation * gpus
-    batches = max(1, windows // (train.batch_size * gpus))
-    return windows, batches, batches * copied_bytes(shape, recipe, gpus), updated_bytes(shape, recipe, gpus)
+    batches = recipe.accumulation(gpus)
+    windows, copied = recipe.train.batch_size * batches * gpus, batches * copied_bytes(shape, recipe, gpus)
+    return windows, batches, copied, updated_bytes(shape, recipe, gpus)
 
 
 def step_of(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int = 1, shares: Shares = SHARES) -> Step | None:

@@ -80,29 +80,14 @@ class Processes:
             os.environ.pop(name, None)
 
 
-def accumulation(recipe: Recipe, world: int) -> int:
-    """Batches that each process adds up before a step. Raises ValueError where the global batch does not divide."""
-    whole, batch = recipe.distributed.global_batch, recipe.train.batch_size
-    groups, share = _groups(recipe, world), recipe.distributed.tensor_parallel
-    if not whole:
-        return recipe.train.gradient_accumulation
-    if whole % (batch * groups):
-        kind = "processes" if share == 1 else f"groups of {share} processes (distributed.tensor_parallel)"
-        raise ValueError(
-            f"distributed.global_batch = {whole}: not a multiple of train.batch_size x {kind} = {batch} x {groups}; "
-            f"set train.batch_size to a divisor of {whole / groups:g}, or another global batch"
-        )
-    return whole // (batch * groups)
+def windows_per_step(recipe: Recipe, world: int) -> int:
+    """Windows in an optimizer step over all processes."""
+    return recipe.train.batch_size * recipe.accumulation(world) * _groups(recipe, world)
 
 
 def _groups(recipe: Recipe, world: int) -> int:
     """Groups of processes that see other samples than each other."""
     return world // recipe.distributed.tensor_parallel
-
-
-def windows_per_step(recipe: Recipe, world: int) -> int:
-    """Windows in an optimizer step over all processes."""
-    return recipe.train.batch_size * accumulation(recipe, world) * _groups(recipe, world)
 
 
 def start(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Processes:
@@ -155,10 +140,10 @@ def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[
                 f"accelerate's own configuration asks for {engine}: here the recipe says so, by distributed.strategy = "
                 f"{config.strategy!r}; start with {LAUNCH}, or `accelerate launch` without {engine}"
             )
-    if accumulation(recipe, world) > 1 and recipe.train.optimizer == "adamw_split":
+    if recipe.accumulation(world) > 1 and recipe.train.optimizer == "adamw_split":
         raise ValueError(
             f"train.optimizer = 'adamw_split': distributed.global_batch = {config.global_batch} takes "
-            f"{accumulation(recipe, world)} batches a process, whose gradients would be added up in bfloat16; use a "
+            f"{recipe.accumulation(world)} batches a process, whose gradients would be added up in bfloat16; use a "
             "larger train.batch_size, or adamw"
         )
     if config.strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
@@ -170,7 +155,7 @@ def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[
 def arguments(recipe: Recipe, processes: Processes, once: bool = False) -> dict[str, Any]:
     """What the section adds to transformers' TrainingArguments. once: the first process alone holds weights."""
     config, world = recipe.distributed, processes.world
-    added: dict[str, Any] = {"gradient_accumulation_steps": accumulation(recipe, world)}
+    added: dict[str, Any] = {"gradient_accumulation_steps": recipe.accumulation(world)}
     if config.strategy == "ddp":
         added["ddp_find_unused_parameters"] = False  # every weight is used in every step
         added["ddp_broadcast_buffers"] = False  # nothing changes them; a message at every forward otherwise

@@ -25,14 +25,14 @@ def check_memory(recipe: Recipe, processes: Processes) -> None:
     prediction may be wrong (`plan.fitting.ERROR`); warn of one that may not fit.
 
     `train.check_memory` = false makes a warning of the error. Without a GPU nothing is checked. Runs under tensor
-    parallelism, of which no memory was measured, a base that comes quantized and one whose code cannot be run without
-    weights are not counted, which is logged.
+    parallelism, a base that comes quantized and one whose code cannot be run without weights are not counted, which is
+    logged.
     """
     model = recipe.model
     if not (torch.cuda.is_available() and model.name):
         return None
     if (share := recipe.distributed.tensor_parallel) > 1:
-        return _tell(processes, f"distributed.tensor_parallel = {share}: memory is not predicted, none was measured")
+        return _tell(processes, f"distributed.tensor_parallel = {share}: memory is not predicted")
     config = load_config(model.name, trust_remote_code=model.trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         return _tell(processes, f"model.name = {model.name!r}: memory is not predicted, its weights are quantized")

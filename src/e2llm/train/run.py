@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import nn
 
 from e2llm.config import Recipe, load_recipe, to_plain, to_toml
-from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus
+from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus, check_sources
 from e2llm.hf import attending_far, enable_activation_checkpointing, get_extension, load_model
 from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.compiled import compile_layers, whole_layers
@@ -38,7 +38,7 @@ from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
-from e2llm.train.masks import tell_of_masks
+from e2llm.train.masks import tell_of_slow_attention
 from e2llm.train.memory import check_memory
 from e2llm.train.offloading import check_room, offload, remove_offloaded
 from e2llm.train.optimizers import optimizer_of
@@ -63,8 +63,15 @@ class TrainResult:
     """The train Record; None where the run was stopped."""
 
 
-def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> TrainResult:
-    """Run `recipe` to its end, or until SIGTERM. `resume` goes on from the last complete checkpoint.
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
+) -> TrainResult:
+    """Run `recipe` to its end, or until SIGTERM. `resume` goes on from the last complete checkpoint. `callbacks` are
+    told of every step; what they raise ends the run.
 
     Raises ValueError for everything a user can set wrong, before weights are loaded where it can be known then.
     """
@@ -74,7 +81,8 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     check_room(recipe, folder)
     check_model(recipe)
     check_memory(recipe, processes)
-    checkpoint = _prepare_folder(recipe, folder, resume, processes)
+    checkpoint = _check_folder(recipe, folder, resume, processes)
+    check_sources(recipe.data)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
@@ -91,7 +99,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Train
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
         corpus = build_corpus(recipe.data, tokenizer, cache_dir=Path(recipe.data.cache_dir), progress=not quiet)
     try:
-        result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet)
+        result = _run(recipe, model, tokenizer, corpus, folder, checkpoint, console, quiet, callbacks)
     finally:
         remove_offloaded(folder)
     processes.end()
@@ -110,9 +118,8 @@ def train_loaded(
     """`train` with what is loaded already: a study trains one model after another in one process.
 
     The model's weights are trained in place, from what they are; under strategies that shard them they must be in host
-    memory, the same in each process. Its extension must be of the recipe's method and slopes. `callbacks` are told of
-    every step; what they raise ends the run. Raises ValueError for another extension, for weights that are elsewhere,
-    and where the run folder holds a run.
+    memory, the same in each process. Its extension must be of the recipe's method and slopes. Raises ValueError for
+    another extension, for weights that are elsewhere, and where the run folder holds a run.
     """
     extension = get_extension(model)
     if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
@@ -126,7 +133,7 @@ def train_loaded(
             f"distributed.strategy = {recipe.distributed.strategy!r}: the model's weights are on {elsewhere.pop()!r}, "
             "whole; keep them in host memory (device='cpu'), and each process takes its share"
         )
-    _prepare_folder(recipe, folder, False, distributed.start(recipe))
+    _check_folder(recipe, folder, False, distributed.start(recipe))
     transformers.set_seed(recipe.seed)
     return _run(recipe, model, tokenizer, corpus, folder, None, Console(stderr=True), quiet, callbacks)
 
@@ -144,7 +151,7 @@ def _run(
 ) -> TrainResult:
     """Train, measure the held-out loss, write what a run folder holds."""
     teacher = _teacher(recipe, model)  # of the weights as they are before anything is trained
-    tell_of_masks(recipe, model, Processes.of_environment())
+    tell_of_slow_attention(recipe, model, Processes.of_environment())
     # Before layers are compiled or sharded: it reads a few tokens to see whether the model can.
     with attending_far(model) if recipe.placement.far_weight else nullcontext():
         trainer, (metrics, bar, stop) = _build_trainer(recipe, model, corpus, folder, console, quiet)
@@ -153,6 +160,7 @@ def _run(
         assert trainer.model is not None
         masks = nullcontext() if recipe.data.document_mask else one_document_a_row()
         with _as_before(trainer.model), masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
+            _claim(recipe, folder, Processes.of_environment())
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:
@@ -223,7 +231,7 @@ def _finish(
     return TrainResult(folder, folder / "model", steps, record)
 
 
-def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Processes) -> Path | None:
+def _check_folder(recipe: Recipe, folder: Path, resume: bool, processes: Processes) -> Path | None:
     """The checkpoint to go on from. Refuses to mix two runs in one folder."""
     if not recipe.model.name:
         raise ValueError("model.name = '': name the base model, e.g. --set model.name=HuggingFaceTB/SmolLM2-135M")
@@ -241,13 +249,17 @@ def _prepare_folder(recipe: Recipe, folder: Path, resume: bool, processes: Proce
         )
     if resume and found:
         check_resume(found[-1], recipe, processes)
+    return found[-1] if resume and found else None
+
+
+def _claim(recipe: Recipe, folder: Path, processes: Processes) -> None:
+    """Make the folder this run's, when nothing is left to be wrong: what is mended can be given to it again."""
     processes.wait()  # nobody writes before all have looked
     if processes.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / "recipe.toml.tmp"
         temporary.write_text(to_toml(recipe), encoding="utf-8")
         os.replace(temporary, folder / "recipe.toml")
-    return found[-1] if resume and found else None
 
 
 def _build_trainer(
@@ -377,9 +389,7 @@ def _record(recipe: Recipe, rows: list[dict[str, Any]], corpus: Corpus) -> Recor
                 made.append(make_row("loss", value, "nats", recipe.train.evaluate_windows, **where, **labels))
     speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     if speeds:
-        made.append(
-            make_row("tokens_per_second", speeds[len(speeds) // 2], "tokens/s", len(speeds), **labels)
-        )
+        made.append(make_row("tokens_per_second", speeds[len(speeds) // 2], "tokens/s", len(speeds), **labels))
     runtime = next((row["train_runtime"] for row in rows if "train_runtime" in row), None)
     if runtime is not None:
         made.append(make_row("train_seconds", runtime, "s", recipe.train.steps, **labels))
