@@ -26,7 +26,7 @@ SHORTEST = 256
 MAX_ROUNDS = 4
 """Sets of facts in one window, 1…4, each of up to 14 names."""
 CODES = 0.75
-"""Share of the sets of facts that are made of long random codes (docs/decisions.md has what it brings)."""
+"""Share of the sets of facts that are made of random codes (docs/decisions.md has what it brings)."""
 _PLANT = 0x706C616E74  # keeps these random numbers apart from others drawn from the same seed
 _CODES = 0x636F646573
 
