@@ -6,10 +6,25 @@ import uuid
 from collections import Counter
 
 import pytest
+from transformers import AutoTokenizer
 
+from e2llm.data import synthetic_codes
 from e2llm.data.synthetic import GENERATORS, Draw, plant
-from e2llm.data.synthetic_codes import FEWEST, MOST, alike, asks, form, is_allowed, pairs, plant_codes, statements
+from e2llm.data.synthetic_codes import (
+    FEWEST,
+    LONG,
+    MOST,
+    SHORT,
+    alike,
+    asks,
+    form,
+    is_allowed,
+    pairs,
+    plant_codes,
+    statements,
+)
 from e2llm.evaluate.tasks import UUID_KV
+from e2llm.quickstart import TINY
 
 NUM_PASSAGES = 1500
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
@@ -106,13 +121,49 @@ def test_planted_text_keeps_its_host():
         assert all(line in lines for line in HOST.split("\n"))  # in order
 
 
-def test_codes_have_many_forms():
-    forms = [form(Draw(1, i)) for i in range(3000)]
-    lengths = Counter(len(f.code(Draw(2, i))) for i, f in enumerate(forms))
-    assert set(lengths) == set(range(12, 41))
-    assert len({(f.groups, f.separator) for f in forms}) > 1000
+@pytest.mark.parametrize(("lengths", "least", "most_groups"), [(LONG, 1000, 8), (SHORT, 200, 3)])
+def test_codes_have_many_forms(lengths, least, most_groups):
+    forms = [form(Draw(1, i), lengths) for i in range(3000)]
+    found = Counter(len(f.code(Draw(2, i))) for i, f in enumerate(forms))
+    assert set(found) == set(range(lengths[0], lengths[1] + 1)) and min(found.values()) > 20
+    assert len({(f.groups, f.separator) for f in forms}) > least
     assert {f.separator for f in forms} >= {"-", ":", ".", "_", " ", ""}
-    assert max(len(f.groups) for f in forms) > 8 and min(len(f.groups) for f in forms) == 1
+    assert max(len(f.groups) for f in forms) > most_groups and min(len(f.groups) for f in forms) == 1
+
+
+def test_two_thirds_of_the_sets_have_short_codes_and_twice_the_facts():
+    """Of sets with names and values of one form. Some lengths are those of either kind of set."""
+    sets = [facts for i in range(3000) if len(shapes(facts := pairs(Draw(9, i), MOST))) == 1]
+    short = [len(facts) for facts in sets if len(facts[0][0]) < LONG[0]]
+    long = [len(facts) for facts in sets if len(facts[0][0]) > SHORT[1]]
+    below, above = (LONG[0] - SHORT[0]) / (SHORT[1] + 1 - SHORT[0]), (LONG[1] - SHORT[1]) / (LONG[1] + 1 - LONG[0])
+    assert len(short) / len(sets) == pytest.approx(2 / 3 * below, abs=0.06)
+    assert len(long) / len(sets) == pytest.approx(1 / 3 * above, abs=0.06)
+    assert (min(short), max(short), min(long), max(long)) == (2 * FEWEST, 2 * MOST, FEWEST, MOST)
+
+
+def test_short_codes_ask_more_questions_of_the_same_tokens(monkeypatch):
+    """In tokens of the embedded model's tokenizer: sets of short codes take what sets of long ones take, within a
+    quarter, and ask twice as many questions."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    host = "\n".join(f"line {i} of an ordinary text" for i in range(300))
+    asked: list[str] = []
+
+    def counted(draw, facts):
+        found = asks(draw, facts)
+        asked.extend(found)
+        return found
+
+    def planted(short_sets: float) -> tuple[int, int]:
+        monkeypatch.setattr(synthetic_codes, "SHORT_SETS", short_sets)
+        asked.clear()
+        texts = [plant_codes(2, i, host) for i in range(100)]
+        return sum(map(len, tokenizer(texts)["input_ids"])) - 100 * len(tokenizer(host)["input_ids"]), len(asked)
+
+    monkeypatch.setattr(synthetic_codes, "asks", counted)
+    (long_tokens, long_asked), (short_tokens, short_asked) = planted(0), planted(1)
+    assert short_tokens == pytest.approx(long_tokens, rel=0.25)
+    assert short_asked > 1.8 * long_asked
 
 
 def test_no_code_is_one_of_the_evaluations_values():
@@ -123,17 +174,18 @@ def test_no_code_is_one_of_the_evaluations_values():
         assert not is_allowed(made.hex) and is_allowed(str(made)[:-1])
     assert not any(map(is_allowed, ("12345-abcdef-77", "abcdef.12345", "ab 12345 cd"))) and is_allowed("123456-a12345")
     for i in range(4000):
-        for code in alike(Draw(5, i), 6):
+        for code in alike(Draw(5, i), 6, SHORT if i % 2 else LONG):
             assert not re.search(r"(?<!\w)\d{5}(?!\w)", code) and not UUID_GROUPS.search(code)
 
 
-def test_names_of_a_set_differ_and_look_alike():
+@pytest.mark.parametrize("lengths", [LONG, SHORT])
+def test_names_of_a_set_differ_and_look_alike(lengths):
     same_start = same_end = 0
     for i in range(600):
-        found = alike(Draw(3, i), 6)
+        found = alike(Draw(3, i), 6, lengths)
         assert len(set(found)) == 6 and len({len(one) for one in found}) == 1
-        same_start += len({one[:3] for one in found}) == 1
-        same_end += len({one[-3:] for one in found}) == 1
+        same_start += len({one[:1] for one in found}) == 1
+        same_end += len({one[-1:] for one in found}) == 1
     assert 60 < same_start < 200 and 60 < same_end < 200
 
 
@@ -142,7 +194,7 @@ def test_codes_asked_for_were_stated():
     asked = 0
     for text in passages("plant_codes"):
         body, last = text.strip().rsplit("\n", 1)
-        codes = re.findall(r"[\w.:/-]*\d[\w.:/-]{11,}", last)
+        codes = re.findall(r"[\w.:/-]*\d[\w.:/-]{5,}", last)
         asked += bool(codes)
         assert all(code.rstrip(".:,;") in body for code in codes), text
     assert asked > NUM_PASSAGES / 2
@@ -154,7 +206,7 @@ def test_every_fact_of_a_set_of_codes_can_be_answered():
     for i in range(NUM_PASSAGES):
         draw = Draw(6, i)
         facts = pairs(draw, MOST)
-        assert FEWEST <= len(facts) <= MOST
+        assert FEWEST <= len(facts) <= 2 * MOST
         assert len({name for name, _ in facts}) == len(facts)
         stated, asked = "\n".join(statements(draw, facts)), asks(draw, facts)
         held = [[fact for fact in facts if holds(line, fact)] for line in asked]
@@ -173,16 +225,19 @@ def test_every_fact_of_a_set_of_codes_can_be_answered():
 
 
 def holds(line: str, fact: tuple[str, str]) -> bool:
-    return fact[0] in line.replace(fact[1], "", 1) and fact[1] in line
+    return fact[0] in line and fact[1] in line.replace(fact[0], "", 1)
 
 
 def test_mostly_the_form_does_not_tell_names_from_values():
     """One form: same length, same separators at the same places, in names and values alike."""
     sets = [pairs(Draw(8, i), 6) for i in range(NUM_PASSAGES)]
-    shapes = [{re.sub(r"[0-9A-Za-z]", "x", code) for fact in facts for code in fact} for facts in sets]
-    assert 0.75 < sum(len(found) == 1 for found in shapes) / len(sets) < 0.87
+    assert 0.75 < sum(len(shapes(facts)) == 1 for facts in sets) / len(sets) < 0.87
     assert all(len({code for fact in facts for code in fact}) == 2 * len(facts)
-               for facts, found in zip(sets, shapes, strict=True) if len(found) == 1)
+               for facts in sets if len(shapes(facts)) == 1)
+
+
+def shapes(facts: list[tuple[str, str]]) -> set[str]:
+    return {re.sub(r"[0-9A-Za-z]", "x", code) for fact in facts for code in fact}
 
 
 def test_planted_codes_keep_their_host_and_depend_on_seed_and_index_alone():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHORTEST = 256
 """Tokens of text below which nothing is planted."""
 CODES = 0.75
-"""Share of the sets of facts that are made of long random codes (docs/decisions.md has what it brings)."""
+"""Share of the sets of facts that are made of random codes (docs/decisions.md has what it brings)."""
 _PLANT = 0x706C616E74  # keeps these random numbers apart from others drawn from the same seed
 _CODES = 0x636F646573
 

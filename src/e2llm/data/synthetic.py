@@ -5,7 +5,7 @@ Flows in: (seed, index), for `plant` also a host text. Flows out: one text passa
 
 `key_values` states names and values, goes on about other things, and comes back to some of them. `copies` repeats a
 random sequence after a gap. `plant` does what `key_values` does inside a given text. The evaluation's own wording
-(pass keys in prose, UUIDs) never occurs here: see tests/data/test_synthetic.py. Facts of long codes are
+(pass keys in prose, UUIDs) never occurs here: see tests/data/test_synthetic.py. Facts of random codes are
 `synthetic_codes`'.
 """
 

@@ -1,4 +1,4 @@
-"""Facts of long random codes: names that look alike, values that must be copied letter by letter.
+"""Facts of random codes: names that look alike, values that must be copied letter by letter.
 
 Flows in: (seed, index), a host text. Flows out: the host with such facts between its lines and questions about them
 later, as `synthetic.plant` makes them of words and short numbers. What is to be learned is what an evaluation with
@@ -27,10 +27,14 @@ ALPHABETS = (
 )  # fmt: skip
 SEPARATORS = ("-", "-", "-", ":", ".", "_", " ", "/", "", "", "")
 QUOTES = (("", ""), ("", ""), ("", ""), ("'", "'"), ("`", "`"), ("<", ">"), ("[", "]"), ("(", ")"))
-SHORTEST, LONGEST = 12, 40
-"""Characters of a code, its separators among them."""
+LONG, SHORT = (12, 40), (4, 14)
+"""Characters of a code, its separators among them, at least and at most. A set has long codes or short ones."""
+SHORT_SETS = 2 / 3
+"""Share of the sets that have short codes. What is hard is to choose a value, not to copy it, and a choice costs fewer
+tokens where codes are short (docs/decisions.md, 2026-11-30); long ones keep long answers in practice."""
 FEWEST, MOST = 3, 8
-"""Facts of a set, where the host is long enough."""
+"""Facts of a set of long codes, where the host is long enough; one of short codes has twice as many, which take as many
+tokens."""
 _UUID = re.compile(r"\w{8}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{4}(\W|_)\w{12}|^[0-9a-fA-F]{32}$")
 _FIVE_DIGITS = re.compile(r"(?<!\w)\d{5}(?!\w)")  # a pass key
 
@@ -57,11 +61,11 @@ class Form:
                 return found
 
 
-def form(draw: Draw) -> Form:
-    """A form of SHORTEST to LONGEST characters."""
+def form(draw: Draw, lengths: tuple[int, int]) -> Form:
+    """A form of `lengths` characters: at least, at most."""
     while True:
         alphabet, separator = draw.pick(ALPHABETS), draw.pick(SEPARATORS)
-        length = draw.number(SHORTEST, LONGEST)
+        length = draw.number(*lengths)
         groups = [length]
         if separator:
             even = draw.number(2, 8)  # half of them have groups of one size, as serial numbers do
@@ -73,15 +77,15 @@ def form(draw: Draw) -> Form:
         groups = [6 if size == 5 and alphabet == _DIGITS else size for size in groups]
         found = Form(alphabet, tuple(groups), separator)
         example = separator.join("a" * size for size in groups)
-        if SHORTEST <= len(example) <= LONGEST and is_allowed(example):
+        if lengths[0] <= len(example) <= lengths[1] and is_allowed(example):
             return found
 
 
-def alike(draw: Draw, count: int) -> list[str]:
+def alike(draw: Draw, count: int, lengths: tuple[int, int]) -> list[str]:
     """`count` different codes of one form; often they begin or end alike, so that the whole name must be matched."""
-    shape, kind = form(draw), draw.number(0, 5)
+    shape, kind = form(draw, lengths), draw.number(0, 5)
     first = shape.code(draw)
-    shared = draw.number(2, len(first) - 6)
+    shared = draw.number(1, max(1, len(first) - 6))
     found: dict[str, None] = {}
     while len(found) < count:
         one = shape.code(draw)
@@ -94,26 +98,29 @@ def alike(draw: Draw, count: int) -> list[str]:
     return list(found)
 
 
-def _values(draw: Draw, count: int) -> list[str]:
-    shape = form(draw)
+def _values(draw: Draw, count: int, lengths: tuple[int, int]) -> list[str]:
+    shape = form(draw, lengths)
     doubled = draw.chance(0.1)  # now and then an answer is longer still
     return [" ".join(shape.code(draw) for _ in range(2 if doubled else 1)) for _ in range(count)]
 
 
 def pairs(draw: Draw, most: int) -> list[tuple[str, str]]:
-    """Names and values of one set, FEWEST to `most` of them (`most` where that is less)."""
+    """Names and values of one set, FEWEST to `most` of them (`most` where that is less), of short ones twice that."""
+    lengths = SHORT if draw.chance(SHORT_SETS) else LONG
     count, kind = draw.number(min(FEWEST, most), most), draw.number(0, 19)
+    if lengths == SHORT:
+        count *= 2
     if kind == 0:  # a code is to be copied, the name is easy
         make: Callable[[Draw], str] = phrase if draw.chance(0.5) else code_key
         keys = names(draw, count, make)
-        stored = _values(draw, len(keys))
+        stored = _values(draw, len(keys), lengths)
     elif kind == 1:  # a code is to be found, the answer is easy
-        keys = alike(draw, count)
+        keys = alike(draw, count, lengths)
         stored = [value(draw, in_sentence=True) for _ in keys]
     elif kind <= 3:
-        keys, stored = alike(draw, count), _values(draw, count)
+        keys, stored = alike(draw, count, lengths), _values(draw, count, lengths)
     else:  # both of one form: where forms differ, "a code that does not look like the name" is answer enough
-        keys = alike(draw, 2 * count)
+        keys = alike(draw, 2 * count, lengths)
         keys, stored = keys[:count], keys[count:]
     return list(zip(keys, stored, strict=True))
 
@@ -149,13 +156,14 @@ def _written(draw: Draw, template: str, facts: list[tuple[str, str]]) -> list[st
 
 
 def plant_codes(seed: int, index: int, host: str) -> str:
-    """`host` with facts of long codes between its lines and questions about them later.
+    """`host` with facts of codes between its lines and questions about them later.
 
     The questions of half of the sets stand together, midway and at the end, those of the others one by one: an
     evaluation's stands alone.
     """
     draw, lines = drawing(host, seed, index, 3), host.split("\n")
-    # A fact takes some 220 characters with its questions, of more tokens than as much text: a short host holds few.
+    # A fact, or two with short codes, takes some 220 characters with its questions, of more tokens than as much text: a
+    # short host holds few.
     facts = pairs(draw, min(MOST, max(2, len(host) // 1000)))
     stated, asked = statements(draw, facts), asks(draw, facts)
     if draw.chance(0.5):
