@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from e2llm.data.synthetic import Draw
-from e2llm.data.synthetic_codes import alike
+from e2llm.data.synthetic_codes import LONG, alike
 from e2llm.evaluate.command import window_tokens
 from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.retrieval import RetrievalPrompt, answers, make_prompts
@@ -42,9 +42,9 @@ ANSWER_TOKENS = 16
 
 
 def _pair(random: np.random.Generator) -> tuple[str, str]:
-    """Two codes of one form, as in planted sets, that an answer's first characters tell apart."""
+    """Two long codes of one form, as in planted sets, that an answer's first characters tell apart."""
     while True:
-        name, value = alike(Draw(int(random.integers(2**31))), 2)
+        name, value = alike(Draw(int(random.integers(2**31))), 2, LONG)
         if name[:PREFIX] != value[:PREFIX]:
             return name, value
 
