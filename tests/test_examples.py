@@ -138,7 +138,7 @@ def test_slurm_script_parses() -> None:
 
 
 SLURM = {
-    "scontrol": 'if [ "$1" = show ]; then printf "node-a\\nnode-b\\n"; else echo "$@" >"$OUT/requeued"; fi',
+    "scontrol": 'if [ "$1" = show ]; then printf "node-%s\\n" a {1..20000}; else echo "$@" >"$OUT/requeued"; fi',
     "srun": 'echo "$@" >"$OUT/srun"; while [ "${1#--}" != "$1" ]; do shift; done\n'
     'SLURM_PROCID=9 SLURM_LOCALID=1 exec "$@"',
     "python": 'env >"$OUT/environment"; echo "$@" >"$OUT/python"; exit "$CODE"',
