@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from functools import partial
 from typing import Any
 
@@ -141,6 +142,27 @@ def test_no_more_logits_than_asked_are_held(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen == [32, 32, 16]
     assert called == [()], "one call a batch: sharded weights are gathered around it"
     assert model.lm_head(torch.zeros(3, 64)).shape == (3, 128), "the output layer is its own again"
+
+
+def test_a_pieces_logits_are_gone_before_the_next_ones_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    ids, made, alive = token_ids(2, 40), [], []
+    own = nn.Linear.forward
+
+    def spy(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        if layer is not model.lm_head:
+            return own(layer, hidden)
+        alive.append([reference() is not None for reference in made])
+        logits = own(layer, hidden)
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(nn.Linear, "forward", spy)
+    with chunked_forward(model, rows=32):
+        for found in (made, alive):  # what asked how the output layer works
+            found.clear()
+        trained(model, input_ids=ids, labels=ids)
+    assert alive == [[], [False], [False, False]]
 
 
 def test_router_losses_keep_the_models_own_forward() -> None:

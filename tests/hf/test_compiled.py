@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from architectures import tiny_model, token_ids
 
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.hf import attend_far, install
+from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.compiled import compile_layers, decoder_layers, layers_compiled, whole_layers
 from e2llm.hf.head import find_head
 from e2llm.infer import Engine
@@ -43,6 +44,28 @@ def test_probes_compile_nothing() -> None:
     model(input_ids=token_ids(1, 32), use_cache=False)
     assert compiled, "and what comes after is compiled"
     torch._dynamo.reset()
+
+
+def _layers() -> None:
+    compile_layers(tiny_model("llama"))
+
+
+def _layers_for_a_while() -> None:
+    with layers_compiled(tiny_model("llama"), {}):
+        pass
+
+
+def _loss() -> None:
+    with chunked_forward(tiny_model("llama"), rows=32, compiled=True):
+        pass
+
+
+@pytest.mark.parametrize("compiles", [_layers, _layers_for_a_while, _loss])
+def test_whatever_compiles_keeps_torchs_workers(compiles: Callable[[], None]) -> None:
+    """torch ends them after a minute, and forks the next ones from a process with threads."""
+    with torch._inductor.config.patch(quiesce_async_compile_pool=True):
+        compiles()
+        assert not torch._inductor.config.quiesce_async_compile_pool
 
 
 @pytest.fixture

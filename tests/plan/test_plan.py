@@ -18,7 +18,7 @@ from e2llm.cli import main
 from e2llm.config import Recipe, load_recipe
 from e2llm.hf import CheckpointInfo
 from e2llm.plan.checks import warnings_of
-from e2llm.plan.memory import UNCOMPILED, trained_parameters, training_memory
+from e2llm.plan.memory import RECOMPUTED, UNCOMPILED, layer_bytes, trained_parameters, training_memory, training_peak
 from e2llm.plan.shape import cache_bytes, shape_of
 from e2llm.plan.speed import GPUS, Work, flops_per_token, work_of
 from e2llm.plan.step import copied_bytes, step_of
@@ -71,16 +71,38 @@ def test_operations_are_those_that_torch_counts() -> None:
 
 def test_sharding_divides_what_it_shards() -> None:
     shape = shape_of(tiny_config("llama"))
-    one = training_memory(shape, recipe())
+    kept = "train.gradient_accumulation=2"  # gradients are there from the first batch on
+    one = training_memory(shape, recipe(kept))
     assert one["weights"] == one["gradients"] == 4 * shape.num_parameters and one["optimizer"] == 2 * one["weights"]
     whole = training_memory(shape, recipe("distributed.strategy=ddp"), 8)
     assert whole["weights"] == one["weights"]
-    shards = training_memory(shape, recipe("distributed.strategy=fsdp2"), 8)
+    shards = training_memory(shape, recipe(kept, "distributed.strategy=fsdp2"), 8)
     assert all(shards[part] == one[part] / 8 for part in ("weights", "gradients", "optimizer"))
     hybrid = training_memory(shape, recipe("distributed.strategy=fsdp2", "distributed.shard=2"), 8)
     assert hybrid["weights"] == one["weights"] / 2
     second = training_memory(shape, recipe("distributed.strategy=deepspeed"), 8)
     assert (second["weights"], second["optimizer"]) == (one["weights"], one["optimizer"] / 8)
+
+
+@pytest.mark.parametrize(
+    ("window", "moment"),
+    [("8192", "at the first layer's backward pass"), ("131072", "at the last layer's backward pass")],
+)
+def test_gradients_take_the_place_of_what_layers_kept(window: str, moment: str) -> None:
+    """Each of the 32 layers of the 7B shape gives up a window's hidden states for a gradient of 0.4 GB: a short
+    window's are less, a long one's more. Either way less is held than both together."""
+    shape = shape_of(SHAPES["llama-2-7b"].config())
+    long = ("train.compile=layers", f"data.window={window}", "train.gradient_checkpointing=true", "train.batch_size=1")
+    long += ("placement.far_weight=0",)
+    split = recipe(*long, "model.dtype=bfloat16", "train.optimizer=adamw_split")
+    found, parts = training_peak(shape, split)
+    assert found == moment
+    gradients, inputs = 2 * shape.num_parameters, 32 * 4096 * 2 * int(window)  # of the layers, in bfloat16
+    again = RECOMPUTED * layer_bytes(shape, split) * int(window)
+    beside = parts["gradients"] + parts["activations"] + parts["logits"] - again
+    assert max(gradients, inputs) <= beside < max(gradients, inputs) + 0.3e9  # the output layer's gradient is 0.26 GB
+    found, parts = training_peak(shape, recipe(*long, "train.gradient_accumulation=2"))
+    assert parts["gradients"] == 4 * shape.num_parameters and parts["activations"] > inputs, "they outlive a batch"
 
 
 def test_memory_and_speed_follow_the_recipe() -> None:
@@ -92,11 +114,9 @@ def test_memory_and_speed_follow_the_recipe() -> None:
     pieces, whole = (training_memory(shape, recipe(f"train.logits_tokens={n}"))["logits"] for n in (1024, 0))
     assert pieces < whole / 16
     once, weighed = (recipe(f"placement.far_weight={weight}") for weight in (0, 1))  # 16 channels a head, 32 more
-    kept = [training_memory(shape, made)["activations"] for made in (once, weighed)]
     heads = shape.num_query_channels // 16 + shape.num_key_channels // 16
     of_far = shape.num_query_channels + 2 * 32 * heads  # the answer with and without them; queries, keys, values
-    tokens = once.train.batch_size * once.data.window
-    assert kept[1] - kept[0] == pytest.approx(2 * UNCOMPILED * of_far * shape.num_layers * tokens)
+    assert layer_bytes(shape, weighed) - layer_bytes(shape, once) == pytest.approx(2 * UNCOMPILED * of_far)
     h100 = GPUS["h100"]
     fast, slow = (step_of(shape, made, h100) for made in (once, weighed))
     assert fast is not None and slow is not None and fast.tokens_per_second > slow.tokens_per_second
@@ -155,8 +175,9 @@ def test_four_bits_split_masters_and_a_teacher_are_counted() -> None:
     assert whole["weights"] == pytest.approx(13.5e9, rel=0.02)
     assert four["weights"] == pytest.approx(0.516 * 6.48e9 + 2 * 0.26e9 + 4 * 40e6, rel=0.02)
     small = shape_of(SHAPES["smollm2-135m"].config())
-    split = training_memory(small, recipe("model.dtype=bfloat16", "train.optimizer=adamw_split"))
-    assert split["weights"] + split["gradients"] + split["optimizer"] == 14 * small.num_parameters
+    low = recipe("model.dtype=bfloat16", "train.optimizer=adamw_split", "train.batch_size=1", "data.window=512")
+    split = training_memory(small, low)
+    assert split["weights"] + split["optimizer"] == 12 * small.num_parameters
     taught = training_memory(small, recipe("train.distill=0.5"))
     assert taught["teacher"] == 2 * small.num_parameters
 

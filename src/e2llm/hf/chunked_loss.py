@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from e2llm.hf.compiled import keep_compile_workers
 from e2llm.hf.head import FullLogitsWarning, Head, find_head
 from e2llm.hf.rotary import unwrap
 from e2llm.hf.teacher import Teacher
@@ -89,11 +90,12 @@ class _ChunkedLoss(torch.autograd.Function):
             found = torch.autograd.grad(logits, [piece, *weights], gradient)
             if of_hidden is not None:
                 of_hidden[where] = found[0]
-            if not start:
+            if start:
+                for kept, new in zip(of_weights, found[1:], strict=True):
+                    kept += new  # float32 + the weights' own type, in one pass
+            else:
                 of_weights = [new.float() for new in found[1:]]
-                continue
-            for kept, new in zip(of_weights, found[1:], strict=True):
-                kept += new  # float32 + the weights' own type, in one pass
+            del logits, gradient, found  # or a piece's logits would wait until the next one's are made
         ctx.save_for_backward(*([] if of_hidden is None else [of_hidden]), *of_weights)
         ctx.has_hidden, ctx.dtypes = of_hidden is not None, [w.dtype for w in weights]
         return total
@@ -165,6 +167,8 @@ def _given(num_items_in_batch: Any) -> dict[str, Any]:
 
 def _kernels(teacher: Teacher | None, distill: float, compiled: bool) -> Callable[..., Score]:
     """Targets (N,), and the teacher's hidden states (N, H) or None -> score of a piece."""
+    if compiled:
+        keep_compile_workers()
     plain = torch.compile(summed_nats, dynamic=False) if compiled else summed_nats
     taught = torch.compile(distilled_nats, dynamic=False) if compiled and teacher else distilled_nats
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
+import torch._inductor.config
 from torch import nn
 
 from e2llm.hf.rotary import find_rotary_owner, unwrap
@@ -27,8 +28,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
+def keep_compile_workers() -> None:
+    """Let torch keep the processes in which it compiles kernels. It ends them after a minute without work and forks new
+    ones for the next kernel, from a process that has threads by then: torch 2.11 can wait for those for good (pytorch
+    issues 176968 and 186136), as a run would that evaluates a minute after it began."""
+    if hasattr(torch._inductor.config, "quiesce_async_compile_pool"):
+        torch._inductor.config.quiesce_async_compile_pool = False
+
+
 def compile_layers(model: nn.Module) -> None:
     """Compile each decoder layer, for good. A layer that is compiled already stays as it is."""
+    keep_compile_workers()
     for layer in decoder_layers(model):
         if layer._compiled_call_impl is None:
             layer.compile()
@@ -60,6 +70,7 @@ def uncompiled() -> Iterator[None]:
 def layers_compiled(model: nn.Module, kept: dict[nn.Module, Any]) -> Iterator[None]:
     """The layers compiled inside, and as they were outside: a decoding step of one token would compile them again for
     every length. `kept` holds the compiled calls between uses; give the same dict each time."""
+    keep_compile_workers()
     layers = list(decoder_layers(model))
     before = [layer._compiled_call_impl for layer in layers]
     try:

@@ -88,9 +88,10 @@ def _training(facts: Facts, offload: str) -> list[str]:
     from e2llm.plan.fitting import Alternative, offers
 
     lines = ["", "training, {batch_size} x {window} tokens on each of {gpus} {gpu}:".format(**facts)]
-    lines += [f"  {name:18}{size / 1e9:10.2f} GB" for name, size in facts["bytes"].items()]
+    lines += [f"  {name:18}{size / 1e9:10.2f} GB" for name, size in facts["bytes"].items() if size]
     verdict = "fits" if facts["fits"] else "DOES NOT FIT"
     lines.append(f"  {'total':18}{facts['total_bytes'] / 1e9:10.2f} GB of {facts['gpu_bytes'] / 1e9:.0f}: {verdict}")
+    lines.append(f"  held at once {facts['peak']}, the peak of a step")
     if away := facts["offloaded_bytes"]:
         place = "host memory" if offload == "cpu" else "files of the run folder"
         lines.append(f"  {away / 1e9:.2f} GB more in {place}; every batch brings {2 * away / 1e9:.2f} GB to the GPU")

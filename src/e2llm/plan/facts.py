@@ -12,7 +12,7 @@ from e2llm.config import Recipe
 from e2llm.hf import CheckpointInfo
 from e2llm.plan.checks import warnings_of
 from e2llm.plan.fitting import alternatives, fits
-from e2llm.plan.memory import offloaded_bytes, training_memory
+from e2llm.plan.memory import offloaded_bytes, training_peak
 from e2llm.plan.runtimes import Applied
 from e2llm.plan.shape import Shape, cache_bytes
 from e2llm.plan.speed import Gpu
@@ -46,8 +46,9 @@ def facts_of(
 
 
 def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
-    """Memory by part, what would fit where it does not, speed; `step` is None where speed is not known."""
-    parts = training_memory(shape, recipe, gpus)
+    """Memory by part at the peak of a step and where in it that is, what would fit where it does not, speed; `step` is
+    None where speed is not known."""
+    moment, parts = training_peak(shape, recipe, gpus)
     total = sum(parts.values())
     fitting = fits(total, gpu.memory_bytes)
     instead = [] if fitting else alternatives(shape, recipe, gpu.memory_bytes, gpus)
@@ -59,6 +60,7 @@ def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
         "batch_size": recipe.train.batch_size,
         "window": recipe.data.window,
         "steps": recipe.train.steps,
+        "peak": moment,
         "bytes": parts,
         "total_bytes": total,
         "fits": fitting,

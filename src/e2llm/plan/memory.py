@@ -12,13 +12,15 @@ from e2llm.hf.far_tables import added_channels
 from e2llm.plan.masks import masks_of
 from e2llm.plan.shape import Shape
 
-# Against peaks measured on one H100 at T = 4096 (135M and 1B full, 7B LoRA, layers compiled) the count is within 5 %.
 UNCOMPILED = 1.9
 """Kept bytes of a layer that is not compiled, relative to a compiled one: one measurement of the 135M shape."""
-RECOMPUTED, RECOMPUTED_ADAPTERS = 1.15, 1.85
+RECOMPUTED, RECOMPUTED_ADAPTERS = 1.2, 1.8
 """Bytes held while one layer is computed again and its gradients are made, relative to what it keeps, where all weights
 train and where adapters do: least squares over the Records' recomputed runs (`plan.calibration`). The first rests on
 the 1B shape's windows of 64k and 128k, the second on the 7B shape's, the only one with adapters."""
+AROUND_LOSS = 12
+"""Bytes for each number of the last hidden states while the loss is computed: what enters the last norm and leaves it,
+and their gradients. From the peaks of the 135M and 1B shapes over batches of 1 to 48 windows."""
 NF4 = 0.5 + (1 + 4 / 256) / 64
 """Bytes of a 4-bit weight: half a byte, and for 64 of them a scale of one byte with a float32 for 256 of those."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -49,6 +51,7 @@ def layer_bytes(shape: Shape, recipe: Recipe) -> float:
     attention += shape.num_query_channels if wider > 1 else 0  # what is left of the answer without added channels
     kept: float = 2 * residual * shape.hidden_size
     kept += number * (2 * shape.hidden_size + attention + 3 * shape.intermediate_size)
+    kept += number * shape.hidden_size if recipe.lora.rank else 0  # adapters read a copy
     return kept * (1.0 if recipe.train.compile == "layers" else UNCOMPILED)
 
 
@@ -93,13 +96,20 @@ def shards_of(recipe: Recipe, gpus: int) -> tuple[int, bool]:
 
 
 def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1, recomputed: float | None = None) -> dict[str, float]:
-    """Bytes by part on each of `gpus` GPUs, at the peak of a step. `recomputed`: another factor than `RECOMPUTED` or
-    `RECOMPUTED_ADAPTERS`, to find it by."""
+    """The bytes by part of `training_peak`."""
+    return training_peak(shape, recipe, gpus, recomputed)[1]
+
+
+def training_peak(
+    shape: Shape, recipe: Recipe, gpus: int = 1, recomputed: float | None = None
+) -> tuple[str, dict[str, float]]:
+    """(Moment of a step at which most is held, bytes by part on each of `gpus` GPUs then). `recomputed`: another factor
+    than `RECOMPUTED` or `RECOMPUTED_ADAPTERS`, to find it by."""
     config, train = recipe.distributed, recipe.train
     shards, sharded = shards_of(recipe, gpus)
     of_weights = shards if sharded else 1
     trained = trained_parameters(shape, recipe)
-    number, tokens = _BYTES[recipe.model.dtype], train.batch_size * recipe.data.window
+    number = _BYTES[recipe.model.dtype]
     split = train.optimizer == "adamw_split"  # bfloat16 gradients; two moments and the lower half of each master
     parts = {
         "weights": weight_bytes(shape, recipe) / of_weights,
@@ -121,22 +131,45 @@ def training_memory(shape: Shape, recipe: Recipe, gpus: int = 1, recomputed: flo
     elif low and number == 4:
         copied = shape.num_parameters if recipe.model.offload == "none" else _resident_parameters(shape)
         parts["bfloat16 copies"] = copied * 2.0
-    layer = layer_bytes(shape, recipe) * tokens
-    residual = shape.hidden_size * (2 if low and number == 2 else 4) * tokens
-    if train.logits_tokens:
-        logits = min(train.logits_tokens, tokens) * shape.vocabulary_size * (4.0 if low else 8.0)
-    else:
-        logits = tokens * shape.vocabulary_size * 10.0  # its own type, and two of float32
     masks = masks_of(shape, recipe)
     if masks.shared:
-        parts["attention masks"] = masks.shared + masks.layers * masks.of_layer
-    parts["activations"] = layer * shape.num_layers
-    if train.gradient_checkpointing:
-        # Each layer's input, and the larger of two: the loss's logits, which are gone before a layer is computed again,
-        # or all of such a layer, its mask included, and its gradients.
-        again = layer * (recomputed or (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED)) + masks.of_layer
-        parts["activations"] = shape.num_layers * residual + max(again - logits, 0.0)
-        if masks.shared:
-            parts["attention masks"] = masks.shared
-    parts["logits"] = logits
-    return parts
+        parts["attention masks"] = masks.shared
+        parts["attention masks"] += 0 if train.gradient_checkpointing else masks.layers * masks.of_layer
+    kept_whole = recipe.accumulation(gpus) > 1 or config.strategy in ("ddp", "deepspeed")
+    mask = masks.of_layer if train.gradient_checkpointing else 0.0
+    moments = _moments(shape, recipe, parts["gradients"], kept_whole, mask, recomputed)
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    return moment, parts | moments[moment]
+
+
+def _moments(
+    shape: Shape, recipe: Recipe, gradients: float, kept_whole: bool, mask: float, recomputed: float | None
+) -> dict[str, dict[str, float]]:
+    """Gradients, activations and logits at the three moments of which one is a step's peak. Layers give up what they
+    keep as their weights get gradients, so that between the backward pass's ends no more is held than at one of them.
+    `kept_whole`: gradients outlive a backward pass, as those of several batches and DDP's and DeepSpeed's buffers
+    do."""
+    train, tokens = recipe.train, recipe.train.batch_size * recipe.data.window
+    low = train.precision == "bfloat16"
+    number = 2 if low and recipe.model.dtype != "float32" else 4
+    layer, hidden = layer_bytes(shape, recipe) * tokens, shape.hidden_size * tokens
+    factor = recomputed or (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED)
+    output = shape.vocabulary_size * shape.hidden_size if not recipe.lora.rank or recipe.lora.train_embeddings else 0
+    if train.logits_tokens:
+        pieces = min(train.logits_tokens, tokens) * shape.vocabulary_size * (4.0 if low else 8.0)
+    else:
+        pieces = tokens * shape.vocabulary_size * 10.0  # its own type, and two of float32
+    kept = shape.num_layers * (hidden * number if train.gradient_checkpointing else layer)
+    again = layer * (factor if train.gradient_checkpointing else factor - 1)
+    # The output layer's gradient is a sum in float32 and the newest piece's.
+    loss = {"gradients": output * (4.0 + number), "activations": kept + hidden * AROUND_LOSS, "logits": pieces}
+    begun = {"gradients": output * float(number), "activations": kept + again + mask, "logits": 0.0}
+    ended = {"gradients": gradients, "activations": layer * factor + mask, "logits": 0.0}
+    if kept_whole:
+        for moment in (loss, begun):
+            moment["gradients"] = gradients
+    return {
+        "in the loss": loss,
+        "at the last layer's backward pass": begun,
+        "at the first layer's backward pass": ended,
+    }
