@@ -151,9 +151,9 @@ def _costs(figure: Figure) -> list[str]:
 
 def _drawings(figure: Figure) -> Iterator[tuple[str, str, Drawing]]:
     """(file, title, drawing) of memory and of speed against the training window."""
-    for metric, unit, name, short in (
-        ("peak_memory_bytes", 1e-9, "Peak memory, GB", "memory"),
-        ("tokens_per_second", 1.0, "Tokens a second", "speed"),
+    for metric, unit, name, short, from_zero in (
+        ("peak_memory_bytes", 1e-9, "Peak memory, GB", "memory", True),
+        ("tokens_per_second", 1.0, "Tokens a second", "speed", False),
     ):
         lines = []
         for index, key in enumerate((who, recompute) for who in (OURS, FULL_LENGTH) for recompute in (False, True)):
@@ -166,8 +166,10 @@ def _drawings(figure: Figure) -> Iterator[tuple[str, str, Drawing]]:
             continue
         title = f"{name.split(',')[0]} against the training window"
 
-        def draw(palette: Any, width: int, lines: list[Line] = lines, name: str = name) -> Any:
-            return draw_lines(lines, palette, width, y_name=name, x_name="Training window, tokens")
+        looks = {"y_name": name, "x_name": "Training window, tokens", "from_zero": from_zero}
+
+        def draw(palette: Any, width: int, lines: list[Line] = lines, looks: dict[str, Any] = looks) -> Any:
+            return draw_lines(lines, palette, width, **looks)
 
         ends = "; ".join(f"{line.label}: {line.y[0]:.4g} at {format_window(line.x[0])}" for line in lines)
         key = slug("figure1", figure.name, short)

@@ -176,6 +176,14 @@ def test_log_ticks(low, high):
     assert all(low <= tick <= high for tick in ticks)
 
 
+def test_an_amount_is_drawn_from_zero() -> None:
+    """Linear, and whole: gigabytes that differ by a third or by fifteen times."""
+    for high in (135.0, 1500.0):
+        lines = [Line("a", (4096.0, 8192.0), (95.0, high), ("hues", 0))]
+        (axes,) = draw_lines(lines, LIGHT, 760, y_name="GB", x_name="x", from_zero=True).axes
+        assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0 < high < axes.get_ylim()[1]
+
+
 def test_names_at_line_ends_do_not_overlap():
     lines = [Line(f"line {i}", (512, 8192), (50.0, 40 + i * 0.1), ("hues", i % 6)) for i in range(8)]
     figure = draw_lines(lines, LIGHT, 760, y_name="y", x_name="x")

@@ -51,11 +51,11 @@ class Line:
 
 def draw_lines(
     lines: Sequence[Line], palette: Palette, width: int, *, y_name: str, x_name: str, windows: bool = True,
-    ticks: Sequence[float] = (),
+    ticks: Sequence[float] = (), from_zero: bool = False,
 ) -> Figure:
     """The chart. `windows`: x is a window in tokens, each (or each of `ticks`) marked on a log2 axis, and y may be
-    logarithmic."""
-    cap = _cap(lines) if windows else math.inf
+    logarithmic; `from_zero`: y is linear from 0, for amounts."""
+    cap = _cap(lines) if windows and not from_zero else math.inf
     names = [_named(line, cap) for line in lines]
     largest = max(min(y, cap) for line in lines for y in line.y)
     left = 44 + 8 * max(0, len(f"{largest:,.0f}") - len("1,000"))  # the value axis's numbers stand in it
@@ -79,7 +79,10 @@ def draw_lines(
         _window_axis(axes, sorted({x for line in lines for x in line.x}), ticks)
     else:
         _count_axis(axes, max(max(line.x) for line in lines), most=4 if narrow else 7)
-    logarithmic = _value_axis(axes, [min(y, cap) for line in lines for y in line.y], may_be_log=windows)
+    values = [min(y, cap) for line in lines for y in line.y]
+    logarithmic = _value_axis(axes, values, may_be_log=windows and not from_zero)
+    if from_zero:
+        axes.set_ylim(0, 1.08 * max(values))
     words(figure, 0, 10, y_name + (", log scale" if logarithmic else ""), palette.muted)
     words(figure, left + plot_width / 2, 34 + plot_height + 38, x_name, palette.muted, ha="center")
     if narrow:
