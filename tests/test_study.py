@@ -96,7 +96,7 @@ def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
             assert run.recipe.train.steps == int(number)
     plan = tmp_path / "plan.toml"
     plan.write_text('[[runs]]\nname = "a"\nmethod = "ntk"\ninterpolations = [0.5]\n')
-    with pytest.raises(ValueError, match="no recipe, set, planted or interpolations"):
+    with pytest.raises(ValueError, match="reads the base untrained: no copied, far_loss, interpolations, planted"):
         study.read_plan(plan, lambda *_: "[]", [], [])
     plan.write_text('[[runs]]\nname = "a"\ninterpolations = [-0.5]\n')
     with pytest.raises(ValueError, match=r"interpolations = \[-0\.5\]: use shares"):
