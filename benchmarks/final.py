@@ -46,6 +46,8 @@ from e2llm.records import Record, portable, write_atomic
 
 HERE = Path(__file__).parent
 OURS = ("plain", "paper", "recommended", "recommended-planted")
+FORMER = "jumps"
+"""What was recommended before: nobody's rival."""
 SPEED = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
 GRACE = 90.0
 """Seconds in which a stopped command saves what it has."""
@@ -73,7 +75,7 @@ def best_rival(results: Path, names: Sequence[str]) -> str:
     found: dict[str, float] = {}
     for name in names:
         file = results / f"study_{name}.json"
-        if name in OURS or not file.is_file():
+        if name in (*OURS, FORMER) or not file.is_file():
             continue
         rows = [row for row in Record.load(file).rows if row["metric"] == "perplexity"]
         longest = [row for row in rows if row["window"] == max(r["window"] for r in rows)]

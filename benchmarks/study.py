@@ -37,9 +37,10 @@ TOML file:
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     interpolations = [0.75]                # everything once more, that share of the way from the first weights to the
                                            # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
-    ramp = [8, 1]                          # these and the next two are no settings of a recipe: study_tried.py
+    ramp = [8, 1]                          # these and the next three are no settings of a recipe: study_tried.py
     copied = 0.25
     far_loss = true
+    end_tokens = 18
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for the docs
 

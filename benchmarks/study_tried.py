@@ -18,8 +18,8 @@ import numpy as np
 from e2llm.data import Corpus
 from e2llm.data.order import keyed_hash
 from e2llm.data.parts import Part, Window
-from e2llm.positions import frequencies
-from e2llm.positions.placement import Placement
+from e2llm.positions import frequencies, placement
+from e2llm.positions.placement import Placement, PlacementConfig
 from e2llm.train import run as training
 from e2llm.train.trainer import PlacingCollator
 
@@ -38,12 +38,17 @@ class Tried:
     """Share of windows in which a span of the first half stands once more in the second half."""
     far_loss: bool = False
     """Tokens of a window's first segment carry no loss where something stands farther on: they see nothing far."""
+    end_tokens: int = 0
+    """For jumps: so many tokens at a window's end stand at the end of the target window, by one jump of those it has
+    (an end anchor beside jumps, as EndPrompt's alone is)."""
 
     def __post_init__(self) -> None:
         if self.ramp and not (len(self.ramp) == 2 and self.ramp[0] > self.ramp[1] > 0):
             raise ValueError(f"ramp = {list(self.ramp)}: two cut-offs in turns, the larger first; YaRN's are [32, 1]")
         if not 0 <= self.copied <= 1:
             raise ValueError(f"copied = {self.copied:g}: use a share of windows from 0 to 1")
+        if self.end_tokens < 0:
+            raise ValueError(f"end_tokens = {self.end_tokens}: use 0 or more")
 
     def changed(self) -> dict[str, Any]:
         """What is not as it always is, for Records."""
@@ -53,30 +58,45 @@ class Tried:
 
 def read_tried(row: dict[str, Any]) -> Tried:
     """Of a plan's row. Raises ValueError naming the key."""
-    kinds: dict[str, type | tuple[type, ...]] = {"ramp": list, "copied": (int, float), "far_loss": bool}
+    kinds = {"ramp": (list,), "copied": (int, float), "far_loss": (bool,), "end_tokens": (int,)}
     for key, kind in kinds.items():
-        if key in row and (not isinstance(row[key], kind) or (key == "copied" and isinstance(row[key], bool))):
-            raise ValueError(f"{key} = {row[key]!r}: use a {'list' if key == 'ramp' else 'number or a truth value'}")
+        if key in row and type(row[key]) not in kind:
+            raise ValueError(f"{key} = {row[key]!r}: use a value of type {' or '.join(one.__name__ for one in kind)}")
     return Tried(
         ramp=tuple(map(float, row.get("ramp", ()))),
         copied=float(row.get("copied", 0.0)),
         far_loss=row.get("far_loss", False),
+        end_tokens=row.get("end_tokens", 0),
     )
 
 
 @contextlib.contextmanager
 def trying(tried: Tried) -> Iterator[None]:
-    """Within it models read with YaRN have those cut-offs, and a training's first segments carry no loss."""
-    yarn, collator = frequencies.METHODS["yarn"], training.PlacingCollator
+    """Within it models read with YaRN have those cut-offs, a training's first segments carry no loss, and its jumps end
+    at an anchor."""
+    yarn, collator, jumps = frequencies.METHODS["yarn"], training.PlacingCollator, placement.PLACEMENTS["jumps"]
     if tried.ramp:
         fast, slow = tried.ramp
         frequencies.METHODS["yarn"] = functools.partial(frequencies.yarn, beta_fast=fast, beta_slow=slow)
     if tried.far_loss:
         training.PlacingCollator = FarLossCollator  # type: ignore[misc]
+    if tried.end_tokens:
+        placement.PLACEMENTS["jumps"] = functools.partial(_to_the_end, jumps, tried.end_tokens)
     try:
         yield
     finally:
         frequencies.METHODS["yarn"], training.PlacingCollator = yarn, collator  # type: ignore[misc]
+        placement.PLACEMENTS["jumps"] = jumps
+
+
+def _to_the_end(
+    jumps: placement.Rule, tokens: int, rng: np.random.Generator, window: int, target: int, config: PlacementConfig
+) -> np.ndarray:
+    """Positions (R,) of `jumps` with one jump less, the last `tokens` at the end of the target window."""
+    most = config.max_jumps - 1
+    positions = jumps(rng, window, target, dataclasses.replace(config, max_jumps=most, min_jumps=min(most, 1)))
+    positions[-tokens:] = np.arange(target - tokens, target)
+    return positions
 
 
 class FarLossCollator(PlacingCollator):
@@ -85,14 +105,14 @@ class FarLossCollator(PlacingCollator):
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().__call__(rows)
         leading = self.sampler.placement.sinks
-        for labels, placement in zip(batch["labels"], batch["placements"], strict=True):
-            labels[: first_far(placement, leading)] = IGNORED
+        for labels, drawn in zip(batch["labels"], batch["placements"], strict=True):
+            labels[: first_far(drawn, leading)] = IGNORED
         return batch
 
 
-def first_far(placement: Placement, leading: int) -> int:
+def first_far(drawn: Placement, leading: int) -> int:
     """The first token behind a jump of the text, that from the leading tokens left out; 0 where there is no jump."""
-    begins = np.flatnonzero(np.diff(placement.positions) != 1) + 1
+    begins = np.flatnonzero(np.diff(drawn.positions) != 1) + 1
     begins = begins[begins > leading]
     return int(begins[0]) if len(begins) else 0
 

@@ -39,7 +39,7 @@ def run_block(plan: Path, row: dict[str, Any], record: Record | None) -> list[st
 def _asked(row: dict[str, Any]) -> str:
     if "method" in row:
         return f"The base untrained, read with `{row['method']}`."
-    own = ("planted", "planted_sets", "ramp", "copied", "far_loss")
+    own = ("planted", "planted_sets", "ramp", "copied", "far_loss", "end_tokens")
     changes = [*row.get("set", []), *(f"{key}={row[key]}" for key in own if key in row)]
     parts = [f"Recipe: `{row['recipe']}`."] if "recipe" in row else []
     parts += [f"Set: {', '.join(f'`{change}`' for change in changes)}."] if changes else []

@@ -35,9 +35,10 @@ def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_
     plan = study.read_plan(ROOT / "baselines.toml", one_file(study, tmp_path), ["model.name=x"], [])
     readings = [run for run in plan if run.name in ("plain-linear", "plain-ntk", "plain-yarn")]
     timed = [run for run in plan if run.seconds_of]
-    assert plan[-2:] == timed and {run.speed_of: run.seconds_of for run in timed} == {
-        "pi-64k": "recommended", "yarn-64k": "recommended",
-    }  # fmt: skip
+    full = {f"{method}-{window}" for method in ("pi", "yarn") for window in ("16k", "64k")}
+    assert plan[-4:] == timed and all(run.name == f"{run.speed_of}-equal-time" for run in timed)
+    assert {run.speed_of: run.seconds_of for run in timed} == dict.fromkeys(full, "recommended")
+    assert all(run.predicted for run in plan)
     runs = [run for run in plan if run not in [*readings, *timed]]
     assert len(readings) == 3 and all(f"plain-{run.recipe.method}" == run.name for run in readings)
     # One training serves all three: nothing that changes a weight differs, and they follow each other.
@@ -49,10 +50,14 @@ def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_
     tokens = {run.recipe.train.steps * run.recipe.train.batch_size * run.recipe.data.window for run in runs}
     assert tokens == {39_321_600}
     for run in runs:
+        if run.name == "plain":  # read by the three after it
+            continue
+        # First comes one fixed scale where it covers the window, else window / L (8192); then what may read better.
         fixed, largest = run.recipe.scales.distribution == "fixed", run.recipe.scales.max_scale
-        # One fixed scale is read at that scale where it covers the window, at window / L (8192) beyond.
-        wanted = {w: (max(largest, w / 8192),) for w in (8192, 16384, 32768, 65536, 131072)}
-        assert run.scales == (wanted if fixed and largest > 1 else {})
+        first = {w: max(largest if fixed else 1.0, w / 8192) for w in (8192, 16384, 32768, 65536, 131072)}
+        assert all(found[0] == first[window] for window, found in run.scales.items())
+        assert {32768, 65536, 131072} <= run.scales.keys() and (not fixed or run.scales.keys() == first.keys())
+        assert run.name == "drope-like" or all(len(set(run.scales[w])) == 2 for w in (32768, 65536, 131072))
 
 
 def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
@@ -87,7 +92,10 @@ def test_equal_time_makes_the_steps_of_the_measured_speeds(study: Any, tmp_path:
 def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
     plan = study.read_plan(ROOT / "curves.toml", one_file(study, tmp_path), ["model.name=x"], [])
     runs = {run.name: run for run in plan}
-    assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in ("none", "linear", "ntk", "yarn")}
+    methods = ("none", "linear", "ntk", "yarn", "self-extend")
+    assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in methods}
+    assert all(run.predicted for run in runs.values())
+    assert {n for n in runs if n.startswith("paper-max-")} == {f"paper-max-{g}" for g in (4, 8, 16, 32)}
     for name, run in runs.items():
         kind, _, number = name.rpartition("-")
         if kind == "paper-max":

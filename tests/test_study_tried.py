@@ -72,6 +72,21 @@ def test_first_segments_carry_no_loss(tried: Any) -> None:
     assert {(1.0, False), (8.0, True)} <= seen
 
 
+def test_jumps_end_at_an_anchor(tried: Any) -> None:
+    jumps = PlacementConfig(kind="jumps", max_jumps=3, far_weight=1.0)
+    sampler = PositionSampler(
+        native_window=64, training_window=32, scales=ScalesConfig(distribution="fixed", max_scale=8), placement=jumps
+    )
+    with tried.trying(tried.Tried(end_tokens=5)):
+        draws = [sampler.draw(index) for index in range(60)]
+    for drawn in draws:
+        assert drawn.positions[-5:].tolist() == list(range(8 * 64 - 5, 8 * 64))
+        assert (np.diff(drawn.positions) > 0).all() and drawn.positions[:5].tolist() == list(range(5))
+        assert drawn.far is not None and drawn.far.segments.max() < drawn.far.most_segments == 4
+    assert {2, 3} <= {int(drawn.far.segments.max()) for drawn in draws if drawn.far}
+    assert any(sampler.draw(index).positions[-1] < 8 * 64 - 1 for index in range(60))
+
+
 def test_a_share_of_the_windows_says_a_span_again(tried: Any) -> None:
     plain = _Windows()
     windows = tried._CopyingWindows(dataclasses.make_dataclass("P", ["share", "inner"])(0.25, plain), 256)
@@ -111,6 +126,8 @@ class _Windows:
         ("copied = 1.5", "copied = 1.5"),
         ("copied = true", "copied = True"),
         ("far_loss = 1", "far_loss = 1"),
+        ("end_tokens = -1", "end_tokens = -1"),
+        ("end_tokens = 1.5", "end_tokens = 1.5"),
         ('method = "ntk"\nfar_loss = true', "reads the base untrained"),
         ('method = "self_extend"\nscales = {512 = [2]}', "no scale but 1"),
     ],
