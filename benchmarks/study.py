@@ -36,7 +36,8 @@ TOML file:
     speed_of = "yarn-64k"                  # long as it did in this one; both are measured before
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     interpolations = [0.75]                # everything once more, that share of the way from the first weights to the
-                                           # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
+                                           # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903); first come
+                                           # those at the recipe's own train.interpolation
     ramp = [8, 1]                          # these and the next three are no settings of a recipe: study_tried.py
     copied = 0.25
     far_loss = true
@@ -45,7 +46,8 @@ TOML file:
     concluded = "no difference"            # written down afterwards, for the docs
 
 Plans: study.toml, one change a run from `jumps`; baselines.toml, every recipe under one budget of tokens;
-curves.toml, largest scales, steps, and the base untrained; tiny.toml, the baselines and changes on the embedded model.
+curves.toml, largest scales, steps, and the base untrained; tiny.toml, the baselines and changes on the embedded model;
+gemma3.toml, a second family.
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
 study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the
@@ -128,11 +130,11 @@ class Study:
             shutil.rmtree(run.recipe.run_folder)
         listening = [_KeepSignals()]
         corpus = with_copies(corpus, run.tried.copied)
-        result = train_loaded(run.recipe, self.model, self.tokenizer, corpus, quiet=True, callbacks=listening)
+        # Saving would leave the trained model part of the way; here shares are counted from the whole of it.
+        whole = dataclasses.replace(run.recipe, train=dataclasses.replace(run.recipe.train, interpolation=1.0))
+        result = train_loaded(whole, self.model, self.tokenizer, corpus, quiet=True, callbacks=listening)
         assert result.record is not None, "signals do not reach the training: see _KeepSignals"
-        with torch.no_grad():
-            for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
-                target.copy_(source)
+        self._interpolate(run.recipe.train.interpolation)
         self.last = (wanted, result.record)
         return result.record
 
@@ -152,8 +154,8 @@ class Study:
         install(model, method=recipe.method, attention=recipe.attention)
 
     def measure(self, run: Run) -> list[Record]:
-        """Perplexity at every window, pass keys in the first corpus's documents, of the trained weights and then of
-        those between them and the first."""
+        """Perplexity at every window, pass keys in the first corpus's documents, of the weights that the recipe saves
+        and then of those at other shares of the way from the first to the trained."""
         records = self._measure(run)
         for share in run.interpolations:
             self._interpolate(share)
@@ -163,7 +165,7 @@ class Study:
                     row["interpolation"] = share
             records += found
         if run.interpolations:
-            self._interpolate(1.0)
+            self._interpolate(run.recipe.train.interpolation)
         return records
 
     @torch.no_grad()

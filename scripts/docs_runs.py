@@ -26,8 +26,10 @@ def plan_rows(plan: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_block(plan: Path, row: dict[str, Any], record: Record | None) -> list[str]:
-    """Heading, settings, prediction, table, conclusion. Raises ValueError where the prediction is not the Record's."""
-    lines = [f"### {row['name']}", _asked(row), f"Predicted: {row['predicted']}."]
+    """Heading (`shown`, where a page has several of the name), settings, prediction, table, conclusion.
+
+    Raises ValueError where the prediction is not the Record's."""
+    lines = [f"### {row.get('shown', row['name'])}", _asked(row), f"Predicted: {row['predicted']}."]
     if record is None:
         return [*lines, "Not run yet."]
     if record.config["predicted"] != row["predicted"]:

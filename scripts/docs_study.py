@@ -34,6 +34,7 @@ OTHER_PLANS = {
     ),
 }
 """Plan -> heading of its runs, and what they share."""
+FAMILY = Path("benchmarks/gemma3.toml")
 BEST = "Each cell is at the best of the scales that the run was read at, on these very documents."
 
 HEAD = """# The study: which recipe?
@@ -59,7 +60,8 @@ in [decisions.md](decisions.md).
 - **Far keys**, `placement.far_weight`: a token that stands far away counts in training for the many that a real
   window would hold in its place (0: not, 1: fully).
 - **Slope**: attention scores are sharpened by 1 + slope × ln g on cos and sin, while training and when reading.
-- **Part of the way**, `train.interpolation`: saved weights lie between the base's (0) and the trained ones (1).
+- **Part of the way**, `train.interpolation`: saved weights lie between the base's (0) and the trained ones (1): 0.8 in
+  `recommended`, 1 where nothing is said. Rows that name a share are of weights at that one instead.
 - **Perplexity** is of whole windows: lower is better. **Pass key** is the share of five-digit numbers found that were
   hidden in a long text, `uuid_kv` of the right one of three UUIDs.
 - **Runs that name no recipe** change `jumps`, which was the recommended one until far keys were weighed."""
@@ -97,7 +99,22 @@ def study_page(root: Path, records: Sequence[Record]) -> str:
             blocks += [BEST, *summary(measured)]
         for name, row in rows.items():
             blocks += run_block(path, row, found.get(name))
+    if (root / FAMILY).is_file():
+        blocks += _family(root, records)
     return "\n\n".join(blocks) + "\n"
+
+
+def _family(root: Path, records: Sequence[Record]) -> list[str]:
+    """Runs on another family of models, whose Records have a study's name of their own."""
+    study = tomllib.loads((root / FAMILY).read_text(encoding="utf-8"))["study"]
+    plan, found = plan_rows(root / FAMILY), of_study(records, study["name"])
+    unknown = sorted(found.keys() - plan.keys())
+    if unknown:
+        raise ValueError(f"{FAMILY}: no run named {unknown}, but there are Records of it")
+    blocks = [f"## {study['title']}", study["intro"].strip()]
+    for name, row in plan.items():
+        blocks += run_block(FAMILY, {**row, "shown": f"{study['name']} {name}"}, found.get(name))
+    return blocks
 
 
 def _questions(

@@ -18,7 +18,7 @@ SEED = re.compile(r"-seed-\d+$")
 
 
 def counts(row: Mapping[str, Any], metric: str) -> bool:
-    """Whether a row is of the trained weights: those between them and the base's stand with their run."""
+    """Whether a row is of the weights that the recipe saves: those at other shares of the way stand with their run."""
     return bool(row["metric"] == metric and "depth" not in row and "interpolation" not in row)
 
 

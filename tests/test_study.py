@@ -12,7 +12,7 @@ import torch
 from scripts_of import load_script
 
 import e2llm
-from e2llm.config import shipped_recipes
+from e2llm.config import load_recipe, shipped_recipes
 from e2llm.records import Record
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
@@ -67,6 +67,19 @@ def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
         study.read_plan(ROOT / "study.toml", sources, [], ["nobody"])
 
 
+def test_the_second_familys_plan_resolves(study: Any, tmp_path: Path) -> None:
+    """Its native window is 32,768, and no window is read outside the scales that were trained."""
+    defaults = study.read_defaults(ROOT / "gemma3.toml")
+    assert defaults.name == "gemma3" and min(defaults.windows) == 32_768
+    plan = study.read_plan(ROOT / "gemma3.toml", one_file(study, tmp_path), ["model.name=x", *defaults.set], [])
+    trained = [run for run in plan if run.method is None]
+    assert [run.name for run in trained] == ["plain", "paper", "recommended"] and all(run.predicted for run in plan)
+    assert {run.recipe.train.steps for run in trained} == {600}
+    for run in plan:
+        assert all(found[0] == window / 32_768 for window, found in run.scales.items())
+        assert run.name in ("plain", "base-none", "base-yarn") or run.recipe.scales.max_scale >= 4
+
+
 def test_equal_time_makes_the_steps_of_the_measured_speeds(study: Any, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     timed = 'seconds_of = "short"\nspeed_of = "long"\n'
@@ -104,7 +117,7 @@ def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
             assert run.recipe.train.steps == int(number)
     plan = tmp_path / "plan.toml"
     plan.write_text('[[runs]]\nname = "a"\nmethod = "ntk"\ninterpolations = [0.5]\n')
-    with pytest.raises(ValueError, match="reads the base untrained: no copied, far_loss, interpolations, planted"):
+    with pytest.raises(ValueError, match="reads the base untrained: no copied, end_tokens, far_loss, interpolations, planted"):
         study.read_plan(plan, lambda *_: "[]", [], [])
     plan.write_text('[[runs]]\nname = "a"\ninterpolations = [-0.5]\n')
     with pytest.raises(ValueError, match=r"interpolations = \[-0\.5\]: use shares"):
@@ -125,7 +138,7 @@ def test_one_command_trains_measures_and_compares(
     plan = tmp_path / "plan.toml"
     recomputes = 'set = ["train.gradient_checkpointing=true"]'
     rows = {"plain": "", "pi-16k": f"scales = {{1024 = [2]}}\n{recomputes}"}
-    rows["recommended"] = "interpolations = [0, 1, 0.5]"
+    rows["recommended"] = "interpolations = [0, 1, 0.8]"
     plan.write_text("".join(f'[[runs]]\nname = "{n}"\nrecipe = "{n}"\n{more}\n' for n, more in rows.items()))
     with plan.open("a") as more:
         more.write('[[runs]]\nname = "base-ntk"\nmethod = "ntk"\n')
@@ -172,13 +185,14 @@ def test_one_command_trains_measures_and_compares(
         assert all(r["documents"] == 2 and r["low"] <= r["value"] <= r["high"]
                    for r in record.rows if r["metric"] == "perplexity")  # fmt: skip
         assert record.config["recipe"]["name"] == name
-    # Nothing of the way is the base, all of it the trained weights.
+    # Nothing of the way is the base; what stands first is what the recipe saves, 0.8 of the way.
     native = {name: [(r.get("interpolation"), r["value"]) for r in record.rows if r["metric"] == "perplexity"
                      and r["window"] == 512] for name, record in records.items()}  # fmt: skip
-    assert [share for share, _ in native["recommended"]] == [None, 0, 1, 0.5]
-    trained, base, whole, half = (value for _, value in native["recommended"])
-    assert whole == trained and base == pytest.approx(native["base-ntk"][0][1], rel=1e-6)
-    assert len({trained, base, half}) == 3
+    assert [share for share, _ in native["recommended"]] == [None, 0, 1, 0.8]
+    saved, base, whole, own = (value for _, value in native["recommended"])
+    assert load_recipe("recommended").train.interpolation == 0.8
+    assert own == saved and base == pytest.approx(native["base-ntk"][0][1], rel=1e-6)
+    assert len({saved, base, whole}) == 3
     table = (tmp_path / "work" / "plan.md").read_text()
     assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
     assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
