@@ -222,9 +222,12 @@ def native_window(one: Contestant) -> int:
 
 
 def scale_for(engine: Engine, one: Contestant, window: int) -> float:
-    """Calibrated above the native window; up to it what the plan says (a checkpoint of one fixed scale), else 1."""
-    if window <= engine.native_window and window in one.run.scales:
-        return one.run.scales[window][0]
+    """Calibrated above the native window; up to it what the plan says of the window or of the native one (a checkpoint
+    of one fixed scale), else 1."""
+    if window <= engine.native_window:
+        named = one.run.scales.get(window) or one.run.scales.get(engine.native_window)
+        if named:
+            return named[0]
     return scale_of(engine, window)
 
 

@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +147,18 @@ def test_the_rival_is_the_baseline_that_reads_the_longest_window_best(
         Record("study", {}, rows, environment={}).save(tmp_path / f"study_{name}.json")
     # The paper's is a contestant anyway, and jumps is what was recommended before.
     assert final.best_rival(tmp_path, ["pi", "pose", "paper", "jumps"]) == "pose"
+
+
+def test_one_fixed_scale_reads_short_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    final = loaded("final", "benchmarks", monkeypatch)
+    engine = SimpleNamespace(native_window=8192, extension=SimpleNamespace(schedule=()))
+
+    def scales(named: dict[int, tuple[float, ...]]) -> list[float]:
+        one = SimpleNamespace(run=SimpleNamespace(scales=named))
+        return [final.scale_for(engine, one, window) for window in (4096, 8192, 32_768)]
+
+    assert scales({8192: (16.0, 1.0), 32_768: (16.0, 4.0)}) == [16.0, 16.0, 4.0]  # beyond: calibrated, here window / L
+    assert scales({32_768: (4.0, 3.0)}) == [1.0, 1.0, 4.0]
 
 
 def test_the_headline_follows_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
