@@ -46,6 +46,8 @@ from e2llm.records import Record, portable, write_atomic
 
 HERE = Path(__file__).parent
 OURS = ("plain", "paper", "recommended", "recommended-planted")
+FORMER = "jumps"
+"""What was recommended before: nobody's rival."""
 SPEED = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
 GRACE = 90.0
 """Seconds in which a stopped command saves what it has."""
@@ -73,7 +75,7 @@ def best_rival(results: Path, names: Sequence[str]) -> str:
     found: dict[str, float] = {}
     for name in names:
         file = results / f"study_{name}.json"
-        if name in OURS or not file.is_file():
+        if name in (*OURS, FORMER) or not file.is_file():
             continue
         rows = [row for row in Record.load(file).rows if row["metric"] == "perplexity"]
         longest = [row for row in rows if row["window"] == max(r["window"] for r in rows)]
@@ -220,9 +222,12 @@ def native_window(one: Contestant) -> int:
 
 
 def scale_for(engine: Engine, one: Contestant, window: int) -> float:
-    """Calibrated above the native window; up to it what the plan says (a checkpoint of one fixed scale), else 1."""
-    if window <= engine.native_window and window in one.run.scales:
-        return one.run.scales[window][0]
+    """Calibrated above the native window; up to it what the plan says of the window or of the native one (a checkpoint
+    of one fixed scale), else 1."""
+    if window <= engine.native_window:
+        named = one.run.scales.get(window) or one.run.scales.get(engine.native_window)
+        if named:
+            return named[0]
     return scale_of(engine, window)
 
 

@@ -26,7 +26,7 @@ TOML file:
     name = "j63"
     recipe = "recommended"                 # a shipped recipe, or a TOML file (also one beside the plan)
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
-    method = "ntk"                         # read the base itself with it: nothing is trained
+    method = "ntk"                         # read the base itself with it, or by self_extend: nothing is trained
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0; of
                                            # --text stdlib the quickstart's)
     planted_sets = 2                       # most sets of facts in one of those windows (default 4)
@@ -36,12 +36,18 @@ TOML file:
     speed_of = "yarn-64k"                  # long as it did in this one; both are measured before
     slopes = [0.06]                        # the windows of `scales` once more, with these attention slopes when serving
     interpolations = [0.75]                # everything once more, that share of the way from the first weights to the
-                                           # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
+                                           # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903); first come
+                                           # those at the recipe's own train.interpolation
+    ramp = [8, 1]                          # these and the next three are no settings of a recipe: study_tried.py
+    copied = 0.25
+    far_loss = true
+    end_tokens = 18
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for the docs
 
 Plans: study.toml, one change a run from `jumps`; baselines.toml, every recipe under one budget of tokens;
-curves.toml, largest scales, steps, and the base untrained; tiny.toml, the baselines and changes on the embedded model.
+curves.toml, largest scales, steps, and the base untrained; tiny.toml, the baselines and changes on the embedded model;
+gemma3.toml, a second family.
 
 The model is loaded, its layers compiled and the text tokenized once; every run starts from the same weights. Writes
 study_<name>.json: perplexity of whole windows and pass keys on the dev documents, the resolved recipe and the
@@ -66,6 +72,7 @@ from typing import Any
 import torch
 from study_plan import Defaults, Run, in_equal_time, read_defaults, read_plan, record_file
 from study_text import Text, open_text
+from study_tried import trying, with_copies
 from transformers import TrainerCallback
 
 from e2llm.config import Recipe, to_plain
@@ -73,6 +80,7 @@ from e2llm.data import build_corpus
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.run import evaluate
 from e2llm.hf import get_extension, install, load_model
+from e2llm.hf.self_extend import get_self_extend, self_extend
 from e2llm.infer import Engine
 from e2llm.quickstart import TINY, arithmetic
 from e2llm.records import Record, portable, write_atomic
@@ -103,7 +111,7 @@ class Study:
         """Train from the first weights; the measured model then has the new ones.
 
         The weights of the run before are taken where training would make the same: see `what_trains`."""
-        wanted = what_trains(run.recipe)
+        wanted = {**what_trains(run.recipe), "tried": run.tried}
         if self.last is not None and self.last[0] == wanted:
             self._read_with(self.measured, run.recipe)
             return self.last[1]
@@ -121,11 +129,12 @@ class Study:
         if (run.recipe.run_folder / "recipe.toml").is_file():  # a run that was cut off, or its Record was deleted
             shutil.rmtree(run.recipe.run_folder)
         listening = [_KeepSignals()]
-        result = train_loaded(run.recipe, self.model, self.tokenizer, corpus, quiet=True, callbacks=listening)
+        corpus = with_copies(corpus, run.tried.copied)
+        # Saving would leave the trained model part of the way; here shares are counted from the whole of it.
+        whole = dataclasses.replace(run.recipe, train=dataclasses.replace(run.recipe.train, interpolation=1.0))
+        result = train_loaded(whole, self.model, self.tokenizer, corpus, quiet=True, callbacks=listening)
         assert result.record is not None, "signals do not reach the training: see _KeepSignals"
-        with torch.no_grad():
-            for target, source in zip(self.measured.parameters(), self.model.parameters(), strict=True):
-                target.copy_(source)
+        self._interpolate(run.recipe.train.interpolation)
         self.last = (wanted, result.record)
         return result.record
 
@@ -133,21 +142,20 @@ class Study:
         """The measured model has the first weights again, read with `method`."""
         self.last = None
         self.measured.load_state_dict(self.start)
-        extension = get_extension(self.measured)
-        if extension is not None:
-            extension.remove()
-        install(self.measured, method=method)
+        as_it_was(self.measured)
+        extended = method == "self_extend"
+        extension = install(self.measured, method="none" if extended else method)
+        if extended:
+            self_extend(self.measured, native_window=extension.native_window)
 
     @staticmethod
     def _read_with(model: torch.nn.Module, recipe: Recipe) -> None:
-        extension = get_extension(model)
-        if extension is not None:
-            extension.remove()
+        as_it_was(model)
         install(model, method=recipe.method, attention=recipe.attention)
 
     def measure(self, run: Run) -> list[Record]:
-        """Perplexity at every window, pass keys in the first corpus's documents, of the trained weights and then of
-        those between them and the first."""
+        """Perplexity at every window, pass keys in the first corpus's documents, of the weights that the recipe saves
+        and then of those at other shares of the way from the first to the trained."""
         records = self._measure(run)
         for share in run.interpolations:
             self._interpolate(share)
@@ -157,7 +165,7 @@ class Study:
                     row["interpolation"] = share
             records += found
         if run.interpolations:
-            self._interpolate(1.0)
+            self._interpolate(run.recipe.train.interpolation)
         return records
 
     @torch.no_grad()
@@ -204,6 +212,13 @@ class Study:
         return evaluate(engine, self.corpora, config, windows=(window,))
 
 
+def as_it_was(model: torch.nn.Module) -> None:
+    """Take off what the run before read it with."""
+    for handle in (get_self_extend(model), get_extension(model)):
+        if handle is not None:
+            handle.remove()
+
+
 class _KeepSignals(TrainerCallback):
     """SIGTERM stays the study's while it trains: a training that stops by it, to be resumed, is of no use here."""
 
@@ -239,11 +254,12 @@ def what_trains(recipe: Recipe) -> dict[str, Any]:
 def study(run: Run, shared: Study, out: Path) -> Record:
     """Train, measure, write the Record."""
     trained: list[dict[str, Any]] = []
-    if run.method is None:
-        trained = shared.train(run).rows
-    else:
-        shared.untrained(run.method)
-    records = shared.measure(run)
+    with trying(run.tried):
+        if run.method is None:
+            trained = shared.train(run).rows
+        else:
+            shared.untrained(run.method)
+        records = shared.measure(run)
     kept = () if shared.args.shared_gpu else ("train_seconds", "tokens_per_second", "peak_memory_bytes")
     speed = [row for row in trained if row["metric"] in kept]
     record = Record(
@@ -252,6 +268,7 @@ def study(run: Run, shared: Study, out: Path) -> Record:
             {
                 "study": shared.args.name,
                 "predicted": run.predicted,
+                **({"tried": changed} if (changed := run.tried.changed()) else {}),
                 "recipe": to_plain(run.recipe) if run.method is None else {"name": run.name, "method": run.method},
                 "documents": {label: [d.name for d in found] for label, found in shared.corpora.items()},
                 "native_window": records[0].config["native_window"],

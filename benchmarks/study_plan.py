@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from study_tried import Tried, read_tried
 
 from e2llm.config import Recipe, load_recipe
 from e2llm.records import Record
 
-METHODS = ("none", "linear", "ntk", "yarn")
+METHODS = ("none", "linear", "ntk", "yarn", "self_extend")
+TRIED = {field.name for field in dataclasses.fields(Tried)}
 ROW_KEYS = {"name", "recipe", "set", "planted", "planted_sets", "method", "predicted", "concluded", "scales"}
-ROW_KEYS |= {"key_scales", "slopes", "seconds_of", "speed_of", "interpolations"}
+ROW_KEYS |= {"key_scales", "slopes", "seconds_of", "speed_of", "interpolations"} | TRIED
 Sources = Callable[[float | None, int | None], str]
 
 
@@ -61,11 +64,13 @@ class Run:
     interpolations: tuple[float, ...] = ()
     """Shares of the way from the first weights to the trained ones at which everything is measured once more."""
     method: str | None = None
-    """Frequency method that the base is read with, untrained; None trains the recipe."""
+    """Frequency method (or self_extend) that the base is read with, untrained; None trains the recipe."""
     seconds_of: str | None = None
     """Run of this plan whose training time this one has, too; None: the recipe's own steps."""
     speed_of: str | None = None
     """Run whose steps take as long as this one's."""
+    tried: Tried = field(default_factory=Tried)
+    """What no recipe can say."""
 
 
 def read_defaults(path: Path) -> Defaults:
@@ -135,17 +140,23 @@ def _run(
             "weights) over 1 (the trained ones) to 2"
         )
     method = row.get("method")
-    if method is not None and row.keys() & {"recipe", "set", "planted", "planted_sets", "interpolations"}:
-        raise ValueError(
-            f"{path}: run {row['name']!r}: method reads the base untrained: no recipe, set, planted or interpolations"
-        )
+    trained_only = {"recipe", "set", "planted", "planted_sets", "interpolations"} | TRIED
+    if method is not None and row.keys() & trained_only:
+        names = ", ".join(sorted(trained_only))
+        raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no {names}")
     if method is not None and method not in METHODS:
         raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose one of {', '.join(METHODS)}")
+    if method in ("none", "self_extend") and row.keys() & {"scales", "key_scales", "slopes"}:
+        raise ValueError(f"{path}: run {row['name']!r}: {method} has no scale but 1; leave scales and slopes out")
+    try:
+        tried = read_tried(row)
+    except ValueError as error:
+        raise ValueError(f"{path}: run {row['name']!r}: {error}") from error
     timed = row.get("seconds_of"), row.get("speed_of")
     if timed.count(None) == 1 or (method is not None and timed != (None, None)):
         raise ValueError(f"{path}: run {row['name']!r}: seconds_of and speed_of go together, for runs that train")
     measured = scales, key_scales, slopes, interpolations
-    return Run(row["name"], recipe, row.get("predicted", ""), *measured, method, *timed)
+    return Run(row["name"], recipe, row.get("predicted", ""), *measured, method, *timed, tried)
 
 
 def in_equal_time(run: Run, out: Path, study: str) -> Run:

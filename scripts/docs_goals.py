@@ -233,10 +233,13 @@ def _subjects(records: Sequence[Record]) -> tuple[dict[str, Measured], dict[str,
 
 
 def _overlaps(record: Record, name: str, finals: Sequence[Record]) -> bool:
-    """Whether a single run measured what the final comparison has from several seeds."""
+    """Whether a single run measured what the final comparison has from several seeds. Of perplexities all have to be
+    there: one of a window that it has not is held against the native window's in the same Record."""
     metrics = {(row["metric"], row.get("task"), row.get("window")) for final in finals for row in final.rows}
     own = [row for row in record.rows if row.get("checkpoint") == name]
-    return any((row["metric"], row.get("task"), row.get("window")) in metrics for row in own)
+    there = [row for row in own if (row["metric"], row.get("task"), row.get("window")) in metrics]
+    read = [row for row in own if row["metric"] == "perplexity"]
+    return any(row["metric"] != "perplexity" for row in there) or (bool(read) and all(row in there for row in read))
 
 
 def _trained(one: Measured) -> bool:

@@ -26,8 +26,10 @@ def plan_rows(plan: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_block(plan: Path, row: dict[str, Any], record: Record | None) -> list[str]:
-    """Heading, settings, prediction, table, conclusion. Raises ValueError where the prediction is not the Record's."""
-    lines = [f"### {row['name']}", _asked(row), f"Predicted: {row['predicted']}."]
+    """Heading (`shown`, where a page has several of the name), settings, prediction, table, conclusion.
+
+    Raises ValueError where the prediction is not the Record's."""
+    lines = [f"### {row.get('shown', row['name'])}", _asked(row), f"Predicted: {row['predicted']}."]
     if record is None:
         return [*lines, "Not run yet."]
     if record.config["predicted"] != row["predicted"]:
@@ -39,10 +41,11 @@ def run_block(plan: Path, row: dict[str, Any], record: Record | None) -> list[st
 def _asked(row: dict[str, Any]) -> str:
     if "method" in row:
         return f"The base untrained, read with `{row['method']}`."
-    planted = [f"{key}={row[key]}" for key in ("planted", "planted_sets") if key in row]
-    changes = [*row.get("set", []), *planted]
+    own = ("planted", "planted_sets", "ramp", "copied", "far_loss", "end_tokens")
+    changes = [*row.get("set", []), *(f"{key}={row[key]}" for key in own if key in row)]
     parts = [f"Recipe: `{row['recipe']}`."] if "recipe" in row else []
     parts += [f"Set: {', '.join(f'`{change}`' for change in changes)}."] if changes else []
+    parts += [f"Steps: as many as fit into the training time of `{row['seconds_of']}`."] if "seconds_of" in row else []
     return " ".join(parts)
 
 

@@ -6,20 +6,17 @@ figure comes from a Record.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 from docs_runs import of_study, plan_rows, run_block
+from docs_summary import counts, summary
 
 from e2llm.records import Record
-from e2llm.report.formats import format_count, format_value, format_window
+from e2llm.report.formats import format_count
 
 PLAN = Path("benchmarks/tiny.toml")
-SEED = re.compile(r"-seed-\d+$")
-"""End of a run's name that repeats another run with another seed."""
 NOTE = (
     "Perplexity of whole windows ({tokens} target tokens, the same at every window) and pass keys found ({prompts} "
     "prompts a length). Each cell is at the best of the scales that the run was read at, on these very documents; all "
@@ -40,7 +37,7 @@ def tiny_page(root: Path, records: Sequence[Record]) -> str:
     blocks = [f"# {study['title']}", said, study["intro"].strip()]
     measured = {name: found[name] for name in plan if name in found}
     if measured:
-        blocks += ["## Summary", _note(measured), _summary(measured)]
+        blocks += ["## Summary", _note(measured), *summary(measured)]
     blocks.append("## Runs")
     for name, row in plan.items():
         blocks += run_block(PLAN, row, found.get(name))
@@ -49,57 +46,19 @@ def tiny_page(root: Path, records: Sequence[Record]) -> str:
 
 def _note(found: dict[str, Record]) -> str:
     records = found.values()
-    counts = {
-        metric: sorted({row["n"] for record in records for row in record.rows if _counts(row, metric)})
+    sizes = {
+        metric: sorted({row["n"] for record in records for row in record.rows if counts(row, metric)})
         for metric in ("perplexity", "retrieval")
     }
     machines = {f"{x.environment['cpu']} (torch {x.environment['torch']}, {x.config['dtype']})" for x in records}
     untrained = [f"`{name}`" for name, record in found.items() if "train" not in record.config["recipe"]]
     return NOTE.format(
-        tokens=_range(counts["perplexity"]),
-        prompts=_range(counts["retrieval"]),
+        tokens=_range(sizes["perplexity"]),
+        prompts=_range(sizes["retrieval"]),
         machines=", ".join(sorted(machines)),
         untrained=", ".join(untrained) or "none of them",
     )
 
 
-def _range(counts: Sequence[int]) -> str:
-    return "–".join(format_count(n) for n in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
-
-
-def _counts(row: dict, metric: str) -> bool:
-    """Of the trained weights: those between them and the base's stand with their run."""
-    return bool(row["metric"] == metric and "depth" not in row and "interpolation" not in row)
-
-
-def _summary(found: dict[str, Record]) -> str:
-    """One row a recipe, its seeds together."""
-    groups: dict[str, list[Record]] = {}
-    for name, record in found.items():
-        groups.setdefault(SEED.sub("", name), []).append(record)
-    windows = sorted({r["window"] for x in found.values() for r in x.rows if _counts(r, "perplexity")})
-    asked = sorted({r["window"] for x in found.values() for r in x.rows if _counts(r, "retrieval")})
-    first, last = windows[0], windows[-1]
-    ratio = f"{format_window(last)} / {format_window(first)}"
-    head = ["recipe", "seeds", *map(format_window, windows), ratio, *(f"keys {format_window(w)}" for w in asked)]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for name, records in groups.items():
-        values = [{w: _best(x, "perplexity", w) for w in windows} for x in records]
-        keys = [[_best(x, "retrieval", w) for x in records] for w in asked]
-        cells = [_cell("perplexity", [one[w] for one in values]) for w in windows]
-        cells.append(_cell("ratio", [far / near for one in values if (far := one[last]) and (near := one[first])]))
-        lines.append([f"`{name}`", str(len(records)), *cells, *(_cell("retrieval", found) for found in keys)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _best(record: Record, metric: str, window: int) -> float | None:
-    values = [r["value"] for r in record.rows if _counts(r, metric) and r["window"] == window]
-    return None if not values else min(values) if metric == "perplexity" else max(values)
-
-
-def _cell(metric: str, values: Sequence[float | None]) -> str:
-    there = [value for value in values if value is not None]
-    if not there:
-        return "–"
-    mean = f"{fmean(there):.2f}" if metric == "ratio" else format_value(metric, fmean(there))
-    return f"{mean} ± {stdev(there):.2f}" if len(there) > 1 else mean
+def _range(found: Sequence[int]) -> str:
+    return "–".join(format_count(n) for n in dict.fromkeys((found[0], found[-1]))) if found else "0"

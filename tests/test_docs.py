@@ -10,12 +10,15 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from test_layers import ALLOWED
 
 import e2llm
 from e2llm.cli import build_parser
-from e2llm.config import Recipe, shipped_recipes, to_plain
+from e2llm.config import Recipe, load_recipe, shipped_recipes, to_plain
+from e2llm.positions.placement import PositionSampler
+from e2llm.positions.scales import ScalesConfig
 from e2llm.records import Record, make_row
 
 ROOT = Path(__file__).parent.parent
@@ -142,12 +145,45 @@ def test_the_study_page_holds_to_its_plan(docs: ModuleType, tmp_path: Path) -> N
         docs.docs_study.study_page(tmp_path, [record])
     plan.write_text('[[runs]]\nname="b"\npredicted="less"\n')
     baselines = tmp_path / "benchmarks" / "baselines.toml"
-    baselines.write_text('[[runs]]\nname="a"\n')
+    baselines.write_text('[[runs]]\nname="a"\npredicted="less"\n[[runs]]\nname="d"\npredicted="more"\n')
     page = docs.docs_study.study_page(tmp_path, [record])
-    assert "## Baselines" in page.split("### a")[0] and "| c, pass key | 0.50 |" in page.split("### a")[1]
+    assert "| `a` | 1 | 5.00 | 1.00 | 0.50 |" in page.split("## Baselines")[1].split("### a")[0]
+    assert "Predicted: less." in page and "| c, pass key | 0.50 |" in page.split("### a")[1].split("### d")[0]
+    assert page.split("### d")[1].strip().endswith("Not run yet.")
+    (tmp_path / "benchmarks" / "tiny.toml").write_text('[[runs]]\nname="t.1"\npredicted="less"\n')
+    asked = '[[runs]]\nname="b"\npredicted="less"\n[[questions]]\nasked="Why?"\nruns=["a", "b"]\ntiny=["t.1"]\n'
+    plan.write_text(f'{asked}answer="So"\n')
+    page = docs.docs_study.study_page(tmp_path, [record])
+    assert "| Why? | [a](#a), *[b](#b)* | *[t.1](study-tiny.md#t1)* | So |" in page
+    plan.write_text(f'{asked.replace("t.1", "u")}answer="So"\n')
+    with pytest.raises(ValueError, match=r"'Why\?' names \['u'\]"):
+        docs.docs_study.study_page(tmp_path, [record])
+    plan.write_text('[[runs]]\nname="b"\npredicted="less"\n')
     baselines.unlink()
     with pytest.raises(ValueError, match=r"no run named \['a'\]"):
         docs.docs_study.study_page(tmp_path, [record])
+
+
+def test_distances_of_a_table_are_those_of_the_placements(docs: ModuleType) -> None:
+    """Counted over all pairs of a few draws; random positions are as a whole window is, in closed form."""
+    distances = docs.docs_study.docs_distances
+    sampler = PositionSampler(
+        native_window=8192,
+        training_window=4096,
+        scales=ScalesConfig(distribution="fixed", max_scale=16),
+        placement=load_recipe("recommended").placement,
+    )
+    counted = np.zeros(8)
+    for index in range(60):
+        where = sampler.draw(5000 + index).positions[4::8]
+        apart = np.abs(where[:, None] - where[None, :])
+        counted += np.histogram(apart[apart > 0], np.linspace(0, 16 * 8192, 9))[0]
+    assert distances.shares("recommended") == pytest.approx(counted / counted.sum(), abs=0.03)
+    served = [(15 - 2 * i) / 64 for i in range(8)]
+    assert distances.shares("randpos") == pytest.approx(served, abs=0.003)
+    assert distances.shares("paper")[0] == 1.0
+    page = distances.distances_block()
+    assert "| served | 23.4 % | 20.3 % |" in page and "| `paper` | 100.0 % | 0 |" in page
 
 
 def test_serving_tables_hold_what_records_say(docs: ModuleType, tmp_path: Path) -> None:

@@ -116,6 +116,13 @@ def test_a_final_comparison_replaces_single_runs_and_says_its_seeds(goals: Modul
     assert found["perplexity, novels, 128k"] == ["0.90 (2 seeds): met"]
     # what the final comparison has not measured still comes from the single run
     assert table(goals, record(key(1.0, 100)), *finals)["pass key, 32k"] == ["1.00 of 100: met"]
+    # also a window beside the native one, which both have
+    to_128k = {window: value for window, value in FALLING.items() if window < 262_144}
+    final = record(losses(to_128k, "novels"), kind="study_final", recipe={"name": "recommended"})
+    far = record(losses({8192: 5.0, 262_144: 5.5}, "novels", n=99))
+    found = table(goals, far, final)
+    assert found["perplexity, 256k"] == ["novels 1.10: **not met**"]
+    assert found["perplexity, novels, 128k"] == ["0.85: met"]
 
 
 def test_a_run_of_the_study_counts_when_it_is_long(goals: ModuleType) -> None:

@@ -77,6 +77,18 @@ def test_seeds_are_one_row_and_the_best_scale_is_shown(tiny: ModuleType, root: P
     assert page.count("Not run yet.") == 1 and page.count("No conclusion yet.") == 2
 
 
+def test_corpora_have_tables_of_their_own(tiny: ModuleType) -> None:
+    found = record("a", "less", 10.0, {16.0: 9.0, 12.0: 8.0})
+    perplexities = [row for row in found.rows if row["metric"] == "perplexity"]
+    other = [{**row, "corpus": "novels", "value": 4 * row["value"]} for row in perplexities]
+    both = Record("study", found.config, [*found.rows, *other], environment=found.environment)
+    tables = tiny.summary({"a": both})
+    assert tables[::2] == ["On novels:", "On python:"]
+    assert "| `a` | 1 | 40.0 | 32.0 | 0.80 |" in tables[1] and "keys" not in tables[1]
+    assert "| `a` | 1 | 10.0 | 8.00 | 0.80 | 0.50 |" in tables[3]
+    assert tiny.summary({"a": found}) == [tables[3]]
+
+
 def test_a_page_without_records_and_records_without_a_run(tiny: ModuleType, root: Path) -> None:
     assert tiny.tiny_page(root, []).count("Not run yet.") == 4
     with pytest.raises(ValueError, match=r"no run named \['z'\]"):

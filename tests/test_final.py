@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,13 +139,26 @@ def test_the_rival_is_the_baseline_that_reads_the_longest_window_best(
     final = loaded("final", "benchmarks", monkeypatch)
     with pytest.raises(ValueError, match="name one with --rival"):
         final.best_rival(tmp_path, ["pi", "pose"])
-    for name, near, far in (("pi", 3.0, 9.0), ("pose", 5.0, 6.0), ("paper", 2.0, 2.0)):
+    for name, near, far in (("pi", 3.0, 9.0), ("pose", 5.0, 6.0), ("paper", 2.0, 2.0), ("jumps", 2.0, 2.0)):
         rows = [
             make_row("perplexity", value, "ratio", 10, corpus="c", window=window, scale=1.0)
             for window, value in ((8192, near), (131_072, far))
         ]
         Record("study", {}, rows, environment={}).save(tmp_path / f"study_{name}.json")
-    assert final.best_rival(tmp_path, ["pi", "pose", "paper"]) == "pose"  # paper is a contestant anyway
+    # The paper's is a contestant anyway, and jumps is what was recommended before.
+    assert final.best_rival(tmp_path, ["pi", "pose", "paper", "jumps"]) == "pose"
+
+
+def test_one_fixed_scale_reads_short_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    final = loaded("final", "benchmarks", monkeypatch)
+    engine = SimpleNamespace(native_window=8192, extension=SimpleNamespace(schedule=()))
+
+    def scales(named: dict[int, tuple[float, ...]]) -> list[float]:
+        one = SimpleNamespace(run=SimpleNamespace(scales=named))
+        return [final.scale_for(engine, one, window) for window in (4096, 8192, 32_768)]
+
+    assert scales({8192: (16.0, 1.0), 32_768: (16.0, 4.0)}) == [16.0, 16.0, 4.0]  # beyond: calibrated, here window / L
+    assert scales({32_768: (4.0, 3.0)}) == [1.0, 1.0, 4.0]
 
 
 def test_the_headline_follows_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from scripts_of import load_script
 
 import e2llm
-from e2llm.config import shipped_recipes
+from e2llm.config import load_recipe, shipped_recipes
 from e2llm.records import Record
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
@@ -35,9 +35,10 @@ def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_
     plan = study.read_plan(ROOT / "baselines.toml", one_file(study, tmp_path), ["model.name=x"], [])
     readings = [run for run in plan if run.name in ("plain-linear", "plain-ntk", "plain-yarn")]
     timed = [run for run in plan if run.seconds_of]
-    assert plan[-2:] == timed and {run.speed_of: run.seconds_of for run in timed} == {
-        "pi-64k": "recommended", "yarn-64k": "recommended",
-    }  # fmt: skip
+    full = {f"{method}-{window}" for method in ("pi", "yarn") for window in ("16k", "64k")}
+    assert plan[-4:] == timed and all(run.name == f"{run.speed_of}-equal-time" for run in timed)
+    assert {run.speed_of: run.seconds_of for run in timed} == dict.fromkeys(full, "recommended")
+    assert all(run.predicted for run in plan)
     runs = [run for run in plan if run not in [*readings, *timed]]
     assert len(readings) == 3 and all(f"plain-{run.recipe.method}" == run.name for run in readings)
     # One training serves all three: nothing that changes a weight differs, and they follow each other.
@@ -49,10 +50,14 @@ def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_
     tokens = {run.recipe.train.steps * run.recipe.train.batch_size * run.recipe.data.window for run in runs}
     assert tokens == {39_321_600}
     for run in runs:
+        if run.name == "plain":  # read by the three after it
+            continue
+        # First comes one fixed scale where it covers the window, else window / L (8192); then what may read better.
         fixed, largest = run.recipe.scales.distribution == "fixed", run.recipe.scales.max_scale
-        # One fixed scale is read at that scale where it covers the window, at window / L (8192) beyond.
-        wanted = {w: (max(largest, w / 8192),) for w in (8192, 16384, 32768, 65536, 131072)}
-        assert run.scales == (wanted if fixed and largest > 1 else {})
+        first = {w: max(largest if fixed else 1.0, w / 8192) for w in (8192, 16384, 32768, 65536, 131072)}
+        assert all(found[0] == first[window] for window, found in run.scales.items())
+        assert {32768, 65536, 131072} <= run.scales.keys() and (not fixed or run.scales.keys() == first.keys())
+        assert run.name == "drope-like" or all(len(set(run.scales[w])) == 2 for w in (32768, 65536, 131072))
 
 
 def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
@@ -60,6 +65,19 @@ def test_the_studys_plan_resolves(study: Any, tmp_path: Path) -> None:
     assert len(study.read_plan(ROOT / "study.toml", sources, ["model.name=x"], [])) > 6
     with pytest.raises(ValueError, match="nobody"):
         study.read_plan(ROOT / "study.toml", sources, [], ["nobody"])
+
+
+def test_the_second_familys_plan_resolves(study: Any, tmp_path: Path) -> None:
+    """Its native window is 32,768, and no window is read outside the scales that were trained."""
+    defaults = study.read_defaults(ROOT / "gemma3.toml")
+    assert defaults.name == "gemma3" and min(defaults.windows) == 32_768
+    plan = study.read_plan(ROOT / "gemma3.toml", one_file(study, tmp_path), ["model.name=x", *defaults.set], [])
+    trained = [run for run in plan if run.method is None]
+    assert [run.name for run in trained] == ["plain", "paper", "recommended"] and all(run.predicted for run in plan)
+    assert {run.recipe.train.steps for run in trained} == {600}
+    for run in plan:
+        assert all(found[0] == window / 32_768 for window, found in run.scales.items())
+        assert run.name in ("plain", "base-none", "base-yarn") or run.recipe.scales.max_scale >= 4
 
 
 def test_equal_time_makes_the_steps_of_the_measured_speeds(study: Any, tmp_path: Path) -> None:
@@ -87,7 +105,10 @@ def test_equal_time_makes_the_steps_of_the_measured_speeds(study: Any, tmp_path:
 def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
     plan = study.read_plan(ROOT / "curves.toml", one_file(study, tmp_path), ["model.name=x"], [])
     runs = {run.name: run for run in plan}
-    assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in ("none", "linear", "ntk", "yarn")}
+    methods = ("none", "linear", "ntk", "yarn", "self-extend")
+    assert {n for n, run in runs.items() if run.method} == {f"base-{m}" for m in methods}
+    assert all(run.predicted for run in runs.values())
+    assert {n for n in runs if n.startswith("paper-max-")} == {f"paper-max-{g}" for g in (4, 8, 16, 32)}
     for name, run in runs.items():
         kind, _, number = name.rpartition("-")
         if kind == "paper-max":
@@ -96,7 +117,7 @@ def test_the_curves_change_one_thing_a_run(study: Any, tmp_path: Path) -> None:
             assert run.recipe.train.steps == int(number)
     plan = tmp_path / "plan.toml"
     plan.write_text('[[runs]]\nname = "a"\nmethod = "ntk"\ninterpolations = [0.5]\n')
-    with pytest.raises(ValueError, match="no recipe, set, planted or interpolations"):
+    with pytest.raises(ValueError, match=r"reads the base untrained: no copied, .*planted_sets, ramp, recipe, set"):
         study.read_plan(plan, lambda *_: "[]", [], [])
     plan.write_text('[[runs]]\nname = "a"\ninterpolations = [-0.5]\n')
     with pytest.raises(ValueError, match=r"interpolations = \[-0\.5\]: use shares"):
@@ -117,7 +138,7 @@ def test_one_command_trains_measures_and_compares(
     plan = tmp_path / "plan.toml"
     recomputes = 'set = ["train.gradient_checkpointing=true"]'
     rows = {"plain": "", "pi-16k": f"scales = {{1024 = [2]}}\n{recomputes}"}
-    rows["recommended"] = "interpolations = [0, 1, 0.5]"
+    rows["recommended"] = "interpolations = [0, 1, 0.8]"
     plan.write_text("".join(f'[[runs]]\nname = "{n}"\nrecipe = "{n}"\n{more}\n' for n, more in rows.items()))
     with plan.open("a") as more:
         more.write('[[runs]]\nname = "base-ntk"\nmethod = "ntk"\n')
@@ -164,13 +185,14 @@ def test_one_command_trains_measures_and_compares(
         assert all(r["documents"] == 2 and r["low"] <= r["value"] <= r["high"]
                    for r in record.rows if r["metric"] == "perplexity")  # fmt: skip
         assert record.config["recipe"]["name"] == name
-    # Nothing of the way is the base, all of it the trained weights.
+    # Nothing of the way is the base; what stands first is what the recipe saves, 0.8 of the way.
     native = {name: [(r.get("interpolation"), r["value"]) for r in record.rows if r["metric"] == "perplexity"
                      and r["window"] == 512] for name, record in records.items()}  # fmt: skip
-    assert [share for share, _ in native["recommended"]] == [None, 0, 1, 0.5]
-    trained, base, whole, half = (value for _, value in native["recommended"])
-    assert whole == trained and base == pytest.approx(native["base-ntk"][0][1], rel=1e-6)
-    assert len({trained, base, half}) == 3
+    assert [share for share, _ in native["recommended"]] == [None, 0, 1, 0.8]
+    saved, base, whole, own = (value for _, value in native["recommended"])
+    assert load_recipe("recommended").train.interpolation == 0.8
+    assert own == saved and base == pytest.approx(native["base-ntk"][0][1], rel=1e-6)
+    assert len({saved, base, whole}) == 3
     table = (tmp_path / "work" / "plan.md").read_text()
     assert all(f"| {name} · " in table for name in rows) and (tmp_path / "work" / "plan.html").is_file()
     assert f"{tmp_path / 'work' / 'plan.html'}" in capsys.readouterr().out
