@@ -34,7 +34,8 @@ class Recipe:
     output: str = ""
     """Folder of the run; empty means runs/<name>."""
     seed: int = 0
-    """Seed of scales, placements and window order. With the sample's index it decides every draw."""
+    """Seed of scales, placements and adapters. With the sample's index it decides every draw; the order of windows and
+    what is held out follow data.seed."""
     method: Method = "yarn"
     """Frequency method that is trained."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -77,6 +78,12 @@ class Recipe:
             self.train.distill,
             f"keeps a whole copy of the base in each process; distributed.strategy = {self.distributed.strategy} "
             "shards what would not fit: use strategy ddp, or train.distill = 0",
+        )
+        require(
+            self.data.planted_weight == 1 or self.train.logits_tokens > 0,
+            "data.planted_weight",
+            self.data.planted_weight,
+            "only the loss in pieces weighs tokens: use train.logits_tokens = 8192, or planted_weight = 1",
         )
         flash = "flash" in (self.model.attn_implementation or "")
         require(

@@ -94,6 +94,9 @@ class DataConfig:
     and sources that are made up themselves, stay as they are."""
     planted_sets: int = 4
     """Most sets of such facts in one window, each of up to 14 names; as many as are drawn from 1 to this, or as fit."""
+    planted_weight: float = 1.0
+    """How much the first three tokens of an answer to such a fact count in the loss: they are the choice among the
+    values that were stated, what follows is copied. Above 1 teaches the choice with less planted text."""
     held_out_fraction: float = 0.01
     """Share of documents, per source, kept for the evaluation loss. At least one document where a source has two."""
     seed: int = 0
@@ -105,6 +108,7 @@ class DataConfig:
         require(self.window >= 8, "data.window", self.window, "use at least 8 tokens")
         require(0 <= self.held_out_fraction < 1, "data.held_out_fraction", self.held_out_fraction, "use 0 to below 1")
         _check_planted("data", self.planted, self.planted_sets)
+        require(self.planted_weight > 0, "data.planted_weight", self.planted_weight, "use a number above 0")
 
 
 def _check_planted(section: str, share: float | None, sets: int | None) -> None:

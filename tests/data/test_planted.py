@@ -6,14 +6,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_tokenizer, sentences
 from test_corpus import build, text_source
 from torch.utils.data import DataLoader
 
+import e2llm.data.planted as planted_module
 from e2llm.config import load_recipe
 from e2llm.config_sections import DataConfig, SourceConfig
 from e2llm.data.parts import TextPart, Window
-from e2llm.data.planted import CODES, PlantedPart, plant_window
+from e2llm.data.planted import ANSWER_TOKENS, CODES, PlantedPart, plant_window
 from e2llm.data.sources import Piece
 from e2llm.data.tokens import build_store
 from e2llm.data.windows import WindowDataset, collate
@@ -145,6 +147,56 @@ def test_windows_that_hold_few_tokens_get_fewer_sets(part, tokenizer):
     assert changed > 10
 
 
+def test_the_first_tokens_of_answers_count_for_more(part, tokenizer, monkeypatch):
+    """Text and tokens stay; what counts begins a value that the window states before it, once for every question that
+    no later set's lines have torn apart."""
+    asked = []
+
+    def spied(*arguments):
+        asked.append(arguments[-1])
+        return with_facts(*arguments)
+
+    with_facts = planted_module._with_facts
+    monkeypatch.setattr(planted_module, "_with_facts", spied)
+    found = whole = short = 0
+    for seed in range(80):
+        asked.clear()
+        window = window_of(part, seed)
+        plain = plant_window(window, tokenizer, seed, SETS)
+        assert plain.weights is None
+        asked.clear()
+        weighed = plant_window(window, tokenizer, seed, SETS, 4.0)
+        assert np.array_equal(weighed.tokens, plain.tokens)
+        assert weighed.weights.shape == (R,) and weighed.weights.dtype == np.float32
+        assert set(np.unique(weighed.weights)) == {1, 4}
+        begins = np.flatnonzero(np.diff(weighed.weights, prepend=1) > 0)
+        answers = {one.text[one.start : one.stop] for one in asked[-1]}
+        text = tokenizer.decode(weighed.tokens.tolist())
+        for begin in begins:
+            before = tokenizer.decode(weighed.tokens[:begin].tolist())
+            following = text[len(before) :].lstrip(" \"'`<[(")
+            told = [answer for answer in answers if following.startswith(answer)]
+            assert told, following[:40]
+            assert any(before.count(answer) for answer in told), "stated before it is asked for"
+            length = int(np.argmin(np.append(weighed.weights[begin:], 1) == 4))
+            assert length <= ANSWER_TOKENS
+            short += length < ANSWER_TOKENS
+        found += len(begins)
+        whole += sum(text.count(one.text) > 0 for one in set(asked[-1]))
+    assert whole * 0.9 < found <= whole * 1.1 and found > 400 > 10 * short
+
+
+def test_every_sample_has_weights_where_some_have(part, tokenizer):
+    parts = [PlantedPart(part, tokenizer, 0.5, SETS, 4.0), part]
+    dataset = WindowDataset(parts, window=R, num_samples=12, seed=3)
+    batch = collate([dataset[i] for i in range(12)])
+    plain = WindowDataset([PlantedPart(part, tokenizer, 0.5, SETS), part], window=R, num_samples=12, seed=3)
+    assert np.array_equal(batch["input_ids"], collate([plain[i] for i in range(12)])["input_ids"])
+    assert batch["loss_weights"].shape == (12, R) and batch["loss_weights"].dtype == torch.float32
+    counted = (batch["loss_weights"] > 1).any(dim=1)
+    assert 0 < counted.sum() < 12 and "loss_weights" not in plain[0]
+
+
 def test_settings(tmp_path, write, tokenizer):
     path = write("text.txt", "==\n".join(sentences(i, 200) for i in range(8)))
     corpus = build(tmp_path, tokenizer, text_source(path, planted=0.4, planted_sets=2), window=512)
@@ -175,9 +227,12 @@ def test_what_all_sources_have_and_one_has_otherwise(tmp_path, write, tokenizer)
     for options, message in [
         ({"planted": -0.1}, r"data\.planted = -0\.1: use a share between 0 and 1"),
         ({"planted_sets": 0}, r"data\.planted_sets = 0: use at least 1"),
+        ({"planted_weight": 0}, r"data\.planted_weight = 0: use a number above 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             DataConfig(**options)
+    with pytest.raises(ValueError, match=r"data\.planted_weight = 4\.0: only the loss in pieces weighs tokens"):
+        load_recipe("recommended", ["data.planted_weight=4", "train.logits_tokens=0"])
 
 
 def test_the_recommended_recipe_plants_facts_and_the_papers_none():

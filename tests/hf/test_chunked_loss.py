@@ -174,6 +174,51 @@ def test_router_losses_keep_the_models_own_forward() -> None:
     assert torch.equal(found, loss)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi"])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_tokens_that_count_for_more(family: str, share: float) -> None:
+    """Against torch's losses of single tokens from all logits at once; the sum is divided by tokens, not by weights."""
+    model = tiny_model(family, **FAMILIES[family])
+    install(model, method="yarn")
+    teacher = Teacher(model) if share else None
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    ids, weights = token_ids(2, 40), torch.ones(2, 40)
+    weights[0, 9:12], weights[1, 30:33], weights[1, 0] = 4.0, 0.5, 100.0  # no token is predicted at the first place
+    logits = model.train()(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    targets = labels_of(ids)[:, 1:].flatten()
+    nats = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    if teacher is not None:
+        with torch.no_grad():
+            theirs = teacher.model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        soft = F.kl_div(logits.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        nats = (1 - share) * nats + share * soft * (targets != IGNORED)
+    expected = (nats * weights[:, 1:].flatten()).sum() / (targets != IGNORED).sum()
+    model.zero_grad()
+    expected.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    with chunked_forward(model, rows=17, teacher=teacher, distill=share, weighted=True):
+        found, pieces = trained(
+            model, input_ids=ids, labels=labels_of(ids), loss_weights=weights, use_cache=False
+        )
+    torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == pieces.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(pieces[name], gradient, atol=2e-6, rtol=1e-4)
+
+
+def test_a_model_that_would_pass_over_weights_is_refused() -> None:
+    model = tiny_model("qwen3_moe", output_router_logits=True)
+    message = r"data\.planted_weight: model type 'qwen3_moe' keeps its own loss.*use data\.planted_weight = 1"
+    with (
+        pytest.warns(FullLogitsWarning),
+        pytest.raises(ValueError, match=message),
+        chunked_forward(model, rows=8, weighted=True),
+    ):
+        pass
+
+
 def test_evaluation_makes_no_gradients() -> None:
     model = tiny_model("llama").eval()
     ids = token_ids(2, 20)

@@ -83,10 +83,10 @@ def build_corpus(
         held = TextPart.of(store, held_of[number], name=source.path, weight=source.weight)
         check_enough(kept, data.window)
         share, sets = _planted(data, source, holds_chats=kept.store.loss is not None)
-        train.append(PlantedPart(kept, tokenizer, share, sets) if share else kept)
+        train.append(PlantedPart(kept, tokenizer, share, sets, data.planted_weight) if share else kept)
         if held.num_documents:
             held_out.append(held)
-        planted = {"planted": share, "planted_sets": sets} if share else {}
+        planted = {"planted": share, "planted_sets": sets, "planted_weight": data.planted_weight} if share else {}
         provenance.append(_provenance(source, store, content, held) | planted)
     return Corpus(tuple(train), tuple(held_out), tuple(provenance))
 

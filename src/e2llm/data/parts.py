@@ -31,6 +31,8 @@ class Window:
     loss: np.ndarray | None
     """(R,) bool, None where all tokens carry loss."""
     document_starts: np.ndarray  # (K,) positions inside the window, ascending
+    weights: np.ndarray | None = None
+    """(R,) float32, how much each token counts in the loss; None where all count once."""
 
 
 @dataclass(frozen=True)

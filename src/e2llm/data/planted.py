@@ -3,14 +3,15 @@
 Flows in: windows of a text source. Flows out: the same windows, a share of them with names and values between their
 lines and questions about them later. Under jumps the two stand at any distance. Facts and wording are those of
 `synthetic.plant` and `synthetic_codes.plant_codes`: none of an evaluation's. A window is a function of (text, seed,
-number), as without planting.
+number), as without planting. Tokens with which answers begin may count for more in the loss: they are the choice among
+the values of a set, what follows is copied.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,14 @@ from e2llm.data.pieces import Jumps
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from e2llm.data.synthetic import Asked
+
 SHORTEST = 256
 """Tokens of text below which nothing is planted."""
 CODES = 0.75
 """Share of the sets of facts that are made of random codes (docs/decisions.md has what it brings)."""
+ANSWER_TOKENS = 3
+"""Tokens of an answer that have `data.planted_weight`."""
 _PLANT = 0x706C616E74  # keeps these random numbers apart from others drawn from the same seed
 _CODES = 0x636F646573
 
@@ -38,6 +43,8 @@ class PlantedPart:
     share: float
     sets: int
     """Most sets of facts in one window."""
+    answer_weight: float = 1.0
+    """How much the first tokens of an answer count in the loss."""
 
     @property
     def name(self) -> str:
@@ -64,10 +71,13 @@ class PlantedWindows:
         key = keyed_hash(_PLANT, seed, number)
         if (key >> 11) / 2**53 >= self.planted.share:
             return self.inner.draw(number, seed, jumps)
-        return plant_window(self.inner.draw(number, seed), self.planted.tokenizer, key >> 2, self.planted.sets)
+        inner, planted = self.inner.draw(number, seed), self.planted
+        return plant_window(inner, planted.tokenizer, key >> 2, planted.sets, planted.answer_weight)
 
 
-def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int, most: int) -> Window:
+def plant_window(
+    window: Window, tokenizer: PreTrainedTokenizerBase, seed: int, most: int, answer_weight: float = 1.0
+) -> Window:
     """`window` with 1 to `most` sets of facts in its longest document; as it was where that is too short for any.
 
     What no longer fits is taken from the end of that document, so that the window keeps its length and every question
@@ -77,16 +87,28 @@ def plant_window(window: Window, tokenizer: PreTrainedTokenizerBase, seed: int, 
     first, stop = max(itertools.pairwise(edges), key=lambda span: span[1] - span[0])
     if window.loss is not None or stop - first < SHORTEST:
         return window
-    text = _planted_tokens(window.tokens[first:stop], tokenizer, seed, most)
-    if text is None:
+    planted = _planted_tokens(window.tokens[first:stop], tokenizer, seed, most)
+    if planted is None:
         return window
-    return Window(np.concatenate([window.tokens[:first], text, window.tokens[stop:]]), None, window.document_starts)
+    tokens = np.concatenate([window.tokens[:first], planted.tokens, window.tokens[stop:]])
+    weights = None
+    if answer_weight != 1:
+        weights = np.ones(len(tokens), dtype=np.float32)
+        weights[first + planted.answers] = answer_weight
+    return Window(tokens, None, window.document_starts, weights)
+
+
+class _Planted(NamedTuple):
+    tokens: np.ndarray
+    """As many as came in."""
+    answers: np.ndarray
+    """Places of those with which answers begin."""
 
 
 def _planted_tokens(
     tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int, most: int
-) -> np.ndarray | None:
-    """As many tokens as came in: text with facts, filled up with what is left of it. None if that cannot be done."""
+) -> _Planted | None:
+    """Text with facts, filled up with what is left of it. None if that cannot be done."""
     # Long codes may take more than a short window has: then fewer sets of facts.
     found = (_with_rounds(tokens, tokenizer, seed, rounds) for rounds in range(1 + seed % most, 0, -1))
     return next((planted for planted in found if planted is not None), None)
@@ -94,18 +116,21 @@ def _planted_tokens(
 
 def _with_rounds(
     tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int, rounds: int
-) -> np.ndarray | None:
+) -> _Planted | None:
     room = len(tokens) * 15 // 16
     for _ in range(4):
         room = _line_end(tokens, room, tokenizer)
         text = str(tokenizer.decode(tokens[:room].tolist())).removesuffix("\n")
+        asked: list[Asked] = []
         for index in range(rounds):
-            text = _with_facts(text, seed, index)
-        found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            text = _with_facts(text, seed, index, asked)
+        encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        found = encoded["input_ids"]
         if len(found) <= len(tokens):
             rest = tokens[room : room + len(tokens) - len(found)]
             if len(found) + len(rest) == len(tokens):
-                return np.concatenate([np.asarray(found, dtype=np.int64), rest])
+                answers = _first_tokens(encoded["offset_mapping"], text, asked)
+                return _Planted(np.concatenate([np.asarray(found, dtype=np.int64), rest]), answers)
             room = min(len(tokens), room + len(tokens) - len(found) - len(rest))
         else:
             room -= len(found) - len(tokens) + 8
@@ -114,14 +139,30 @@ def _with_rounds(
     return None
 
 
-def _with_facts(text: str, seed: int, index: int) -> str:
-    """`text` with one set of facts, of words and numbers or of codes."""
+def _first_tokens(offsets: list[tuple[int, int]], text: str, asked: list[Asked]) -> np.ndarray:
+    """Places of the first tokens of each answer. A question that a later set's lines have torn apart is not found, and
+    a statement that reads like a question is none: nothing before it says its value."""
+    begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    found: set[int] = set()
+    for one in set(asked):
+        place = text.find(one.text)
+        while place >= 0:
+            if text.find(one.text[one.start : one.stop]) < place + one.start:
+                first = int(np.searchsorted(ends, place + one.start, side="right"))
+                past = int(np.searchsorted(begins, place + one.stop, side="left"))
+                found.update(range(first, min(past, first + ANSWER_TOKENS)))
+            place = text.find(one.text, place + 1)
+    return np.asarray(sorted(found), dtype=np.int64)
+
+
+def _with_facts(text: str, seed: int, index: int, asked: list[Asked]) -> str:
+    """`text` with one set of facts, of words and numbers or of codes; `asked` gets its questions."""
     from e2llm.data.synthetic import plant
     from e2llm.data.synthetic_codes import plant_codes
 
     if (keyed_hash(_CODES, seed, index) >> 11) / 2**53 < CODES:
-        return plant_codes(seed, index, text)
-    return plant(seed, index, text, quoted_pairs=False)
+        return plant_codes(seed, index, text, asked=asked)
+    return plant(seed, index, text, quoted_pairs=False, asked=asked)
 
 
 def _line_end(tokens: np.ndarray, room: int, tokenizer: PreTrainedTokenizerBase) -> int:

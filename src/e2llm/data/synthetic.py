@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,12 +25,22 @@ WORDS = tuple(dict.fromkeys((*NOUNS, *VERBS, *ADJECTIVES, *CODE_WORDS)))
 """Words that names are made of, in any order: a lookup learned on few names does not carry over to new ones."""
 
 
+class Asked(NamedTuple):
+    """A question with its answer, as it stands in a text, and which of its characters the answer is."""
+
+    text: str
+    start: int
+    stop: int
+
+
 class Draw:
     """Shorthands over one numpy Generator; state is the generator's alone."""
 
     def __init__(self, *key: int) -> None:
         self.rng = np.random.default_rng(key)
         self.words: Sequence[str] = WORDS
+        self.asked: list[Asked] = []
+        """The questions written so far."""
 
     def number(self, low: int, high: int) -> int:
         """Uniform integer, both ends included."""
@@ -139,7 +150,20 @@ PAIR_ASKS = ('"K": "V"', "'K': V", "| K | V |", "K: V", "K = V", "K=V", "(K V)")
 
 def fill(template: str, name: str, value: str) -> str:
     # As it is, also at the start of a sentence: a value that is asked for later must stand there letter by letter.
-    return "".join(name if part == "K" else value if part == "V" else part for part in _split(template))
+    return _filled(_split(template), name, value)
+
+
+def _filled(parts: Sequence[str], name: str, value: str) -> str:
+    return "".join(name if part == "K" else value if part == "V" else part for part in parts)
+
+
+def question(draw: Draw, template: str, name: str, value: str, quotes: tuple[str, str] = ("", "")) -> str:
+    """`fill` of a question, with `quotes` around its value; the draw remembers which characters the answer is."""
+    parts, quoted = _split(template), quotes[0] + value + quotes[1]
+    before = len(parts) - 1 - parts[::-1].index("V")
+    start = len(_filled(parts[:before], name, quoted)) + len(quotes[0])
+    draw.asked.append(Asked(_filled(parts, name, quoted), start, start + len(value)))
+    return draw.asked[-1].text
 
 
 def _split(template: str) -> list[str]:
@@ -176,7 +200,7 @@ def _facts(draw: Draw, rows: range) -> tuple[list[str], list[str]]:
                           for i, (k, v) in enumerate(zip(keys, values, strict=True))) + end]
         asks = (PAIR_ASKS[row],)
     chosen = draw.rng.permutation(len(keys))[: draw.number(1, min(5, len(keys)))].tolist()
-    return blocks, [fill(draw.pick(asks), keys[i], values[i]) for i in chosen]
+    return blocks, [question(draw, draw.pick(asks), keys[i], values[i]) for i in chosen]
 
 
 # --- passages ---------------------------------------------------------------------------------------------------------
@@ -224,14 +248,19 @@ def drawing(host: str, *key: int) -> Draw:
     return draw
 
 
-def plant(seed: int, index: int, host: str, *, quoted_pairs: bool = True) -> str:
+def plant(
+    seed: int, index: int, host: str, *, quoted_pairs: bool = True, asked: list[Asked] | None = None
+) -> str:
     """`host` with name–value facts between its lines and questions about them later and at its end.
 
     `quoted_pairs`: also as JSON. Facts planted in a user's text come without it (`data.planted`), as an evaluation asks
-    for pairs in that form; the embedded model and the quickstart were measured with it.
+    for pairs in that form; the embedded model and the quickstart were measured with it. `asked` gets the questions.
     """
     draw = drawing(host, seed, index, 2)
-    return weave(draw, host.split("\n"), *_facts(draw, range(0 if quoted_pairs else 1, len(PAIRS))))
+    text = weave(draw, host.split("\n"), *_facts(draw, range(0 if quoted_pairs else 1, len(PAIRS))))
+    if asked is not None:
+        asked += draw.asked
+    return text
 
 
 def key_values(seed: int, index: int) -> str:

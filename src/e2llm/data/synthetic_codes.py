@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from e2llm.data.synthetic import Draw, code_key, drawing, fill, names, phrase, value, weave
+from e2llm.data.synthetic import Asked, Draw, code_key, drawing, fill, names, phrase, question, value, weave
 from e2llm.data.synthetic_wordings import ask, statement
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -142,21 +142,31 @@ def asks(draw: Draw, facts: list[tuple[str, str]]) -> list[str]:
     """
     order = draw.rng.permutation(len(facts)).tolist()
     order += draw.rng.permutation(len(facts)).tolist()[: draw.number(0, len(facts) // 2)]
-    return [_written(draw, ask(draw), [facts[i]])[0] for i in order]
+    found = []
+    for i in order:
+        template, ((a, b), quotes) = ask(draw), _quotes(draw)
+        found.append(question(draw, template, a + facts[i][0] + b, facts[i][1], quotes))
+    return found
 
 
 def _written(draw: Draw, template: str, facts: list[tuple[str, str]]) -> list[str]:
     """`facts` in one wording, names and values in quotes of one kind each."""
+    (a, b), (c, d) = _quotes(draw)
+    return [fill(template, a + name + b, c + stored + d) for name, stored in facts]
+
+
+def _quotes(draw: Draw) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Around a name and around its value."""
     (a, b), (c, d) = draw.pick(QUOTES), draw.pick(QUOTES)
     if draw.chance(0.7):  # mostly one kind for both: else quotes would tell names from values
         c, d = a, b
     if draw.chance(0.15):  # double ones around one of the two: around both they would be the evaluation's
         (a, b), (c, d) = (('"', '"'), ("", "")) if draw.chance(0.5) else (("", ""), ('"', '"'))
-    return [fill(template, a + name + b, c + stored + d) for name, stored in facts]
+    return (a, b), (c, d)
 
 
-def plant_codes(seed: int, index: int, host: str) -> str:
-    """`host` with facts of codes between its lines and questions about them later.
+def plant_codes(seed: int, index: int, host: str, *, asked: list[Asked] | None = None) -> str:
+    """`host` with facts of codes between its lines and questions about them later. `asked` gets the questions.
 
     The questions of half of the sets stand together, midway and at the end, those of the others one by one: an
     evaluation's stands alone.
@@ -165,12 +175,14 @@ def plant_codes(seed: int, index: int, host: str) -> str:
     # A fact, or two with short codes, takes some 220 characters with its questions, of more tokens than as much text: a
     # short host holds few.
     facts = pairs(draw, min(MOST, max(2, len(host) // 1000)))
-    stated, asked = statements(draw, facts), asks(draw, facts)
+    stated, questions = statements(draw, facts), asks(draw, facts)
+    if asked is not None:
+        asked += draw.asked
     if draw.chance(0.5):
-        return weave(draw, lines, stated, asked)
+        return weave(draw, lines, stated, questions)
     cut = draw.number(len(lines) // 4, len(lines) // 2)
     before = weave(draw, lines[:cut], stated, []).removesuffix("\n")
-    return "\n".join([before, *_scattered(draw, lines[cut:], asked)]) + "\n"
+    return "\n".join([before, *_scattered(draw, lines[cut:], questions)]) + "\n"
 
 
 def _scattered(draw: Draw, lines: list[str], asked: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ Flows in: parts of a `Corpus`. Flows out: tensors, per sample and stacked. B = b
 
     input_ids      int64 (R,)
     labels         int64 (R,)  input_ids, or -100 where there is no loss; not shifted, transformers' models do that
+    loss_weights   float32 (R,)  only where some tokens count for more in the loss (`data.planted_weight`)
     position_ids   int64 (R,)  only with document_mask: 0, 1, 2, ... from the start of each document
     sample_index   int         absolute number of the sample in the run; seeds whatever else is drawn for it
 """
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset
 from e2llm.data.order import assign_sources, keyed_hash, number_within_source
 from e2llm.data.parts import PackedWindows, Part, TextPart, Window
 from e2llm.data.pieces import Jumps
+from e2llm.data.planted import PlantedPart
 
 Sample = dict[str, Any]
 IGNORED = -100
@@ -55,6 +57,7 @@ class WindowDataset(Dataset[Sample]):
         self.num_samples = num_samples
         self.seed = seed
         self.document_mask = document_mask
+        self.weighted = any(isinstance(part, PlantedPart) and part.answer_weight != 1 for part in parts)
         self._windows = [part.windows(window) for part in parts]
         for part, windows in zip(parts, self._windows, strict=True):
             if isinstance(part, TextPart):
@@ -77,7 +80,11 @@ class WindowDataset(Dataset[Sample]):
         seed = keyed_hash(_ORDER, self.seed, source) >> 1
         jumps = None if self.jumps is None else self.jumps(self.start + index)
         window = self._windows[source].draw(int(self._numbers[index]), seed, jumps)
-        return to_sample(window, self.start + index, document_mask=self.document_mask)
+        sample = to_sample(window, self.start + index, document_mask=self.document_mask)
+        if self.weighted:
+            weights = np.ones(len(window.tokens), np.float32) if window.weights is None else window.weights
+            sample["loss_weights"] = torch.from_numpy(weights)
+        return sample
 
 
 class HeldOutWindows(Dataset[Sample]):

@@ -33,21 +33,29 @@ Score = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 """Logits of a piece of the tokens, and which they are -> summed loss, gradient of the logits."""
 
 
-def summed_nats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def summed_nats(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss (float32 scalar, nats) of logits (N, V) and targets (N,) int64, and its gradient (N, V) in the
-    logits' own type: softmax minus one-hot, zero where the target is `IGNORED`. The arithmetic is float32."""
+    logits' own type: softmax minus one-hot, zero where the target is `IGNORED`. The arithmetic is float32. `weights`:
+    (N,) float32, how much each target counts; None: once."""
     counted = targets != IGNORED
     index = targets.clamp(min=0)[:, None]
     scores = logits.float()
     log_sum = torch.logsumexp(scores, dim=1, keepdim=True)
     nats = (log_sum - scores.gather(1, index))[:, 0]
     one_hot = torch.arange(scores.shape[1], device=scores.device) == index
-    gradient = (torch.exp(scores - log_sum) - one_hot.float()) * counted[:, None]
-    return torch.where(counted, nats, 0.0).sum(), gradient.to(logits.dtype)
+    counts = counted if weights is None else counted * weights
+    gradient = (torch.exp(scores - log_sum) - one_hot.float()) * counts[:, None]
+    return (torch.where(counted, nats, 0.0) * counts).sum(), gradient.to(logits.dtype)
 
 
 def distilled_nats(
-    logits: torch.Tensor, targets: torch.Tensor, taught: torch.Tensor, share: float
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    taught: torch.Tensor,
+    share: float,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `summed_nats`, with `share` of the loss replaced by the divergence KL(teacher || model) at the same tokens.
 
@@ -63,8 +71,9 @@ def distilled_nats(
     divergence = (probabilities * (wanted - (scores - log_sum))).sum(dim=1).clamp(min=0)  # rounding can leave -1e-8
     one_hot = torch.arange(scores.shape[1], device=scores.device) == index
     gradient = torch.exp(scores - log_sum) - (1 - share) * one_hot.float() - share * probabilities
-    total = torch.where(counted, (1 - share) * nats + share * divergence, 0.0).sum()
-    return total, (gradient * counted[:, None]).to(logits.dtype)
+    counts = counted if weights is None else counted * weights
+    total = (torch.where(counted, (1 - share) * nats + share * divergence, 0.0) * counts).sum()
+    return total, (gradient * counts[:, None]).to(logits.dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -110,6 +119,11 @@ class _ChunkedLoss(torch.autograd.Function):
         return of_hidden, None, None, None, *weights
 
 
+def next_weights(weights: torch.Tensor) -> torch.Tensor:
+    """Weights (B, T) of tokens -> those of the targets that `next_tokens` makes of them, (B * T,) float32."""
+    return F.pad(weights.float(), (0, 1))[:, 1:].reshape(-1)
+
+
 def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     """Labels (B, T) int64 -> targets (B * T,) int64: position p is scored against label p + 1, as transformers does."""
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
@@ -124,6 +138,7 @@ def chunked_forward(
     teacher: Teacher | None = None,
     distill: float = 0.0,
     from_first: bool = False,
+    weighted: bool = False,
 ) -> Iterator[None]:
     """Within the block, `model` (or what it wraps) computes the loss `rows` tokens at a time and returns no logits.
 
@@ -131,6 +146,8 @@ def chunked_forward(
     `FullLogitsWarning`. `compiled`: torch.compile the loss kernel (one pass over a piece's logits instead of many).
     `teacher`: in training mode, `distill` (0…1) of the loss follows its predictions for the same tokens at positions
     0, 1, 2, …; a model that keeps its own forward cannot have one (ValueError). `from_first`: as in `find_head`.
+    `weighted`: batches will have `loss_weights` (B, T) beside labels, how much each token counts; the loss is still
+    divided by the number of tokens. A model that keeps its own forward would pass over them (ValueError).
     """
     inner: Any = unwrap(model)
     if getattr(inner.config.get_text_config(), "output_router_logits", False):
@@ -149,6 +166,11 @@ def chunked_forward(
                 f"train.distill = {distill:g}: the step from hidden states to logits of model type "
                 f"{inner.config.model_type!r} is not known, so the loss cannot be made in pieces; use train.distill = 0"
             )
+        if weighted:
+            raise ValueError(
+                f"data.planted_weight: model type {inner.config.model_type!r} keeps its own loss, which weighs all "
+                "tokens alike; use data.planted_weight = 1"
+            )
         yield
         return
     inner.forward = types.MethodType(_forward(inner, teacher), inner)
@@ -166,18 +188,19 @@ def _given(num_items_in_batch: Any) -> dict[str, Any]:
 
 
 def _kernels(teacher: Teacher | None, distill: float, compiled: bool) -> Callable[..., Score]:
-    """Targets (N,), and the teacher's hidden states (N, H) or None -> score of a piece."""
+    """Targets (N,), the teacher's hidden states (N, H) or None, and weights (N,) or None -> score of a piece."""
     if compiled:
         keep_compile_workers()
     plain = torch.compile(summed_nats, dynamic=False) if compiled else summed_nats
     taught = torch.compile(distilled_nats, dynamic=False) if compiled and teacher else distilled_nats
 
-    def score_of(targets: torch.Tensor, lesson: torch.Tensor | None) -> Score:
+    def score_of(targets: torch.Tensor, lesson: torch.Tensor | None, weights: torch.Tensor | None) -> Score:
         def score(logits: torch.Tensor, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            counts = None if weights is None else weights[where]
             if lesson is None or teacher is None:
-                return plain(logits, targets[where])
+                return plain(logits, targets[where], counts)
             with torch.no_grad():
-                return taught(logits, targets[where], teacher.head(lesson[where]), distill)
+                return taught(logits, targets[where], teacher.head(lesson[where]), distill, counts)
 
         return score
 
@@ -191,12 +214,18 @@ def _output_forward(
 
     @functools.wraps(own)
     def forward(
-        self: Any, hidden: torch.Tensor, *args: Any, targets: Any = None, lesson: Any = None, **options: Any
+        self: Any,
+        hidden: torch.Tensor,
+        *args: Any,
+        targets: Any = None,
+        lesson: Any = None,
+        loss_weights: Any = None,
+        **options: Any,
     ) -> Any:
         if targets is None:
             return own(hidden, *args, **options)
         weights = [p for p in self.parameters() if p.requires_grad and torch.is_grad_enabled()]
-        return _ChunkedLoss.apply(hidden, head, score_of(targets, lesson), rows, *weights)
+        return _ChunkedLoss.apply(hidden, head, score_of(targets, lesson, loss_weights), rows, *weights)
 
     return forward
 
@@ -212,6 +241,7 @@ def _forward(model: Any, teacher: Teacher | None) -> Callable[..., Any]:
         *args: Any,
         labels: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
+        loss_weights: torch.Tensor | None = None,
         **options: Any,
     ) -> Any:
         if labels is None or args:
@@ -219,7 +249,9 @@ def _forward(model: Any, teacher: Teacher | None) -> Callable[..., Any]:
         hidden = self.base_model(input_ids=input_ids, **{"use_cache": False, **options}).last_hidden_state
         targets = next_tokens(labels).to(hidden.device)
         lesson = teacher.hidden(input_ids, **options).flatten(0, 1) if teacher is not None and self.training else None
-        total = self.get_output_embeddings()(hidden.flatten(0, 1), targets=targets, lesson=lesson)
+        weights = None if loss_weights is None else next_weights(loss_weights).to(hidden.device)
+        output = self.get_output_embeddings()
+        total = output(hidden.flatten(0, 1), targets=targets, lesson=lesson, loss_weights=weights)
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / torch.as_tensor(count, device=total.device))
 

@@ -200,7 +200,10 @@ def _loss_in_pieces(recipe: Recipe, model: nn.Module, teacher: Teacher | None) -
     compiled = config.compile == "layers"
     once = distributed.reads_once(recipe, Processes.of_environment())
     rows, share = config.logits_tokens, config.distill
-    return chunked_forward(model, rows, compiled=compiled, teacher=teacher, distill=share, from_first=once)
+    weighted = recipe.data.planted_weight != 1
+    return chunked_forward(
+        model, rows, compiled=compiled, teacher=teacher, distill=share, from_first=once, weighted=weighted
+    )
 
 
 def _finish(
