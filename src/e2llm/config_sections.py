@@ -109,6 +109,9 @@ class DataConfig:
         require(0 <= self.held_out_fraction < 1, "data.held_out_fraction", self.held_out_fraction, "use 0 to below 1")
         _check_planted("data", self.planted, self.planted_sets)
         require(self.planted_weight > 0, "data.planted_weight", self.planted_weight, "use a number above 0")
+        facts = self.planted > 0 or any(source.planted for source in self.sources)
+        without = "no window has facts to ask for: set data.planted above 0"
+        require(self.planted_weight == 1 or facts, "data.planted_weight", self.planted_weight, without)
 
 
 def _check_planted(section: str, share: float | None, sets: int | None) -> None:

@@ -228,9 +228,11 @@ def test_what_all_sources_have_and_one_has_otherwise(tmp_path, write, tokenizer)
         ({"planted": -0.1}, r"data\.planted = -0\.1: use a share between 0 and 1"),
         ({"planted_sets": 0}, r"data\.planted_sets = 0: use at least 1"),
         ({"planted_weight": 0}, r"data\.planted_weight = 0: use a number above 0"),
+        ({"planted_weight": 4}, r"data\.planted_weight = 4: no window has facts to ask for: set data\.planted above 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             DataConfig(**options)
+    assert DataConfig(sources=(SourceConfig(path="a", planted=0.1),), planted_weight=4).planted_weight == 4
     with pytest.raises(ValueError, match=r"data\.planted_weight = 4\.0: only the loss in pieces weighs tokens"):
         load_recipe("recommended", ["data.planted_weight=4", "train.logits_tokens=0"])
 
