@@ -1,4 +1,4 @@
-"""Answers that count for more: their weights reach the loss of a run, in one process and with gradients added up."""
+"""Answers that count for more: their weights reach the loss of a run, of adapters and with gradients added up too."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from e2llm.hf.chunked_loss import IGNORED, summed_nats
 from e2llm.train import train
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_weights_reach_the_loss(accumulated: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("accumulated", "rank"), [(1, 0), (2, 0), (1, 4)])
+def test_weights_reach_the_loss(accumulated: int, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "base").mkdir()
     base = make_base(tmp_path / "base")
     for file in (base / "text").iterdir():  # facts stand between lines
@@ -33,7 +33,8 @@ def test_weights_reach_the_loss(accumulated: int, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(chunked_loss, "summed_nats", spy)
     more = ("data.window=640", "data.planted=1", "data.planted_sets=1", "data.planted_weight=4", "train.steps=2")
-    more += (f"train.gradient_accumulation={accumulated}", "train.evaluate_windows=0", "train.logits_tokens=100000")
+    more += (f"train.gradient_accumulation={accumulated}", f"lora.rank={rank}")
+    more += ("train.evaluate_windows=0", "train.logits_tokens=100000")
     result = train(small(base, tmp_path / "run", *more), quiet=True)
     assert len(seen) == 2 * accumulated and any((weights == 4).any() for _, _, weights in seen)
     losses = list(logged(result.folder, "loss").values())
