@@ -18,6 +18,7 @@ import numpy as np
 from e2llm.data import Corpus
 from e2llm.data.order import keyed_hash
 from e2llm.data.parts import Part, Window
+from e2llm.data.planted import PlantedPart
 from e2llm.positions import frequencies, placement
 from e2llm.positions.placement import Placement, PlacementConfig
 from e2llm.train import run as training
@@ -118,9 +119,12 @@ def first_far(drawn: Placement, leading: int) -> int:
 
 
 def with_copies(corpus: Corpus, share: float) -> Corpus:
-    """`corpus` with `share` of each part's training windows copying a span of themselves."""
+    """`corpus` with `share` of each part's training windows copying a span of themselves. Raises ValueError where some
+    tokens count for more in the loss: they would no longer stand where they did."""
     if not share:
         return corpus
+    if any(isinstance(part, PlantedPart) and part.answer_weight != 1 for part in corpus.train):
+        raise ValueError(f"copied = {share:g}: not with data.planted_weight, whose tokens copies would move; use 1")
     return dataclasses.replace(corpus, train=tuple(_CopyingPart(part, share) for part in corpus.train))
 
 

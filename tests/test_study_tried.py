@@ -14,7 +14,9 @@ import torch
 from architectures import VOCABULARY, tiny_model
 from scripts_of import load_script
 
+from e2llm.data import Corpus
 from e2llm.data.parts import Window
+from e2llm.data.planted import PlantedPart
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.positions.frequencies import METHODS, frequencies
 from e2llm.positions.placement import PlacementConfig, PositionSampler
@@ -105,6 +107,9 @@ def test_a_share_of_the_windows_says_a_span_again(tried: Any) -> None:
         assert np.array_equal(before[span[0] - before[0] :][:size], span) and span[0] - before[0] + size <= 128
     assert 70 <= copied <= 130
     assert tried.with_copies("corpus", 0.0) == "corpus"
+    weighed = Corpus((PlantedPart(None, None, 0.5, 4, 4.0),), (), ())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"copied = 0\.5: not with data\.planted_weight"):
+        tried.with_copies(weighed, 0.5)
 
 
 class _Windows:
