@@ -19,12 +19,12 @@ from e2llm.data import Corpus
 from e2llm.data.order import keyed_hash
 from e2llm.data.parts import Part, Window
 from e2llm.data.planted import PlantedPart
+from e2llm.data.windows import IGNORED
 from e2llm.positions import frequencies, placement
 from e2llm.positions.placement import Placement, PlacementConfig
 from e2llm.train import run as training
 from e2llm.train.trainer import PlacingCollator
 
-IGNORED = -100
 _COPY = 0x636F7079  # keeps these random numbers apart from others drawn from the same seed
 
 

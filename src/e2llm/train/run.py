@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,16 @@ from torch import nn
 from e2llm.config import Recipe, load_recipe, to_plain, to_toml
 from e2llm.data import Corpus, HeldOutWindows, WindowDataset, build_corpus, check_sources
 from e2llm.hf import attending_far, enable_activation_checkpointing, get_extension, load_model
-from e2llm.hf.chunked_loss import chunked_forward
 from e2llm.hf.compiled import compile_layers, whole_layers
 from e2llm.hf.masks import one_document_a_row
 from e2llm.hf.read_once import is_placeholder
-from e2llm.hf.teacher import Teacher
 from e2llm.positions.placement import PositionSampler
 from e2llm.records import Record, make_row, portable
 from e2llm.train import distributed
 from e2llm.train.adapters import add_adapters
 from e2llm.train.callbacks import MetricsFile, ProgressBar, StopOnNaN, StopOnSignal
 from e2llm.train.distributed import Processes
+from e2llm.train.loss import loss_in_pieces, teacher_of
 from e2llm.train.masks import tell_of_slow_attention
 from e2llm.train.memory import check_memory
 from e2llm.train.offloading import check_room, offload, remove_offloaded
@@ -150,7 +149,7 @@ def _run(
     callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> TrainResult:
     """Train, measure the held-out loss, write what a run folder holds."""
-    teacher = _teacher(recipe, model)  # of the weights as they are before anything is trained
+    teacher = teacher_of(recipe, model)  # of the weights as they are before anything is trained
     tell_of_slow_attention(recipe, model, Processes.of_environment())
     # Before layers are compiled or sharded: it reads a few tokens to see whether the model can.
     with attending_far(model) if recipe.placement.far_weight else nullcontext():
@@ -159,7 +158,7 @@ def _run(
             trainer.add_callback(callback)
         assert trainer.model is not None
         masks = nullcontext() if recipe.data.document_mask else one_document_a_row()
-        with _as_before(trainer.model), masks, whole_layers(), _loss_in_pieces(recipe, trainer.model, teacher):
+        with _as_before(trainer.model), masks, whole_layers(), loss_in_pieces(recipe, trainer.model, teacher):
             _claim(recipe, folder, Processes.of_environment())
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -181,29 +180,6 @@ def _as_before(model: nn.Module) -> Iterator[None]:
             model.__dict__.pop(name, None)
         if before is not None:
             model.forward = before
-
-
-def _teacher(recipe: Recipe, model: nn.Module) -> Teacher | None:
-    if not recipe.train.distill:
-        return None
-    teacher = Teacher(model, torch.bfloat16 if recipe.train.precision == "bfloat16" else None)
-    if recipe.train.compile == "layers":
-        compile_layers(teacher.model)
-    return teacher
-
-
-def _loss_in_pieces(recipe: Recipe, model: nn.Module, teacher: Teacher | None) -> AbstractContextManager[None]:
-    config = recipe.train
-    if not config.logits_tokens:
-        return nullcontext()
-    # After adapters: an output layer that they replaced is the one to call.
-    compiled = config.compile == "layers"
-    once = distributed.reads_once(recipe, Processes.of_environment())
-    rows, share = config.logits_tokens, config.distill
-    weighted = recipe.data.planted_weight != 1
-    return chunked_forward(
-        model, rows, compiled=compiled, teacher=teacher, distill=share, from_first=once, weighted=weighted
-    )
 
 
 def _finish(
