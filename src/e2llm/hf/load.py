@@ -173,11 +173,22 @@ def load_model(
         return _kept_trainable(model) if quantization != "none" else model.to(device)
 
     model = (read_once(read, lambda: _build_empty(base or name, arguments)) if once else read()).eval()
-    info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
-    if info is None and base is not None and Path(base).expanduser().is_dir():
-        info = CheckpointInfo.load(Path(base).expanduser())
+    info = load_info(name)
     extend_as_told(model, name, info, method=method, native_window=native_window, attention=attention)
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
+
+
+def load_info(name: str) -> CheckpointInfo | None:
+    """e2llm.json of a folder (of an adapter, its own or its base's) or beside a GGUF file; None where there is none.
+    Raises ValueError for what is no model."""
+    path = _check_name(name)
+    if not path.exists():
+        return None
+    info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path)
+    if info is None and path.is_dir() and is_adapter(path):
+        base = Path(_base_of_adapter(path)).expanduser()
+        info = CheckpointInfo.load(base) if base.is_dir() else None
+    return info
 
 
 def _quantized(name: str, base: str | None, dtype: str, device: torch.device) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.tensor_parallel import check_model
 from e2llm.train.trainer import JumpsOf, PlacingCollator, PlacingTrainer, complete_checkpoints
+from e2llm.train.unloaded import check_unloaded
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def train(
     check_memory(recipe, processes)
     checkpoint = _check_folder(recipe, folder, resume, processes)
     check_sources(recipe.data)
+    check_unloaded(recipe)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
