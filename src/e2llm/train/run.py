@@ -84,6 +84,9 @@ def train(
     checkpoint = _check_folder(recipe, folder, resume, processes)
     check_sources(recipe.data)
     check_unloaded(recipe)
+    left_out = distributed.devices_left_out(processes, torch.cuda.device_count())
+    if left_out and not quiet:
+        console.print(left_out, highlight=False, soft_wrap=True)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
