@@ -266,15 +266,22 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     path = _check_name(name)
-    if path.is_dir() and is_adapter(path):
-        return load_config(_base_of_adapter(path), trust_remote_code=trust_remote_code)
-    source = str(path) if path.exists() else name
-    extra: dict[str, Any] = {}
-    if path.suffix == ".gguf":
-        source, extra = _gguf_arguments(path)
-        extra.pop("quantization_config")
+    source, extra = config_source(name)
     with _reading(name, path):
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+
+
+def config_source(name: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds a model's config: folder or hub name, and an argument for a GGUF file in it. Of an
+    adapter's folder its base's. Raises ValueError."""
+    path = _check_name(name)
+    if path.is_dir() and is_adapter(path):
+        return config_source(_base_of_adapter(path))
+    if path.suffix != ".gguf":
+        return str(path) if path.exists() else name, {}
+    folder, extra = _gguf_arguments(path)
+    _check_unscaled(path)
+    return folder, {"gguf_file": extra["gguf_file"]}
 
 
 def _merged(model: nn.Module, adapter: Path) -> Any:

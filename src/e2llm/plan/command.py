@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `e2llm plan`."""
-    parser.add_argument("model", help="model folder, config.json or hub name; only its config is read")
+    parser.add_argument("model", help="model or adapter folder, config.json, .gguf or hub name; no weights are read")
     parser.add_argument("--recipe", default="recommended", help="shipped recipe or TOML file (recommended)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.batch_size=4")
     parser.add_argument("--gpu", help="h100, h200, a100, l40s or rtx4090 (default: the one present, else h100)")
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from e2llm.config import load_recipe
-    from e2llm.hf import CheckpointInfo
+    from e2llm.hf.load import is_adapter, load_info
     from e2llm.plan.facts import facts_of
     from e2llm.plan.runtimes import applied, table
     from e2llm.plan.shape import read_config, shape_of
@@ -38,9 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     config, raw = read_config(arguments.model)
     shape = shape_of(config)
     path = Path(arguments.model).expanduser()
-    info = CheckpointInfo.load(path) if path.is_dir() else None
+    info = load_info(arguments.model) if path.is_dir() or path.suffix == ".gguf" else None
     runtimes = applied(config, info, arguments.model)
     facts = facts_of(shape, recipe, gpu, arguments.gpus, raw, info, runtimes)
+    if path.is_dir() and is_adapter(path):
+        facts["warnings"].append(
+            f"{arguments.model} holds an adapter: all of this is of its base with the adapter merged in, which is what "
+            "runtimes other than e2llm are to be given (e2llm export)"
+        )
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -72,7 +77,8 @@ def _gpu(name: str | None) -> Gpu:
 def _check_gpus(recipe: Recipe, gpus: int) -> None:
     strategy = recipe.distributed.strategy
     if gpus < 1 or (gpus > 1) != (strategy != "none"):
-        text = "none is for one, the others for more"
+        more = "; for several: --set distributed.strategy=fsdp2 (or ddp, deepspeed)" if gpus > 1 else "; use --gpus 1"
+        text = "none is for one, the others for more" + (more if strategy == "none" else "; say how many by --gpus")
         raise ValueError(f"gpus = {gpus} with distributed.strategy = {strategy!r}: {text}")
     if (share := recipe.distributed.tensor_parallel) > 1:
         raise ValueError(
@@ -80,7 +86,9 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
             "distributed.strategy = fsdp2, or measure it: e2llm benchmark train --parallelism tensor"
         )
     if recipe.distributed.shard and gpus % recipe.distributed.shard:
-        raise ValueError(f"gpus = {gpus}: distributed.shard = {recipe.distributed.shard} does not divide it")
+        sizes = ", ".join(str(n) for n in range(2, gpus + 1) if gpus % n == 0)
+        shard = recipe.distributed.shard
+        raise ValueError(f"gpus = {gpus}: distributed.shard = {shard} does not divide it; use one of {sizes}")
     recipe.accumulation(gpus)  # whether the batch divides
 
 
