@@ -32,14 +32,15 @@ with `use_liger_kernel`, `hf-liger-compile` with both, and without Liger's fused
 (`-own-rope`) or all but the loss (`-loss-only`), for together they do not run everywhere; `litgpt` that package's
 model in a plain loop, all weights without recomputation (no adapters), `unsloth` that package's model in the same
 Trainer with the settings of its documentation: where all weights train, they and AdamW's state are bfloat16 then,
-without float32 copies; `unsloth-float32` holds both in float32. torchtitan is no contestant: it trains model classes of its own, not transformers', and asks for a nightly
-PyTorch (0.3.0, looked at on 2026-11-25, [decisions](decisions.md)). `e2llm-plain-positions` is our trainer without
-random scales and offsets. Each contestant has a process of its own, one after another; figures are medians over blocks
-of steps after a warm-up that takes in compilation, in parentheses the slowest and the fastest block. Ratios stand
-between trainers of one run on one card unless another run is named, each at its fastest batch size, those to plain
-positions at the same one; memory is compared at the same batch size and is the allocator's peak over the whole run.
-The share of peak counts 6 FLOPs for a trained weight, 4 for a frozen one and 6 · layers · width · window for
-attention, nothing for recomputation, against 989 TFLOP/s."""
+without float32 copies; `unsloth-float32` holds both in float32. torchtitan is no contestant: it trains model classes
+of its own, not transformers', and asks for a nightly PyTorch (0.3.0, looked at on 2026-11-25,
+[decisions](decisions.md)). `e2llm-plain-positions` is our trainer without random scales and offsets. Each contestant
+has a process of its own, one after another; figures are medians over blocks of steps after a warm-up that takes in
+compilation, in parentheses the slowest and the fastest block. Ratios stand between trainers of one run on one card
+unless another run is named, each at its fastest batch size, those to plain positions at the same one; memory is
+compared at the same batch size and is the allocator's peak over the whole run. The share of peak counts 6 FLOPs for a
+trained weight, 4 for a frozen one and 6 · layers · width · window for attention, nothing for recomputation, against
+989 TFLOP/s."""
 NOTHING = "No Record yet: `python benchmarks/train_gpu.py` makes them on a machine with a GPU."
 COLUMNS = {
     "tokens_per_second": "tokens/s",
