@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,6 @@ INFO = CheckpointInfo(method="yarn", native_window=4096, training_window=4096, m
     ],
 )
 def test_warnings(raw: dict[str, Any], info: CheckpointInfo | None, found: list[str]) -> None:
-    import re
-
     texts = warnings_of(raw, info)
     assert len(texts) == len(found), texts
     assert all(re.search(pattern, text) for pattern, text in zip(found, texts, strict=True)), texts
@@ -239,6 +238,13 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     told = capsys.readouterr().out
     assert "native window 512" in told and "fits" in told and "warning:" not in told
     assert "16,384      32" in told, "the largest window and its scale"
+    fused = ["--set", "train.compile=layers", "--set", "data.window=512", "--gpu", "h100"]
+    assert main(["plan", str(TINY), *fused]) == 0
+    compiled = capsys.readouterr().out
+    speed = re.search(r"([\d,]+ tokens/s), ", compiled)
+    assert speed and "not compiled, a speed that rests on one run of a small model; with" in told
+    assert f"--set train.compile=layers: {speed[1]}" in told
+    assert "not compiled" not in compiled
     assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2"]) == 2
     told = capsys.readouterr().err
     assert "gpus = 2 with distributed.strategy = 'none': none is for one" in told and "--set distributed.str" in told

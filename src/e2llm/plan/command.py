@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     millions = f"{shape.num_parameters / 1e6:,.1f}M"
     lines = [f"{shape.model_type}, {millions} parameters, native window {shape.native_window:,}"]
-    lines += _training(facts["training"], recipe.model.offload)
+    lines += _training(facts["training"], recipe.model.offload, recipe.train.compile == "layers")
     lines += _serving(facts["serving"])
     lines += ["", *table(runtimes)]
     lines += [f"warning: {text}" for text in facts["warnings"]]
@@ -92,7 +92,7 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
     recipe.accumulation(gpus)  # whether the batch divides
 
 
-def _training(facts: Facts, offload: str) -> list[str]:
+def _training(facts: Facts, offload: str, recipe_compiles: bool) -> list[str]:
     from e2llm.plan.fitting import Alternative, offers
 
     lines = ["", "training, {batch_size} x {window} tokens on each of {gpus} {gpu}:".format(**facts)]
@@ -112,6 +112,11 @@ def _training(facts: Facts, offload: str) -> list[str]:
         return [*lines, f"  speed: not known for {unknown}"]
     speeds = f"{step['tokens_per_second']:,.0f} tokens/s, {step['hours']:,.2f} hours"
     lines.append(f"  {speeds} for {facts['steps']} steps of {step['windows']} windows")
+    if not recipe_compiles and (fused := step["tokens_per_second_compiled"]):
+        lines.append(
+            "  its layers are not compiled, a speed that rests on one run of a small model; with --set "
+            f"train.compile=layers: {fused:,.0f} tokens/s"
+        )
     if facts["gpus"] > 1:
         lines.append(
             f"  a step: {step['computing_seconds']:.2f} s of computing, {step['optimizer_seconds']:.2f} s of the "
