@@ -45,7 +45,7 @@ from e2llm.infer import Engine
 from e2llm.records import Record, portable, write_atomic
 
 HERE = Path(__file__).parent
-OURS = ("plain", "paper", "recommended", "recommended-planted")
+OURS = ("plain", "paper", "recommended", "recommended-planted", "recommended-six-of-ten")
 FORMER = "jumps"
 """What was recommended before: nobody's rival."""
 SPEED = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
@@ -259,7 +259,7 @@ def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | 
                     )
                     partial = one.folder / "evaluation.partial.jsonl"
                     records.append(evaluate(engine, texts, config, windows=(window,), partial=partial, progress=True))
-    except TimeEnded:
+    except (TimeEnded, KeyboardInterrupt):  # lanes.py interrupts what its own time ends for
         if not records:
             return None
     return final_record(one, engine, records, args.shared_gpu, names[len(records) :])

@@ -62,6 +62,7 @@ def train(name: str, way: Way, args: argparse.Namespace) -> dict[str, Any]:
             f"data.sources=[{sources}]",
             f"data.cache_dir={args.work / 'cache'}",
             "data.held_out_fraction=0.01",
+            "data.planted_weight=1",
             f"train.steps={args.steps}",
             "train.log_every=1",
             # Two windows: float32 has no attention kernel for grouped keys, so R x R scores a head are held; and

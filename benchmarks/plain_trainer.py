@@ -44,6 +44,7 @@ def check(recipe: Recipe) -> None:
         ("train.distill", recipe.train.distill, 0.0),
         ("data.document_mask", recipe.data.document_mask, False),
         ("data.pieces", recipe.data.pieces, "row"),
+        ("data.planted_weight", recipe.data.planted_weight, 1.0),
         ("distributed.strategy", recipe.distributed.strategy, "none"),
         ("train.evaluate_every", recipe.train.evaluate_every, 0),
     ):

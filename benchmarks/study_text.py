@@ -39,9 +39,10 @@ class FolderText:
             raise ValueError(f"text = {str(folder)!r}: no train/*.txt there; name a folder that has them, or {STDLIB}")
 
     def sources(self, planted: float | None, sets: int | None) -> str:
-        """Every file by its size; facts are planted into that share of each one's windows (default 0)."""
+        """Every file by its size; facts are planted into that share of each one's windows (default 0), up to 4 sets of
+        them in one where no number is given."""
         more = f', separator="<|endoftext|>", planted={planted or 0.0}'
-        more += "" if sets is None else f", planted_sets={sets}"
+        more += f", planted_sets={4 if sets is None else sets}" if planted else ""
         return "[" + ", ".join(
             f"{{path={json.dumps(str(file))}, weight={file.stat().st_size}{more}}}" for file in self.files
         ) + "]"  # fmt: skip

@@ -46,6 +46,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["generate", "m", "--prompt", "a", "--prompt-file", "b"], "give either --prompt"),
         (["evaluate", "m", "--suite", "ruler"], "corpora = {}: give at least one"),
         (["evaluate", "m", "--suite", "choice"], "corpora = {}: give at least one"),
+        (["evaluate", "m", "--depths", "0.5", "0.2"], "depths = [0.5, 0.2]: use two shares of the text"),
         (["evaluate", "m", "--qa", "qa_3=x"], "qa = ['qa_3']: name qa_1 or qa_2"),
         (["evaluate", "m", "--method", "yarn", "--neighbours", "9"], "with method = 'self_extend' only"),
         (["generate", "m", "--prompt-file", "nowhere.txt"], "prompt-file = 'nowhere.txt': no such file"),

@@ -71,7 +71,10 @@ def test_it_leaves_the_base_as_it_was_and_other_draws_differ(plain: ModuleType, 
     assert first["train", 1, 0.0] == pytest.approx(other["train", 1, 0.0], abs=0.05), "the windows are the same"
 
 
-@pytest.mark.parametrize("setting", ["lora.rank=4", "data.document_mask=true", "train.distill=0.5", "method=longrope"])
+@pytest.mark.parametrize(
+    "setting",
+    ["lora.rank=4", "data.document_mask=true", "data.planted_weight=4", "train.distill=0.5", "method=longrope"],
+)
 def test_what_it_does_not_do_is_refused(setting: str, plain: ModuleType, base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{setting.split('=')[0]} = .*: the plain reference knows"):
         plain.run(small(base, tmp_path / "run", setting))

@@ -192,7 +192,7 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "calibrate",
         help="measure which scale reads each window best, and keep it with the checkpoint",
         description="Measure perplexity at several scales for each window, ask pass keys at those that could be taken, "
-        "and write the best ones (the lowest loss among those that find the keys) into the checkpoint's e2llm.json, "
+        "and write the best ones (of those that find the most keys, the lowest loss) into the checkpoint's e2llm.json, "
         "where serving and evaluation find them. Use text that no result is reported on.",
     )
     add = parser.add_argument
@@ -201,8 +201,8 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     add("--windows", type=window_tokens, nargs="+", default=(), metavar="TOKENS", help="default: the ladder's")
     shares = "scales tried, as shares of window / native (default: 0.5 0.625 0.75 0.875 1 1.25)"
     add("--ratios", type=float, nargs="+", default=(0.5, 0.625, 0.75, 0.875, 1.0, 1.25), metavar="R", help=shares)
-    keys = "pass keys asked at a window and scale, in the first corpus (24), half of them where smaller scales do not \
-reach: first at a scale that covers the window, then at others by loss until one finds them too; 0: go by loss alone"
+    keys = "pass keys asked at a window and scale, in the first corpus (24): first at scales that cover the window, at \
+others where those miss some; 0: go by loss alone"
     add("--prompts", type=int, default=24, help=keys)
     add("--max-documents", type=int, default=4, help="documents per corpus (4)")
     add("--dtype", choices=["float32", "bfloat16", "float16", "auto"])

@@ -80,10 +80,10 @@ class Recipe:
             "shards what would not fit: use strategy ddp, or train.distill = 0",
         )
         require(
-            self.data.planted_weight == 1 or self.train.logits_tokens > 0,
+            not self.data.weighs_tokens or self.train.logits_tokens > 0,
             "data.planted_weight",
             self.data.planted_weight,
-            "only the loss in pieces weighs tokens: use train.logits_tokens = 8192, or planted_weight = 1",
+            "only the loss in pieces weighs tokens: use train.logits_tokens = 8192, or data.planted_weight = 1",
         )
         flash = "flash" in (self.model.attn_implementation or "")
         require(

@@ -96,7 +96,8 @@ class DataConfig:
     """Most sets of such facts in one window, each of up to 14 names; as many as are drawn from 1 to this, or as fit."""
     planted_weight: float = 1.0
     """How much the first three tokens of an answer to such a fact count in the loss: they are the choice among the
-    values that were stated, what follows is copied. Above 1 teaches the choice with less planted text."""
+    values that were stated, what follows is copied. Above 1 teaches the choice with less planted text; without facts
+    there is nothing to weigh."""
     held_out_fraction: float = 0.01
     """Share of documents, per source, kept for the evaluation loss. At least one document where a source has two."""
     seed: int = 0
@@ -109,9 +110,12 @@ class DataConfig:
         require(0 <= self.held_out_fraction < 1, "data.held_out_fraction", self.held_out_fraction, "use 0 to below 1")
         _check_planted("data", self.planted, self.planted_sets)
         require(self.planted_weight > 0, "data.planted_weight", self.planted_weight, "use a number above 0")
-        facts = self.planted > 0 or any(source.planted for source in self.sources)
-        without = "no window has facts to ask for: set data.planted above 0"
-        require(self.planted_weight == 1 or facts, "data.planted_weight", self.planted_weight, without)
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether some tokens may count for more in the loss: facts are planted, and `planted_weight` is not 1."""
+        shares = [self.planted if source.planted is None else source.planted for source in self.sources]
+        return self.planted_weight != 1 and any(shares or [self.planted])
 
 
 def _check_planted(section: str, share: float | None, sets: int | None) -> None:

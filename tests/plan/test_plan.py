@@ -112,7 +112,8 @@ def test_memory_and_speed_follow_the_recipe() -> None:
     assert two["activations"] == 2 * one["activations"]
     saving = training_memory(shape, recipe("train.batch_size=1", "train.gradient_checkpointing=true"))
     assert saving["activations"] < one["activations"]
-    pieces, whole = (training_memory(shape, recipe(f"train.logits_tokens={n}"))["logits"] for n in (1024, 0))
+    settings = ((f"train.logits_tokens={n}", "data.planted_weight=1") for n in (1024, 0))
+    pieces, whole = (training_memory(shape, recipe(*given))["logits"] for given in settings)
     assert pieces < whole / 16
     once, weighed = (recipe(f"placement.far_weight={weight}") for weight in (0, 1))  # 16 channels a head, 32 more
     heads = shape.num_query_channels // 16 + shape.num_key_channels // 16

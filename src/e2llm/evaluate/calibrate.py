@@ -2,10 +2,9 @@
 
 Flows in: a loaded checkpoint, long documents that no result is reported on. Flows out: a Record of perplexity and pass
 keys over (window, scale) and the schedule made of each window's best. The ladder's g = window / L is the smallest scale
-at which no position lies outside what training drew; a model that was trained at every distance may read better at
-less. Perplexity alone misleads: most tokens need nothing from far away, and a scale at which far keys are lost can
-still have the lowest loss. Hence both are asked, keys where a smaller scale would lose them and only at scales that
-could be taken (`scale_rule`).
+at which no position lies outside what training drew. Perplexity alone misleads: most tokens need nothing from far
+away, and a smaller scale, at which far keys are lost, often has the lowest loss. Hence both are asked, keys only where
+the answer could decide (`scale_rule`).
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2llm.evaluate.config import WHOLE_TEXT, EvaluateConfig
+from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.ranks import Ranks, launched
 from e2llm.evaluate.run import evaluate, finish, plan_parts
-from e2llm.evaluate.scale_rule import best_scale, key_parts, next_question, rounded
+from e2llm.evaluate.scale_rule import best_scale, next_scale, rounded
 from e2llm.infer import Engine
 from e2llm.positions.choose import Schedule, Step, ladder
 from e2llm.records import Record
@@ -37,8 +36,8 @@ class Calibration:
 
     schedule: Schedule
     record: Record
-    """kind `calibrate`: perplexity by window, scale and corpus; pass keys of the first corpus by window, scale and part
-    of the text (`depths`), where they were asked. Its config says the parts of each window and what was chosen."""
+    """kind `calibrate`: perplexity by window, scale and corpus; pass keys of the first corpus by window and scale,
+    where they were asked. Its config says what was chosen."""
 
 
 def calibrate(
@@ -53,37 +52,39 @@ def calibrate(
     progress: bool = False,
     ranks: Ranks = Ranks(),  # noqa: B008  a frozen value
 ) -> Calibration:
-    """Measure every window at every ratio * window / L and keep the best: the lowest nats a token over all corpora
-    together, among those that find as many pass keys as a scale that covers the window (`scale_rule.best_scale`).
+    """Measure every window at every ratio * window / L and keep the best: the scale that finds the most pass keys of
+    those that cover the window, by the lowest nats a token over all corpora together where several find as many; a
+    smaller one where it finds clearly more, or where nothing is found (`scale_rule.best_scale`).
 
-    `prompts`: pass keys asked at a scale, the same ones at each, in the first corpus's documents: half of them in the
-    part of the window that the scales below window / L leave beyond reach. They are asked at a scale that covers the
-    window first, then at others by perplexity until one finds enough. 0 goes by perplexity alone, which can choose a
-    scale that loses what stands far away.
+    `prompts`: pass keys asked at a scale, the same ones at each, in the first corpus's documents. They are asked at
+    scales that cover the window first, at others where those miss some. 0 goes by perplexity alone, which often
+    chooses a scale that loses what stands far away.
 
     `windows`: longer than the native one, which keeps scale 1 (the model as it was); () for the ladder's up to
     max_scale * L that the documents reach. The ladder's windows between those that were measured get scales between
     theirs (`between`). `config` carries labels and what is written into the Record. With several `ranks` each process
     calls this and goes by the first one's questions. Raises ValueError for windows that are not longer than L, ratios
-    that are not positive, a single prompt, documents that are too short, and keys that cannot be asked.
+    that are not positive, documents that are too short, and keys that cannot be asked.
     """
     windows = sorted(windows) or _ladder_windows(engine, corpora)
     _check(engine, corpora, windows, ratios, prompts)
     first = dict(list(corpora.items())[:1])
     readings = {window: _reading(engine, config, window, ratios) for window in windows}
-    askings = {window: _askings(engine, readings[window], prompts) for window in windows}
-    for window in windows:  # keys that cannot be asked are refused before anything is read
-        for asking in askings[window].values():
-            plan_parts(engine, _cut(first, window), asking)
+    asking = {
+        window: dataclasses.replace(reading, protocols=("pass_key",), prompts=prompts)
+        for window, reading in readings.items()
+        if prompts
+    }
+    for window in asking:  # keys that cannot be asked are refused before anything is read
+        plan_parts(engine, _cut(first, window), asking[window])
     common: dict[str, Any] = {"partial": partial, "progress": progress, "ranks": ranks}
     records: list[Record] = []
     for window in windows:
         read = evaluate(engine, _cut(corpora, window), readings[window], **common)
         records.append(read)
-        parts = tuple(askings[window])
-        while question := ranks.from_first(next_question(_rows(records), window, engine.native_window, parts)):
-            asking = dataclasses.replace(askings[window][question.depths], scales=(question.scale,))
-            records.append(evaluate(engine, _cut(first, window), asking, **common))
+        while prompts and (scale := ranks.from_first(next_scale(_rows(records), window, engine.native_window))):
+            keys = dataclasses.replace(asking[window], scales=(scale,))
+            records.append(evaluate(engine, _cut(first, window), keys, **common))
     rows = _rows(records)
     best = [Step(window, best_scale(rows, window, engine.native_window)) for window in windows]
     schedule = between((Step(engine.native_window, 1.0), *best), engine.max_scale)
@@ -91,7 +92,6 @@ def calibrate(
         "protocols": ["whole", "pass_key"] if prompts else ["whole"],
         "prompt": records[-1].config["prompt"],
         "prompts": prompts,
-        "depths": {str(window): [list(depths) for depths in askings[window]] for window in windows},
         "windows": list(windows),
         "ratios": list(ratios),
         "scales": [],
@@ -104,17 +104,7 @@ def calibrate(
 def _reading(engine: Engine, config: EvaluateConfig, window: int, ratios: Sequence[float]) -> EvaluateConfig:
     """Perplexity of one window at every scale tried."""
     scales = _candidates(window / engine.native_window, ratios)
-    return dataclasses.replace(config, windows=(window,), scales=scales, protocols=("whole",), depths=WHOLE_TEXT)
-
-
-def _askings(engine: Engine, reading: EvaluateConfig, prompts: int) -> dict[tuple[float, float], EvaluateConfig]:
-    """Part of the text -> the keys asked there; {} where none are."""
-    (window,) = reading.windows
-    parts = key_parts(reading.scales, window, engine.native_window, prompts) if prompts else {}
-    return {
-        depths: dataclasses.replace(reading, protocols=("pass_key",), prompts=count, depths=depths)
-        for depths, count in parts.items()
-    }
+    return dataclasses.replace(config, windows=(window,), scales=scales, protocols=("whole",))
 
 
 def _cut(corpora: Mapping[str, Sequence[Document]], window: int) -> dict[str, list[Document]]:
@@ -173,8 +163,8 @@ def _check(
         )
     if not ratios or any(not math.isfinite(ratio) or ratio <= 0 for ratio in ratios):
         raise ValueError(f"ratios = {list(ratios)}: use positive numbers, such as 0.5 to 1.25")
-    if prompts < 0 or prompts == 1:
-        raise ValueError(f"prompts = {prompts}: ask 24 or more pass keys a scale (2 at least), or 0 for none")
+    if prompts < 0:
+        raise ValueError(f"prompts = {prompts}: ask 24 or more pass keys a scale, or 0 for none")
     for label, documents in corpora.items():
         short = [d.name for d in documents if len(d.tokens) < max(windows)]
         if short or not documents:

@@ -19,6 +19,7 @@ from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.suites import NAMES as TEXT_SUITES
 from e2llm.records import Record
 
+_TUPLES = ("windows", "scales", "protocols", "kv_files", "depths")
 _NOT_CONFIG = {"command", "stage", "traceback", "argv", "gpus"}
 _PROTOCOLS = "whole sliding position difference key_tokens; pass_key uuid_kv needle multi_needle kv_pairs; attention; \
 RULER's niah_single_1 to qa_2"
@@ -64,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=int, help="tokens one step of the sliding window scores (default: 256)")
     add("--max-strides", type=int, help="steps of the sliding window a document (default: 64)")
     add("--prompts", type=int, help="retrieval prompts per window (default: 20)")
+    part = "part of the text that the asked fact of pass_key and uuid_kv stands in, as two shares (default: 0 1)"
+    add("--depths", type=float, nargs=2, metavar=("LOW", "HIGH"), help=part)
     together = "questions asked at once, where the model can be served in batches (default: 1; short: 8)"
     add("--batch-size", type=int, metavar="N", help=together)
     template = "ask through the chat template (default: retrieval no, suites where published)"
@@ -123,7 +126,7 @@ def _texts(given: dict[str, Any]) -> tuple[Record, str]:
     short = _short_of_choice(given) if suite == "choice" else None
     _refuse_options(given, EvaluateConfig, extra="corpus", hint="it belongs to --suite longbench, leval or short")
     given["corpora"] = dict(given.pop("corpus", []))
-    given |= {name: tuple(given[name]) for name in ("windows", "scales", "protocols", "kv_files") if name in given}
+    given |= {name: tuple(given[name]) for name in _TUPLES if name in given}
     if "qa" in given:
         given["qa"] = dict(given["qa"])
     if suite not in (None, "choice"):

@@ -1,11 +1,12 @@
 """Which scale is taken for a window, and what must still be asked to know: keys decide first, then perplexity.
 
 Flows in: rows of a calibration (perplexity at every scale, pass keys where some were asked). Flows out: the scale, or
-the next question. Knows no model; every answer depends on the rows alone.
+the next one to ask at. Knows no model; every answer depends on the rows alone.
 
 Positions in training reach at most scale * L. A scale below window / L leaves the beginning of the window farther from
-its end than anything that training drew, and what stands there may be lost, while perplexity, for which that part
-hardly counts, is better. So half of the keys are asked there (`key_parts`).
+its end than anything that training drew. What stands there is lost, and perplexity, for which that part hardly counts,
+is better; pass keys, the easiest question there is, may still be found there where others are not. So a scale that
+covers the window is taken where it finds keys, unless a smaller one finds clearly more of them all over the text.
 """
 
 from __future__ import annotations
@@ -16,27 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from e2llm.evaluate.config import WHOLE_TEXT, depths_label
-
 Rows = Sequence[Mapping[str, Any]]
-Depths = tuple[float, float]
 
 KEYS_FOR_ONE = 12
-"""Keys asked for each one that a scale may find fewer than the reference; of fewer than 12 none.
+"""A smaller scale must find more keys than the reference by more than one of every 12 that are asked.
 
-A scale as good as the reference misses one key in fifty by luck. One that reached 7/8 of a window still found 0.71 to
-0.77 of the keys beyond its reach (SmolLM2-135M at 64k and 128k), so a lost key or two tell them apart. Of 12 keys with
-one forgiven the good scale is refused in 2 % of cases, the bad one taken in 14 %; of 24 with two, in 1 % and 3 %. Of 5
-with one forgiven the bad scale would be taken in 61 % of cases, with none in 22 %. A good scale that is refused costs
-half a percent of perplexity, a bad one that is taken every fourth fact of the window's beginning."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """Keys of one part of the text at one scale."""
-
-    scale: float
-    depths: Depths
+SmolLM2-135M finds all pass keys at the scale that covers 64k or 128k, and 11 of 12 in the first eighth at 7/8 of it,
+which that scale does not reach; of `uuid_kv` it finds 3 of 10 there. By a key or two no scale is better, therefore."""
 
 
 def rounded(scale: float) -> float:
@@ -44,75 +31,62 @@ def rounded(scale: float) -> float:
     return float(f"{scale:.3g}")
 
 
-def key_parts(scales: Sequence[float], window: int, native_window: int, prompts: int) -> dict[Depths, int]:
-    """Parts of the text that keys are asked in -> how many of `prompts`, the part that decides most first.
-
-    Half of them stand where no scale reaches that does not cover the window: in the first 1 - r of the text, r the
-    largest of those scales over window / L. A still smaller scale leaves that part out too. The other half stand
-    anywhere, as all do where every scale covers the window.
-    """
-    covering = _covering(scales, window, native_window)
-    least = max((scale for scale in scales if scale not in covering), default=None)
-    if least is None:
-        return {WHOLE_TEXT: prompts}
-    far = (0.0, round(1 - least * native_window / window, 6))
-    return {far: prompts - prompts // 2, WHOLE_TEXT: prompts // 2}
-
-
-def next_question(rows: Rows, window: int, native_window: int, parts: Sequence[Depths]) -> Question | None:
-    """What must still be asked to know the best scale; None when it is known.
+def next_scale(rows: Rows, window: int, native_window: int) -> float | None:
+    """Where keys must still be asked to know the best scale; None when it is known.
 
     First the scales that cover the window, by perplexity, until one has found every key: others could not find more.
-    Then, by perplexity, those that could be taken instead of the best of these, part after part, until one has found
-    enough, as that one itself has.
+    Where they found some, and so few that another could find clearly more, the smaller ones too.
     """
     seen = _seen(rows, window)
-    for scale in _by_perplexity(seen, _covering(seen.nats, window, native_window)):
-        for depths in parts:
-            if depths_label(depths) not in seen.keys[scale]:
-                return Question(scale, depths)
-        if all(right == n for right, n in seen.keys[scale].values()):
+    covering = _by_perplexity(seen, _covering(seen.nats, window, native_window))
+    for scale in covering:
+        if scale not in seen.keys:
+            return scale
+        if seen.keys[scale].right == seen.keys[scale].asked:
             break
-    reference = _reference(seen, window, native_window)
-    for scale in _by_perplexity(seen, seen.nats):
-        for depths in parts:
-            part = depths_label(depths)
-            least = _least(seen.keys[reference][part])
-            if least > 0 and part not in seen.keys[scale]:
-                return Question(scale, depths)
-            if least > 0 and seen.keys[scale][part][0] < least:
-                break
-        else:
-            return None
-    raise AssertionError("the reference finds as many as itself")
+    found = seen.keys[_reference(seen, window, native_window)]
+    if not found.right or found.clearly_more > found.asked:
+        return None
+    smaller = _by_perplexity(seen, [scale for scale in seen.nats if scale not in covering])
+    return next((scale for scale in smaller if scale not in seen.keys), None)
 
 
 def best_scale(rows: Rows, window: int, native_window: int) -> float:
-    """The scale with the fewest nats over all corpora, among those that find enough keys where keys were asked; the
-    smaller one where two are equal.
+    """The reference, unless a scale below window / L found clearly more keys; of those the one that found the most.
 
-    Enough: in each part of the text as many as the reference, but for one of `KEYS_FOR_ONE`. The reference is the scale
-    that finds the most keys among those that cover the window (scale * native_window >= window; the largest one where
-    none does); of several the one with the fewest nats. Where it finds none, perplexity alone decides. A scale that was
-    not asked for keys that the reference found is not taken.
+    The reference finds the most keys among the scales that cover the window (scale * native_window >= window; the
+    largest one where none does). Clearly more: by more than one of `KEYS_FOR_ONE`. Of several that found as many the
+    one with the fewest nats over all corpora, the smaller one where these are equal too. Where no keys were asked or
+    the reference finds none, the fewest nats of all decide.
     """
     seen = _seen(rows, window)
     reference = _reference(seen, window, native_window)
+    found = seen.keys.get(reference, _Keys(0, 0))
+    if not found.right:
+        return _by_perplexity(seen, seen.nats)[0]
+    more = [scale for scale, keys in seen.keys.items() if keys.right >= found.clearly_more]
+    return max(_by_perplexity(seen, more), key=lambda scale: seen.keys[scale].right, default=reference)
 
-    def is_enough(scale: float) -> bool:
-        return all(
-            seen.keys[scale].get(part, (0, 0))[0] >= _least(found) for part, found in seen.keys[reference].items()
-        )
 
-    return next(scale for scale in _by_perplexity(seen, seen.nats) if is_enough(scale))
+@dataclass(frozen=True)
+class _Keys:
+    """Found, of so many asked."""
+
+    right: int
+    asked: int
+
+    @property
+    def clearly_more(self) -> int:
+        """Keys that another scale must find, of as many."""
+        return self.right + self.asked // KEYS_FOR_ONE + 1
 
 
 @dataclass
 class _Seen:
-    """What the rows of one window say. `nats`: by scale; `keys`: scale -> part of the text -> (found, asked)."""
+    """What the rows of one window say, by scale."""
 
     nats: dict[float, float] = field(default_factory=lambda: defaultdict(float))
-    keys: dict[float, dict[str, tuple[int, int]]] = field(default_factory=lambda: defaultdict(dict))
+    keys: dict[float, _Keys] = field(default_factory=dict)
 
 
 def _seen(rows: Rows, window: int) -> _Seen:
@@ -121,7 +95,7 @@ def _seen(rows: Rows, window: int) -> _Seen:
         if row["window"] == window and row["metric"] == "perplexity":
             seen.nats[row["scale"]] += math.log(row["value"]) * row["n"]
         elif row["window"] == window and row["metric"] == "retrieval" and "depth" not in row:
-            seen.keys[row["scale"]][row.get("depths", "")] = round(row["value"] * row["n"]), row["n"]
+            seen.keys[row["scale"]] = _Keys(round(row["value"] * row["n"]), row["n"])
     return seen
 
 
@@ -136,10 +110,4 @@ def _by_perplexity(seen: _Seen, scales: Sequence[float] | Mapping[float, Any]) -
 
 def _reference(seen: _Seen, window: int, native_window: int) -> float:
     covering = _by_perplexity(seen, _covering(seen.nats, window, native_window))
-    return max(covering, key=lambda scale: sum(right for right, _ in seen.keys[scale].values()))
-
-
-def _least(found: tuple[int, int]) -> int:
-    """Keys that are enough beside a reference that found (so many, of so many)."""
-    right, n = found
-    return right - n // KEYS_FOR_ONE
+    return max(covering, key=lambda scale: seen.keys[scale].right if scale in seen.keys else 0)

@@ -42,5 +42,5 @@ def loss_in_pieces(recipe: Recipe, model: nn.Module, teacher: Teacher | None) ->
         teacher=teacher,
         distill=config.distill,
         from_first=distributed.reads_once(recipe, Processes.of_environment()),
-        weighted=recipe.data.planted_weight != 1,
+        weighted=recipe.data.weighs_tokens,
     )
