@@ -53,7 +53,9 @@ def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
     fitting = fits(total, gpu.memory_bytes)
     instead = [] if fitting else alternatives(shape, recipe, gpu.memory_bytes, gpus)
     step = step_of(shape, recipe, gpu, gpus)
-    fused = step_of(shape, replace(recipe, train=replace(recipe.train, compile="layers")), gpu, gpus)
+    fused = None
+    if step is not None:  # what has no speed may be what cannot be compiled
+        fused = step_of(shape, replace(recipe, train=replace(recipe.train, compile="layers")), gpu, gpus)
     return {
         "gpu": gpu.name,
         "gpus": gpus,
