@@ -50,6 +50,7 @@ COLUMNS = {
     "ratio_to_hf_compile": "× hf-compile",
     "ratio_to_hf_liger": "× hf-liger",
     "ratio_to_hf_liger_compile": "× hf-liger-compile",
+    "ratio_to_litgpt": "× litgpt",
     "ratio_to_unsloth": "× unsloth",
     "ratio_to_plain_positions": "× plain positions",
     "memory_ratio_to_hf": "memory × hf",
