@@ -1,7 +1,7 @@
 """e2llm inside transformers' own Trainer: python examples/hf_trainer.py MODEL TEXT_FOLDER OUTPUT
 
 Two lines are e2llm's: `extend` before training, `save` after it. Scales are drawn in the model, as a batch arrives:
-no column has to pass through a collator.
+no column has to pass through a collator. Several GPUs: torchrun --nproc-per-node GPUS examples/hf_trainer.py …
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    Trainer(model, arguments, train_dataset=windows_of(options.text, tokenizer, options.window)).train()
-    e2llm.save(model, tokenizer, options.output / "model", checkpoint="hf-trainer")
+    trainer = Trainer(model, arguments, train_dataset=windows_of(options.text, tokenizer, options.window))
+    trainer.train()
+    if trainer.is_world_process_zero():
+        e2llm.save(model, tokenizer, options.output / "model", checkpoint="hf-trainer")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Each line of CHATS.jsonl is {"messages": [{"role": "user", "content": "…"}, …]}. Scales are drawn in the model, so they
 arrive whatever the collator drops. Packed windows are cut to one length ("wrapped"), each with one scale: TRL's other
-ways to pack join a batch into one row, in which each chat has a scale and offsets of its own.
+ways to pack join a batch into one row, in which each chat has a scale and offsets of its own. Several GPUs: torchrun
+--nproc-per-node GPUS examples/trl_sft.py …
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ def main(argv: list[str] | None = None) -> None:
         disable_tqdm=True,
     )
     chats = load_dataset("json", data_files=str(options.chats), split="train")
-    SFTTrainer(model=model, args=config, train_dataset=chats, processing_class=tokenizer).train()
-    e2llm.save(model, tokenizer, options.output / "model", checkpoint="trl-sft")
+    trainer = SFTTrainer(model=model, args=config, train_dataset=chats, processing_class=tokenizer)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        e2llm.save(model, tokenizer, options.output / "model", checkpoint="trl-sft")
 
 
 if __name__ == "__main__":

@@ -30,21 +30,21 @@ def _sizes(shape: str) -> Shape:
     return shape_of(SHAPES[shape].config())
 
 
-def runs_of(record: Record, name: str) -> list[Run]:
-    """Of one Record."""
+def runs_of(record: Record, name: str, *, compiled: bool = True) -> list[Run]:
+    """Of one Record: those whose layers are compiled, or those whose layers are not."""
     card = str(record.environment.get("gpu", "")).lower()
     found = []
     for row in record.rows:
-        if row["metric"] == "tokens_per_second" and row["trainer"] in OURS and _is_planned(record, row):
+        if row["metric"] == "tokens_per_second" and row["trainer"] in OURS and _is_planned(record, row, compiled):
             gpu = GPUS[next(known for known in GPUS if known in card)]
             found.append(_run(record, row, name, gpu))
     return found
 
 
-def _is_planned(record: Record, row: dict[str, Any]) -> bool:
+def _is_planned(record: Record, row: dict[str, Any], compiled: bool) -> bool:
     """Not what the plan refuses or says no speed of (tensor parallelism, weights in host memory), DeepSpeed, whose
-    buffers it does not know, and layers that are not compiled, of which its constant is one run's."""
-    return row["parallelism"] in PLANNED and "train.compile=none" not in record.config["settings"]
+    buffers it does not know."""
+    return row["parallelism"] in PLANNED and ("train.compile=none" not in record.config["settings"]) == compiled
 
 
 def _run(record: Record, row: dict[str, Any], name: str, gpu: Any) -> Run:
@@ -75,6 +75,14 @@ def measured_runs() -> tuple[Run, ...]:
     """All, in the order of the files."""
     files = sorted(RESULTS.glob("train_*.json"))
     return tuple(run for file in files for run in runs_of(Record.load(file), file.stem))
+
+
+@functools.cache
+def plain_runs() -> tuple[Run, ...]:
+    """Those whose layers are not compiled. No constant is found by them; the plan's for such layers is one other run's,
+    of which there is no Record."""
+    files = sorted(RESULTS.glob("train_*.json"))
+    return tuple(run for file in files for run in runs_of(Record.load(file), file.stem, compiled=False))
 
 
 def speed_ratios(runs: list[Run], shares: Shares = SHARES) -> list[float]:

@@ -108,6 +108,11 @@ def test_adapters_of_the_7b_shape_have_two_targets(training: ModuleType, tmp_pat
     page = training.training_page([train_record(tmp_path, rows, shape="llama-2-7b-lora")])
     assert "| at least half of the card's dense peak | 0.510 | yes |" in page
     assert "| at least 16.7k tokens/s | 16,600 | **no** |" in page
+    kept = "| at least half of the peak, two windows, activations kept | 0.510 | yes |"
+    for batch, recompute in ((4, False), (2, True), (2, False)):
+        rows = train_rows("e2llm", batch=batch, recompute=recompute, model_flops_utilization=0.51)
+        page = training.training_page([train_record(tmp_path, rows, shape="llama-2-7b-lora")])
+        assert (kept in page) == (batch == 2 and not recompute)
 
 
 def test_losses_of_the_fast_arithmetic_are_compared_step_by_step(training: ModuleType, tmp_path: Path) -> None:

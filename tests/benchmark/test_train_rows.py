@@ -64,12 +64,14 @@ def test_ratios_take_each_trainers_fastest_batch_size_and_pair_rounds() -> None:
             measured("hf", 4, 4, batch=2, number=1),  # 50
             measured("e2llm", 0.5, 0.5, number=1),  # 200
             measured("unsloth", 1.6, 1.6, number=1),  # 62.5
+            measured("litgpt", 1.25, 1.25),  # 80
         ]
     )
     assert values(rows, "ratio_to_hf")["e2llm", 1] == pytest.approx((100 / 80 + 200 / 50) / 2)
     assert {r["peer_batch_size"] for r in rows if r["metric"] == "ratio_to_hf" and r["trainer"] == "e2llm"} == {2}
     assert values(rows, "ratio_to_plain_positions") == {("e2llm", 1): pytest.approx(0.8)}
     assert values(rows, "ratio_to_unsloth") == {("e2llm", 1): pytest.approx(3.2), ("hf", 2): pytest.approx(0.8)}
+    assert values(rows, "ratio_to_litgpt")["e2llm", 1] == pytest.approx(100 / 80), "in the round that both have"
     larger = [measured("e2llm", 1, 1, batch=4), measured("e2llm", 1, 1, batch=2), measured("e2llm", 1, 1)]
     rows, _ = rows_of([*larger, measured("e2llm-plain-positions", 0.9, 0.9, batch=2)])
     assert values(rows, "ratio_to_plain_positions") == {("e2llm", 2): pytest.approx(0.9)}, "at the same batch size"

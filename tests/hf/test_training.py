@@ -165,6 +165,14 @@ def test_ddp_draws(plain: tuple[float, dict]) -> None:
     assert rows.positions.tolist() == [SAMPLER.draw(i).positions.tolist() for i in (20, 21)]
 
 
+def test_copies_of_one_process_are_refused() -> None:
+    """A Trainer that is started on several GPUs without torchrun makes them, by DataParallel."""
+    model = extended()
+    copy = model.model._replicate_for_data_parallel()
+    with pytest.raises(ValueError, match=r"DataParallel .* .torchrun .*CUDA_VISIBLE_DEVICES=0"):
+        copy(input_ids=IDS, use_cache=False)
+
+
 def test_ranks_draw_different_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without named indices, rank r of n takes the r-th batch of each step."""
     seen = []

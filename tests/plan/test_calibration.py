@@ -34,11 +34,19 @@ def test_the_plan_is_what_was_measured(run: Run) -> None:
         assert speed == pytest.approx(1, abs=SPEED)
 
 
+@pytest.mark.parametrize("run", records.plain_runs(), ids=lambda run: run.name)
+def test_memory_of_layers_that_are_not_compiled(run: Run) -> None:
+    """An offloaded base among them, which the plan had never seen."""
+    assert run.recipe.train.compile == "none"
+    assert run.memory_ratio() == pytest.approx(1, abs=MEMORY)
+
+
 def test_the_records_hold_what_the_plan_is_said_to_be_tested_on() -> None:
     assert {run.family for run in RUNS} == set(records.FAMILIES)
     assert {run.gpu.name for run in RUNS} == {GPUS["h100"].name, GPUS["h200"].name}
     assert {run.recipe.distributed.strategy for run in RUNS if run.gpus == 2} == {"ddp", "fsdp2"}
     assert any(run.recipe.placement.far_weight for run in RUNS), "the default recipe's far keys"
+    assert {run.recipe.model.offload for run in records.plain_runs()} == {"cpu"}
     assert {run.family for run in RUNS if run.kernels} == {"smollm2-135m", "llama-2-7b"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,6 @@ INFO = CheckpointInfo(method="yarn", native_window=4096, training_window=4096, m
     ],
 )
 def test_warnings(raw: dict[str, Any], info: CheckpointInfo | None, found: list[str]) -> None:
-    import re
-
     texts = warnings_of(raw, info)
     assert len(texts) == len(found), texts
     assert all(re.search(pattern, text) for pattern, text in zip(found, texts, strict=True)), texts
@@ -240,8 +239,22 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     told = capsys.readouterr().out
     assert "native window 512" in told and "fits" in told and "warning:" not in told
     assert "16,384      32" in told, "the largest window and its scale"
+    fused = ["--set", "train.compile=layers", "--set", "data.window=512", "--gpu", "h100"]
+    assert main(["plan", str(TINY), *fused]) == 0
+    compiled = capsys.readouterr().out
+    speed = re.search(r"([\d,]+ tokens/s), ", compiled)
+    assert speed and "not compiled, a speed that rests on one run of a small model; with" in told
+    assert f"--set train.compile=layers: {speed[1]}" in told
+    assert "not compiled" not in compiled
     assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2"]) == 2
-    assert "gpus = 2 with distributed.strategy = 'none'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "gpus = 2 with distributed.strategy = 'none': none is for one" in told and "--set distributed.str" in told
+    halves = ["--set", "distributed.strategy=fsdp2", "--set", "distributed.shard=3"]
+    assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "8", *halves]) == 2
+    assert "gpus = 8: distributed.shard = 3 does not divide it; use one of 2, 4, 8" in capsys.readouterr().err
+    assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", *halves[:2]]) == 2
+    told = capsys.readouterr().err
+    assert "gpus = 1 with distributed.strategy = 'fsdp2'" in told and "say how many by --gpus" in told
     shared = ["--set", "distributed.strategy=fsdp2", "--set", "distributed.tensor_parallel=2"]
     assert main(["plan", str(TINY / "config.json"), "--gpu", "a100", "--gpus", "2", *shared]) == 2
     assert "distributed.tensor_parallel = 2: the plan does not count" in capsys.readouterr().err
@@ -256,3 +269,33 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     assert main(["plan", str(tmp_path), "--gpu", "h100"]) == 2
     assert "no causal language model" in capsys.readouterr().err
+
+
+def test_an_adapter_is_planned_as_its_base(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = {}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(TINY)}))
+    CheckpointInfo(method="yarn", native_window=512, training_window=512, max_scale=4).save(tmp_path)
+    for name in (TINY, tmp_path):
+        assert main(["plan", str(name), "--gpu", "h100", "--json", "--set", "data.window=512"]) == 0
+        told[name] = json.loads(capsys.readouterr().out)
+    base, adapter = told[TINY], told[tmp_path]
+    assert adapter["model"] == base["model"] and adapter["training"] == base["training"]
+    assert [row["scale"] for row in adapter["serving"]] == [1, 2, 4], "what the adapter was trained for"
+    assert base["warnings"] == [] and "holds an adapter: all of this is of its base" in adapter["warnings"][0]
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    assert main(["plan", str(tmp_path), "--gpu", "h100"]) == 2
+    assert "adapter_config.json: base_model_name_or_path: model = " in capsys.readouterr().err
+
+
+def test_a_gguf_file_is_planned_as_what_it_was_made_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["export", str(TINY), "--to", "gguf", "--out", str(tmp_path / "gguf")]) == 0
+    capsys.readouterr()
+    (file,) = (tmp_path / "gguf").glob("*.gguf")
+    told = {}
+    for name in (TINY, file):
+        assert main(["plan", str(name), "--gpu", "h100", "--json", "--set", "data.window=512"]) == 0
+        told[name] = json.loads(capsys.readouterr().out)
+    for part in ("model", "training", "warnings"):
+        assert told[file][part] == told[TINY][part]
+    assert main(["plan", str(tmp_path / "gone.gguf"), "--gpu", "h100"]) == 2
+    assert "no config.json there" in capsys.readouterr().err

@@ -131,6 +131,20 @@ def test_adapters_and_other_changes_of_processes(base: Path, slow_runs: Path, na
 
 
 @pytest.mark.slow
+def test_layers_that_are_compiled_and_recomputed(base: Path, tmp_path: Path) -> None:
+    """As the fast runs on GPUs have them; fused sums are rounded otherwise."""
+    train(small(base, tmp_path / "full", *BATCH, *TIGHT), quiet=True)
+    fused = (*BATCH, *TIGHT, "train.compile=layers")
+    kinds = ("ddp", "fsdp2")
+    torchrun(2, *(write(base, tmp_path, kind, *fused, f"distributed.strategy={kind}") for kind in kinds))
+    for kind in kinds:
+        check_samples(base, tmp_path, kind)
+        for key in ("loss", "grad_norm"):
+            expected = logged(tmp_path / "full", key)
+            assert len(expected) == 6 and logged(tmp_path / kind, key) == pytest.approx(expected, rel=1e-4), kind
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="pip install 'e2llm[deepspeed]'")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_gives_the_same_run_and_resumes(base: Path, tmp_path: Path, stage: int) -> None:

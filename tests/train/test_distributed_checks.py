@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import e2llm.train.run as run_module
 from e2llm.config import Recipe, load_recipe, to_toml
 from e2llm.positions.placement import PositionSampler
 from e2llm.train import train
-from e2llm.train.distributed import Processes, arguments, check, deepspeed_config
+from e2llm.train.distributed import Processes, arguments, check, deepspeed_config, devices_left_out
 from e2llm.train.sharded import same_run
 from e2llm.train.trainer import PlacingCollator
 
@@ -51,6 +52,33 @@ def test_impossible_sections_are_refused(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         check(recipe(*overrides), processes, gpus, {})
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "told"),
+    [
+        (Processes(), 0, "sees no CUDA GPU here: training on the CPU"),
+        (Processes(), 1, None),
+        (Processes(), 8, "8 GPUs are here, 1 of them in use; .* --nproc-per-node 8 .*distributed.strategy=ddp"),
+        (launched(2), 4, "4 GPUs are here, 2 of them"),
+        (launched(16, 4), 8, "8 GPUs are here, 4 of them"),
+        (launched(16, 8), 8, None),
+        (Processes(rank=1, world=2, local_rank=1, local_world=2, launched=True), 4, None),
+    ],
+)
+def test_gpus_that_stand_idle_are_named(processes: Processes, gpus: int, told: str | None) -> None:
+    found = devices_left_out(processes, gpus)
+    assert (found is None) == (told is None) and re.search(told or "", found or "")
+
+
+def test_a_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    base = make_base(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(run_module, "load_model", lambda *args, **options: 1 / 0)
+    for quiet in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            train(small(base, tmp_path / "run"), quiet=quiet)
+        assert ("training on the CPU" in capsys.readouterr().err) != quiet
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_triton_is_asked_for_on_a_gpu(
     check_packages(recipe)
 
 
+def test_a_compiler_is_asked_for_on_a_cpu(base: Path, tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    recipe = small(base, tmp_path / "run", "train.compile=layers")
+    if not torch.cuda.is_available():
+        bare.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+        with pytest.raises(ValueError, match=r"train.compile = 'layers': .* apt-get install g\+\+\), .* = none"):
+            train(recipe, quiet=True)
+        assert not (tmp_path / "run").exists()
+        check_packages(small(base, tmp_path / "run"))
+    bare.setattr(torch._inductor.config.cpp, "cxx", "sh")  # any program
+    assert packages.has_cpp_compiler()
+
+
 @pytest.mark.usefixtures("bare")
 def test_flex_attention_is_trained_on_a_gpu(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.attn_implementation = 'flex_attention': .* for GPUs alone; use sdpa"):

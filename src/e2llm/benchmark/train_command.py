@@ -18,6 +18,7 @@ SHOWN = {
     "peak_memory_bytes": "GB",
     "ratio_to_hf": "× hf",
     "ratio_to_hf_liger_compile": "× hf-liger-compile",
+    "ratio_to_litgpt": "× litgpt",
     "ratio_to_unsloth": "× unsloth",
     "ratio_to_plain_positions": "× plain positions",
     "memory_ratio_to_hf": "memory × hf",

@@ -12,7 +12,7 @@ from typing import Any
 
 from e2llm.benchmark.kernels import KernelTime, class_of, seconds_by_class
 from e2llm.benchmark.shapes import DENSE_BF16_FLOPS, flops_per_token, shape_of
-from e2llm.benchmark.train_contestants import FAR_KEYS, FULL_LENGTH, LIGER_COMPILE, PLAIN_POSITIONS, Contestant
+from e2llm.benchmark.train_contestants import FAR_KEYS, FULL_LENGTH, LIGER_COMPILE, LITGPT, PLAIN_POSITIONS, Contestant
 from e2llm.records import make_row
 
 Row = dict[str, Any]
@@ -21,6 +21,7 @@ RATIOS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ratio_to_hf_compile", ("hf-compile",)),
     ("ratio_to_hf_liger", ("hf-liger",)),
     ("ratio_to_hf_liger_compile", tuple(LIGER_COMPILE)),
+    ("ratio_to_litgpt", (LITGPT,)),
     ("ratio_to_unsloth", ("unsloth",)),
     ("ratio_to_plain_positions", (PLAIN_POSITIONS,)),
 )

@@ -252,6 +252,13 @@ class Extension:
                 self._wrapper.rows = self._inference_rows
                 self._drawn = False
             return
+        if getattr(module, "_is_replica", False):
+            # A copy of the model has a copy of the tables too, made before this draw.
+            raise ValueError(
+                "model: torch's DataParallel splits each batch over the GPUs of one process, away from its scales and "
+                "offsets; start a process for each GPU (torchrun --nproc-per-node GPUS SCRIPT), or let the script see "
+                "one GPU (CUDA_VISIBLE_DEVICES=0)"
+            )
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         assert tokens is not None, "a causal LM is called with input_ids or inputs_embeds"

@@ -45,11 +45,7 @@ def attend_far(model: nn.Module) -> None:
     if own == ATTENTION:
         extension.attends_far = True  # another one may have been taken off since
         return
-    if own != OWN:
-        raise ValueError(
-            f"placement.far_weight: attention {own!r} cannot weigh far keys; load the model with "
-            f"model.attn_implementation = {OWN!r}, or use far_weight = 0"
-        )
+    check_far(own)
     AttentionInterface.register(ATTENTION, far_attention)
     AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS[OWN])
     inner.set_attn_implementation(ATTENTION)
@@ -60,6 +56,15 @@ def attend_far(model: nn.Module) -> None:
         inner.set_attn_implementation(OWN)
         raise
     extension.attends_far = True
+
+
+def check_far(attention: str | None) -> None:
+    """Raise ValueError where a model of this attention (`_attn_implementation` of its config) cannot weigh far keys."""
+    if attention not in (OWN, ATTENTION):
+        raise ValueError(
+            f"placement.far_weight: attention {attention!r} cannot weigh far keys; load the model with "
+            f"model.attn_implementation = {OWN!r}, or use far_weight = 0"
+        )
 
 
 def attend_plainly(model: nn.Module) -> None:

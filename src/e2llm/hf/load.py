@@ -173,11 +173,22 @@ def load_model(
         return _kept_trainable(model) if quantization != "none" else model.to(device)
 
     model = (read_once(read, lambda: _build_empty(base or name, arguments)) if once else read()).eval()
-    info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path) if path.exists() else None
-    if info is None and base is not None and Path(base).expanduser().is_dir():
-        info = CheckpointInfo.load(Path(base).expanduser())
+    info = load_info(name)
     extend_as_told(model, name, info, method=method, native_window=native_window, attention=attention)
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
+
+
+def load_info(name: str) -> CheckpointInfo | None:
+    """e2llm.json of a folder (of an adapter, its own or its base's) or beside a GGUF file; None where there is none.
+    Raises ValueError for what is no model."""
+    path = _check_name(name)
+    if not path.exists():
+        return None
+    info = CheckpointInfo.load(path.parent if path.suffix == ".gguf" else path)
+    if info is None and path.is_dir() and is_adapter(path):
+        base = Path(_base_of_adapter(path)).expanduser()
+        info = CheckpointInfo.load(base) if base.is_dir() else None
+    return info
 
 
 def _quantized(name: str, base: str | None, dtype: str, device: torch.device) -> dict[str, Any]:
@@ -255,15 +266,22 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     path = _check_name(name)
-    if path.is_dir() and is_adapter(path):
-        return load_config(_base_of_adapter(path), trust_remote_code=trust_remote_code)
-    source = str(path) if path.exists() else name
-    extra: dict[str, Any] = {}
-    if path.suffix == ".gguf":
-        source, extra = _gguf_arguments(path)
-        extra.pop("quantization_config")
+    source, extra = config_source(name)
     with _reading(name, path):
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+
+
+def config_source(name: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds a model's config: folder or hub name, and an argument for a GGUF file in it. Of an
+    adapter's folder its base's. Raises ValueError."""
+    path = _check_name(name)
+    if path.is_dir() and is_adapter(path):
+        return config_source(_base_of_adapter(path))
+    if path.suffix != ".gguf":
+        return str(path) if path.exists() else name, {}
+    folder, extra = _gguf_arguments(path)
+    _check_unscaled(path)
+    return folder, {"gguf_file": extra["gguf_file"]}
 
 
 def _merged(model: nn.Module, adapter: Path) -> Any:

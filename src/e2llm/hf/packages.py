@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import shutil
 
 import torch
+import torch._inductor.config
 from transformers.utils import is_kernels_available
 
 _FLASH = {
@@ -25,6 +27,12 @@ _HUB = "pip install 'transformers[kernels]'"
 def has_triton() -> bool:
     """Whether Triton is installed, in which GPU kernels of ours and torch.compile's are written."""
     return importlib.util.find_spec("triton") is not None
+
+
+def has_cpp_compiler() -> bool:
+    """Whether there is a compiler of the C++ that torch.compile writes for CPUs."""
+    told = torch._inductor.config.cpp.cxx
+    return any(shutil.which(name) for name in ([told] if isinstance(told, str) else told) if name)
 
 
 def check_attention(name: str | None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `e2llm plan`."""
-    parser.add_argument("model", help="model folder, config.json or hub name; only its config is read")
+    parser.add_argument("model", help="model or adapter folder, config.json, .gguf or hub name; no weights are read")
     parser.add_argument("--recipe", default="recommended", help="shipped recipe or TOML file (recommended)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. train.batch_size=4")
     parser.add_argument("--gpu", help="h100, h200, a100, l40s or rtx4090 (default: the one present, else h100)")
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from e2llm.config import load_recipe
-    from e2llm.hf import CheckpointInfo
+    from e2llm.hf.load import is_adapter, load_info
     from e2llm.plan.facts import facts_of
     from e2llm.plan.runtimes import applied, table
     from e2llm.plan.shape import read_config, shape_of
@@ -38,15 +38,20 @@ def run(arguments: argparse.Namespace) -> int:
     config, raw = read_config(arguments.model)
     shape = shape_of(config)
     path = Path(arguments.model).expanduser()
-    info = CheckpointInfo.load(path) if path.is_dir() else None
+    info = load_info(arguments.model) if path.is_dir() or path.suffix == ".gguf" else None
     runtimes = applied(config, info, arguments.model)
     facts = facts_of(shape, recipe, gpu, arguments.gpus, raw, info, runtimes)
+    if path.is_dir() and is_adapter(path):
+        facts["warnings"].append(
+            f"{arguments.model} holds an adapter: all of this is of its base with the adapter merged in, which is what "
+            "runtimes other than e2llm are to be given (e2llm export)"
+        )
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
     millions = f"{shape.num_parameters / 1e6:,.1f}M"
     lines = [f"{shape.model_type}, {millions} parameters, native window {shape.native_window:,}"]
-    lines += _training(facts["training"], recipe.model.offload)
+    lines += _training(facts["training"], recipe.model.offload, recipe.train.compile == "layers")
     lines += _serving(facts["serving"])
     lines += ["", *table(runtimes)]
     lines += [f"warning: {text}" for text in facts["warnings"]]
@@ -72,7 +77,8 @@ def _gpu(name: str | None) -> Gpu:
 def _check_gpus(recipe: Recipe, gpus: int) -> None:
     strategy = recipe.distributed.strategy
     if gpus < 1 or (gpus > 1) != (strategy != "none"):
-        text = "none is for one, the others for more"
+        more = "; for several: --set distributed.strategy=fsdp2 (or ddp, deepspeed)" if gpus > 1 else "; use --gpus 1"
+        text = "none is for one, the others for more" + (more if strategy == "none" else "; say how many by --gpus")
         raise ValueError(f"gpus = {gpus} with distributed.strategy = {strategy!r}: {text}")
     if (share := recipe.distributed.tensor_parallel) > 1:
         raise ValueError(
@@ -80,11 +86,13 @@ def _check_gpus(recipe: Recipe, gpus: int) -> None:
             "distributed.strategy = fsdp2, or measure it: e2llm benchmark train --parallelism tensor"
         )
     if recipe.distributed.shard and gpus % recipe.distributed.shard:
-        raise ValueError(f"gpus = {gpus}: distributed.shard = {recipe.distributed.shard} does not divide it")
+        sizes = ", ".join(str(n) for n in range(2, gpus + 1) if gpus % n == 0)
+        shard = recipe.distributed.shard
+        raise ValueError(f"gpus = {gpus}: distributed.shard = {shard} does not divide it; use one of {sizes}")
     recipe.accumulation(gpus)  # whether the batch divides
 
 
-def _training(facts: Facts, offload: str) -> list[str]:
+def _training(facts: Facts, offload: str, recipe_compiles: bool) -> list[str]:
     from e2llm.plan.fitting import Alternative, offers
 
     lines = ["", "training, {batch_size} x {window} tokens on each of {gpus} {gpu}:".format(**facts)]
@@ -104,6 +112,11 @@ def _training(facts: Facts, offload: str) -> list[str]:
         return [*lines, f"  speed: not known for {unknown}"]
     speeds = f"{step['tokens_per_second']:,.0f} tokens/s, {step['hours']:,.2f} hours"
     lines.append(f"  {speeds} for {facts['steps']} steps of {step['windows']} windows")
+    if not recipe_compiles and (fused := step["tokens_per_second_compiled"]):
+        lines.append(
+            "  its layers are not compiled, a speed that rests on one run of a small model; with --set "
+            f"train.compile=layers: {fused:,.0f} tokens/s"
+        )
     if facts["gpus"] > 1:
         lines.append(
             f"  a step: {step['computing_seconds']:.2f} s of computing, {step['optimizer_seconds']:.2f} s of the "

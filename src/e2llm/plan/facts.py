@@ -5,7 +5,7 @@ Flows in: a config, a recipe, GPUs, what e2llm.json says. Flows out: a dictionar
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from e2llm.config import Recipe
@@ -53,6 +53,9 @@ def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
     fitting = fits(total, gpu.memory_bytes)
     instead = [] if fitting else alternatives(shape, recipe, gpu.memory_bytes, gpus)
     step = step_of(shape, recipe, gpu, gpus)
+    fused = None
+    if step is not None:  # what has no speed may be what cannot be compiled
+        fused = step_of(shape, replace(recipe, train=replace(recipe.train, compile="layers")), gpu, gpus)
     return {
         "gpu": gpu.name,
         "gpus": gpus,
@@ -77,6 +80,7 @@ def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
             "exchange_bytes_between": step.exchange.between,
             "seconds": step.seconds,
             "tokens_per_second": step.tokens_per_second,
+            "tokens_per_second_compiled": fused.tokens_per_second if fused else None,
             "hours": recipe.train.steps * step.seconds / 3600,
         },
     }

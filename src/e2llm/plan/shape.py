@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from e2llm.hf.extended import UnknownScaling, empty_model, unscaled
+from e2llm.hf.load import config_source, is_adapter
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,19 @@ class Shape:
 
 
 def read_config(name: str) -> tuple[Any, dict[str, Any]]:
-    """(config, the file's own keys) of a folder, a config.json or a hub name. Raises ValueError."""
+    """(config, the file's own keys) of a folder (of an adapter, its base's), a config.json, a GGUF file or a hub name.
+    Raises ValueError."""
     from transformers import AutoConfig, PreTrainedConfig
 
     path = Path(name).expanduser()
-    local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.endswith(".json")
-    if local and not (path.is_file() or (path / "config.json").is_file()):
-        raise ValueError(f"model = {name!r}: no config.json there; give a model folder, a config.json or a hub name")
+    local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.endswith((".json", ".gguf"))
+    if local and not (path.is_file() or is_adapter(path) or (path / "config.json").is_file()):
+        found = "a config.json, a .gguf file or a hub name"
+        raise ValueError(f"model = {name!r}: no config.json there; give a model or adapter folder, {found}")
+    source, extra = config_source(name)
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(str(path) if local else name)
-        return AutoConfig.from_pretrained(str(path) if local else name), raw
+        raw, _ = PreTrainedConfig.get_config_dict(source, **extra)
+        return AutoConfig.from_pretrained(source, **extra), raw
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model = {name!r}: its config cannot be read: {error}") from error
 

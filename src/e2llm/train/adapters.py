@@ -13,6 +13,7 @@ def add_adapters(model: nn.Module, lora: LoraSection) -> nn.Module:
     """PEFT model with adapters of `lora.rank` on the linear layers. Raises ValueError for names no layer has."""
     from peft import LoraConfig, get_peft_model
 
+    check_targets(model, lora)
     targets: Any = list(lora.target_modules) or "all-linear"
     also = _also_trained(model, lora)
     arguments: dict[str, Any] = {}
@@ -31,6 +32,21 @@ def add_adapters(model: nn.Module, lora: LoraSection) -> nn.Module:
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"lora.target_modules = {list(lora.target_modules)!r}: {error}") from error
+
+
+def check_targets(model: nn.Module, lora: LoraSection) -> None:
+    """Raise ValueError for a name of `lora.target_modules` that no layer has: PEFT passes over it where another of them
+    is found. Weights are not looked at."""
+    names = [name for name, _ in model.named_modules()]
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            output = model.get_output_embeddings()  # type: ignore[operator]
+            layers = ((n, module) for n, module in model.named_modules() if module is not output)
+            found = sorted({n.rsplit(".", 1)[-1] for n, module in layers if isinstance(module, nn.Linear)})
+            raise ValueError(
+                f"lora.target_modules = {list(lora.target_modules)!r}: no layer of the model is called {target!r}; its "
+                f"linear layers are {', '.join(found)}"
+            )
 
 
 def _also_trained(model: nn.Module, lora: LoraSection) -> list[str]:

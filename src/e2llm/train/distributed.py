@@ -103,6 +103,20 @@ def start(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> Proces
     return processes
 
 
+def devices_left_out(processes: Processes, gpus: int) -> str | None:
+    """A sentence where this machine, with `gpus` GPUs, could train faster than these processes will; else None."""
+    if processes.rank:
+        return None
+    if not gpus:
+        return "PyTorch sees no CUDA GPU here: training on the CPU"
+    if gpus > processes.local_world:
+        return (
+            f"{gpus} GPUs are here, {processes.local_world} of them in use; for all: torchrun --nproc-per-node "
+            f"{gpus} -m e2llm train … --set distributed.strategy=ddp (fsdp2 where a model does not fit on one)"
+        )
+    return None
+
+
 def check(recipe: Recipe, processes: Processes, gpus: int, environment: Mapping[str, str]) -> None:
     """Raise ValueError for a section that cannot run as these processes on a machine with `gpus` GPUs."""
     config, world = recipe.distributed, processes.world

@@ -7,12 +7,12 @@ import importlib.metadata
 import torch
 
 from e2llm.config import Recipe
-from e2llm.hf.packages import check_attention, has_triton
+from e2llm.hf.packages import check_attention, has_cpp_compiler, has_triton
 
 
 def check_packages(recipe: Recipe) -> None:
-    """Raise ValueError for a tracker, an attention or, on a GPU, kernels whose package is not installed, and for an
-    attention that only a GPU trains."""
+    """Raise ValueError for a tracker, an attention or, on a GPU, kernels whose package is not installed, for an
+    attention that only a GPU trains, and for compiled layers on a CPU without a compiler."""
     for tracker in recipe.train.trackers:
         try:
             importlib.metadata.version(tracker)
@@ -26,6 +26,11 @@ def check_packages(recipe: Recipe) -> None:
     if attention == "flex_attention" and not torch.cuda.is_available():
         raise ValueError(
             f"model.attn_implementation = {attention!r}: PyTorch has its backward pass for GPUs alone; use sdpa here"
+        )
+    if recipe.train.compile == "layers" and not (torch.cuda.is_available() or has_cpp_compiler()):
+        raise ValueError(
+            "train.compile = 'layers': on a CPU torch.compile writes C++, and no compiler of it is here: install one "
+            "(g++; apt-get install g++), name it in CXX, or use train.compile = none, which is slower"
         )
     if not torch.cuda.is_available() or has_triton():
         return

@@ -46,6 +46,7 @@ from e2llm.train.saving import base_name, save
 from e2llm.train.sharded import WHOLE, check_resume, described, same_run
 from e2llm.train.tensor_parallel import check_model
 from e2llm.train.trainer import JumpsOf, PlacingCollator, PlacingTrainer, complete_checkpoints
+from e2llm.train.unloaded import check_unloaded
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ def train(
     check_memory(recipe, processes)
     checkpoint = _check_folder(recipe, folder, resume, processes)
     check_sources(recipe.data)
+    check_unloaded(recipe)
+    left_out = distributed.devices_left_out(processes, torch.cuda.device_count())
+    if left_out and not quiet:
+        console.print(left_out, highlight=False, soft_wrap=True)
     transformers.set_seed(recipe.seed)
     model, tokenizer, _ = load_model(
         recipe.model.name,
