@@ -109,7 +109,7 @@ def readme_block(records: Sequence[Record]) -> list[str]:
     steps = f"{format_count(train['steps'])} steps of {windows} windows of {data['window']} tokens for each"
     head = (
         f"Equal budgets: {finals[0].rows[-1]['base_model']}, one {' or '.join(devices)}, {steps}, read at the scale "
-        "that reads the window best on other documents."
+        "that was calibrated for the window on other documents."
     )
     images = _images(records, "docs/images")
     # What rests on one seed is said below the tables.
