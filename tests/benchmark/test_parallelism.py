@@ -160,6 +160,13 @@ def test_a_record_counts_the_gpus_that_were_used(
         assert record.environment == {"gpu": "G", "gpus": max(gpus)}
 
 
+def test_more_gpus_than_are_here_are_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(train_module, "_Session", lambda *args: pytest.fail("begun"))
+    with pytest.raises(ValueError, match=r"gpus = \[1, 4\]: GPUs here: 2; leave out what is more"):
+        benchmark_train(TrainBenchConfig(shape="tiny", gpus=(1, 4)))
+
+
 def test_resume_needs_the_folder_of_the_earlier_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     assert main(["benchmark", "train", "--shape", "tiny", "--resume", "--out", str(out)]) == 2

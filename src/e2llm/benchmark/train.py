@@ -192,7 +192,12 @@ def benchmark_train(
 ) -> Record:
     """Run every contestant; `save` gets what there is after each. `work`: a folder that keeps tokens, compiled kernels
     and what was measured between calls; left out, they are made anew and removed. Raises ValueError where that folder
-    holds results of another GPU and `config.resume` would take them."""
+    holds results of another GPU and `config.resume` would take them, and for more GPUs than are here."""
+    from torch.cuda import device_count  # torch is slow to load, and a config is checked without
+
+    here = device_count()
+    if 0 < here < max(config.gpus):  # without any, processes on the CPU
+        raise ValueError(f"gpus = {list(config.gpus)}: GPUs here: {here}; leave out what is more")
     if config.resume and work is None:
         raise ValueError("resume: what was measured lies in the folder of the earlier call; give it as work")
     with tempfile.TemporaryDirectory(prefix="e2llm-benchmark-") as temporary:
