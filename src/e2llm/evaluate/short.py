@@ -30,7 +30,7 @@ from e2llm.evaluate.task_suites import LeftOutWarning
 from e2llm.evaluate.trained import beyond_trained
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, RESAMPLES, Interval, interval_fields, interval_of_mean, interval_of_statistic
-from e2llm.records import SCORES, Record, make_row, portable
+from e2llm.records import SCORES, Record, check_out, make_row, portable
 from e2llm.version import __version__
 
 _METRICS = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "accuracy", "em": "accuracy"}
@@ -44,6 +44,7 @@ SLOW_RESAMPLES = 100
 
 def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     """Load tasks, then the model, measure at each scale, write the Record to `config.out`."""
+    check_out(config.out)
     tasks, left_out = prepare(config)
     ranks = launched(config.device)
     engine = load_engine(config, ranks)

@@ -29,7 +29,7 @@ from e2llm.evaluate.trained import beyond_trained, largest_window
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
-from e2llm.records import Record, make_row, portable
+from e2llm.records import Record, check_out, make_row, portable
 
 DEFAULT_WINDOWS = (8192,)
 _MOST_REASONS = 20
@@ -38,6 +38,7 @@ _MOST_REASONS = 20
 
 def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     """Read the data, load the model, ask, write the Record to `config.out`."""
+    check_out(config.out)
     suite = SUITES[config.suite]
     data = load_data(suite, config)
     ranks = launched(config.device)
