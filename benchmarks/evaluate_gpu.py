@@ -172,7 +172,7 @@ PARTS = (
     *(
         Part(
             f"method-{method}",
-            ("--protocols", "whole", "pass_key", "--prompts", "20", "--max-documents", "4"),
+            ("--protocols", "whole", "pass_key", "--prompts", "100", "--max-documents", "4"),
             LONG[:4],
             ("novels",),
             method=method,

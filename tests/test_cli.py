@@ -97,3 +97,16 @@ def test_report_writes_all_forms(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert printed[:3] == [out["page.html"], out["t.md"], out["t.tex"]] and len(printed) == 5
     assert all(Path(path).stat().st_size > 100 for path in printed) and Path(printed[4]).suffix == ".png"
     assert r"a\_b · yarn & 9.00 & 8.00 \\" in Path(out["t.tex"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("--out", "out"), ("--markdown", "markdown"), ("--latex", "latex"), ("--figures", "figures")]
+)
+def test_a_report_that_cannot_be_written_is_a_users_error(
+    option: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Record("evaluate", {}, [make_row("loss", 1.0, "nats", 1)]).save(tmp_path / "a.json")
+    place = tmp_path if name != "figures" else record  # a folder for a file, a file for a folder
+    assert main(["report", str(record), option, str(place)]) == 2
+    assert f"e2llm report: {name} = " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [record]

@@ -14,6 +14,7 @@ from scripts_of import load_script
 
 import e2llm
 from e2llm.cli import main
+from e2llm.evaluate.config import LOSSES
 from e2llm.records import Record
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "evaluate_gpu.py"
@@ -57,6 +58,11 @@ def test_every_part_is_a_call_that_the_command_takes(
         keys = by_part["keys"]
         assert by_part["sliding"].max_strides == 64 and by_part["unseen"].scales == tuple(map(float, script.UNSEEN))
         assert by_part["far"].windows == (8192, 262_144) and by_part["short"].scales == (1.0,)
+        # At least a hundred prompts a window and task; of RULER's kinds together. Attention is looked at, not answered.
+        for name, config in by_part.items():
+            asked = set(getattr(config, "protocols", ())) - {*LOSSES, "attention"}
+            together = len(asked) if name == "ruler" else 1
+            assert not asked or config.prompts * together >= 100, name
         assert keys.prompts == 100 and max(keys.windows) == 131_072 and keys.method == "yarn"
 
 

@@ -68,11 +68,12 @@ def _is_first_process() -> bool:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
+    from e2llm.evaluate.command import by_label
     from e2llm.evaluate.config import EvaluateConfig
 
     config = EvaluateConfig(
         model=arguments.model,
-        corpora=dict(arguments.corpus),
+        corpora=by_label("corpus", arguments.corpus),
         max_documents=arguments.max_documents,
         dtype=arguments.dtype,
         device=arguments.device,
@@ -90,7 +91,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from e2llm.records import Record, write_atomic
+    from e2llm.records import Record, check_out, write_atomic
     from e2llm.report import results_latex, results_markdown, save_figures, write_report
 
     others = (arguments.markdown, arguments.latex, arguments.figures, arguments.card)
@@ -101,6 +102,11 @@ def _report(arguments: argparse.Namespace) -> int:
         )
     if arguments.dark and not arguments.figures:
         raise ValueError("dark: it is for --figures; the page follows the reader's own setting")
+    for name in ("out", "markdown", "latex"):
+        if getattr(arguments, name):
+            check_out(getattr(arguments, name), name)
+    if arguments.figures:
+        check_out(Path(arguments.figures) / "name.svg", "figures")
     if arguments.out:
         print(write_report(arguments.records, arguments.out))
     if not any(others):

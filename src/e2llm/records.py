@@ -260,6 +260,20 @@ def write_atomic(path: Path, text: str) -> Path:
     return path
 
 
+def check_out(path: str | os.PathLike[str], field: str = "out") -> None:
+    """ValueError where no file can be written at `path`: to be asked before hours of work. Leaves nothing behind."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{field} = {str(path)!r}: it is a folder; name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ValueError(f"{field} = {str(path)!r}: {folder} cannot be written ({why}); name another place") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)  # there is no way to read it without setting it
     os.umask(mask)

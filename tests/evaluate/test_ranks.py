@@ -103,7 +103,7 @@ def test_the_command_starts_itself_in_several_processes(folder: Path) -> None:
     wrong = start(folder, 1, ["--corpus", "noise=absent", "--gpus", "2"], "wrong.json")
     output, errors = wrong.communicate(timeout=240)
     assert wrong.returncode == 2 and not output
-    assert errors.count("e2llm evaluate: absent: no such file or folder") == 1 and "Traceback" not in errors
+    assert errors.count("e2llm evaluate: corpora.noise = absent: no such file") == 1 and "Traceback" not in errors
 
 
 def test_ctrl_c_ends_all_processes_and_keeps_what_is_done(folder: Path) -> None:

@@ -140,16 +140,17 @@ PAPER = 658
 PRINTED = """(() => {
   const box = (e) => e.getBoundingClientRect();
   const all = (which) => [...document.querySelectorAll(which)];
+  const printed = (e) => !e.closest('details:not([open])');
   const out = (e) => box(e).right > innerWidth + 1 || box(e).left < -1;
   return {
     hidden: all('nav, .skip').filter((e) => box(e).height > 0).length,
-    tables: all('table').map((t) => box(t).height > 0 && !out(t)),
-    cells: all('td, th').filter((e) => !e.closest('details') && out(e)).map((e) => e.textContent),
+    tables: all('table').filter(printed).map((t) => box(t).height > 0 && !out(t)),
+    cells: all('td, th').filter((e) => printed(e) && out(e)).map((e) => e.textContent),
     clipped: all('.scroll, td, th').filter((e) => !['visible'].includes(getComputedStyle(e).overflowX)).length,
     figures: all('figure svg').filter((e) => box(e).height > 0).map((e) => !out(e)),
     sideways: document.documentElement.scrollWidth > innerWidth + 1,
     whole: all('.scroll, figure, tr').filter((e) => getComputedStyle(e).breakInside !== 'avoid').length,
-    facts: all('details').map((d) => d.querySelector('h3').checkVisibility()),
+    facts: all('details').map((d) => d.querySelector('h3, h4').checkVisibility()),
     paper: getComputedStyle(document.body).backgroundColor,
   };
 })()"""
@@ -202,6 +203,7 @@ FOCUSED = """(() => {
 
 def test_keyboard_reaches_everything_and_shows_where_it_is(live):
     live.size(500)
+    live.run("document.querySelectorAll('section#retrieval details').forEach((d) => { d.open = true; })")
     stops = []
     for _ in range(200):
         live.press("Tab", 9)

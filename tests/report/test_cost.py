@@ -83,6 +83,13 @@ def test_every_output_has_the_section(render: Any) -> None:
     assert "Other measurements" not in text
 
 
+def test_each_column_says_of_how_many() -> None:
+    records = [Record("evaluate_speed", {}, [*speed("none"), *speed("layers")], [], {}), train()]
+    training, evaluation = (one.table for one in cost_tables(all_rows(records), records))
+    assert evaluation.foot == ("n", ["3", "3"]) and training.foot == ("n", ["850", "850", "850", "1"])
+    assert "| n | 3 | 3 |" in results_markdown(records) and '<th scope="row">n</th>' in render_page(records)
+
+
 def test_serving_is_measured_elsewhere() -> None:
     row = make_row("peak_memory_bytes", 2.0**30, "bytes", 1, base_model="tiny", engine="e2llm", window=640)
     page = render_page([Record("serve", {}, [row], [], {})])

@@ -84,7 +84,7 @@ def test_intervals_of_kinds_and_of_their_mean() -> None:
         ("loss", 2.5, 2.4, 2.61, "2.50 (2.40–2.61)", {"position": 4095, "protocol": "position"}),
         ("key_perplexity", 3.2, 3.0, 3.5, "3.20 (3.00–3.50)", {"protocol": "key_tokens", "key_model": "itself"}),
         ("whole_over_sliding", 1.02, 1.015, 1.03, "1.0200 (1.0150–1.0300)", {"protocol": "difference"}),
-        ("retrieval", 0.5, 0.3, 0.7, "**0.50** (0.30–0.70)", {"task": "needle", "choice": "chosen"}),
+        ("retrieval", 0.5, 0.3, 0.7, "0.50 (0.30–0.70)", {"task": "needle", "choice": "chosen"}),
         ("attention_on_span", 0.05, 0.04, 0.061, "5.00% (4.00%–6.10%)", {"protocol": "attention"}),
         ("retrieval", 0.5, 0.3, 0.7, "0.50 (0.30–0.70)", {"task": "needle"}),
         ("perplexity", 5.0, 4.9, 5.1, "5.00 (4.90–5.10)", {"protocol": "whole"}),
@@ -97,9 +97,8 @@ def test_every_table_shows_intervals(
     found = record([row(metric, value, 4096, unit=unit, low=low, high=high, **labels)])
     assert f" {text} |" in results_markdown([found])
     page = render_page([found])
-    plain, ends = text.replace("*", "").rstrip(")").split(" (")
-    shown = f"<strong>{plain}</strong>" if "**" in text else plain
-    assert f'{shown} <span class="interval">{ends}</span>' in page
+    plain, ends = text.rstrip(")").split(" (")
+    assert f'{plain} <span class="interval">{ends}</span>' in page
     assert " 10 |" in results_markdown([found]) or "n = 10" in results_markdown([found])
 
 
@@ -162,6 +161,16 @@ def test_chosen_and_fixed_scales_stand_apart_from_the_other_results() -> None:
     assert 'id="choice"' in page and 'id="perplexity"' not in page
 
 
+def test_where_scales_make_no_difference_none_is_the_best() -> None:
+    rows = [
+        row("retrieval", value, window, "ours", task="pass_key", scale=scale, choice=choice)
+        for window, values in ((4096, (0.0, 0.0)), (8192, (0.5, 0.2)))
+        for scale, choice, value in ((1.0, "chosen", values[0]), (4.0, "fixed", values[1]))
+    ]
+    ((_, table),) = choice_tables(all_rows([record(rows)]))
+    assert [[cell.best for cell in cells if cell] for _, cells in table.body] == [[False, True], [False, False]]
+
+
 def test_what_fails_at_the_native_window_is_marked_beside_fixed_scales_too() -> None:
     """By its chosen scale: a fixed one that fails at a short window is what the table is to show."""
     rows = [
@@ -201,7 +210,7 @@ def test_short_tasks_at_chosen_and_fixed_scales() -> None:
     assert table.markdown().splitlines() == [
         "| scale | piqa, acc | wiki, word_perplexity | nq, acc, strict | nq, acc, loose |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| ours · yarn, chosen | **75.0** (70.0–80.0) | 12.5 score | **30.0** | **40.0** |",
+        "| ours · yarn, chosen | **75.0** (70.0–80.0) | 12.5 score | 30.0 | 40.0 |",
         "| ours · yarn, fixed 2 | 70.0 | 14 score | – | – |",
         "| ours · yarn, fixed 4 | 60.0 | – | – | – |",
         "| ours · linear, chosen | 50.0 | – | – | – |",

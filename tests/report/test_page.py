@@ -221,3 +221,11 @@ def test_names_of_files_break_at_signs_and_their_kinds_not_at_all(tmp_path):
     path = sample_records.training().save(tmp_path / "a_long_name.json")
     page = render_page([Record.load(path)])
     assert '<th scope="row">a_<wbr>long_<wbr>name.json</th><td class="whole">train</td>' in page
+
+
+def test_rows_without_a_section_of_their_own_show_their_interval():
+    rows = [make_row("ratio_to_floor", 0.5, "ratio", 3, base_model="m", low=0.4, high=0.6)]
+    rows.append(make_row("ratio_to_floor", 0.7, "ratio", 1, base_model="n"))
+    page = render_page([Record("evaluate_speed", {}, rows, [], {})])
+    assert '<td class="number">0.50 ratio</td><td class="number">0.40–0.60</td><td class="number">3</td>' in page
+    assert '<td class="number">0.70 ratio</td><td class="number">–</td><td class="number">1</td>' in page

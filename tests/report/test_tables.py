@@ -122,3 +122,24 @@ def test_results_markdown(tmp_path):
     assert str(tmp_path) not in text
     with pytest.raises(ValueError, match="at least one Record"):
         results_markdown([])
+
+
+def test_a_table_says_at_which_scale_each_window_was_read():
+    """Not on pointing alone: it is to be printed and heard. Where checkpoints differ, by checkpoint."""
+
+    def notes(*scales):
+        rows = [
+            make_row("perplexity", 4.0, "ratio", 9, base_model="m", checkpoint=name, method="yarn", corpus="c",
+                     protocol="whole", native_window=4096, window=window, scale=scale)
+            for name, own in zip(("base", "ours"), scales, strict=False)
+            for window, scale in zip((4096, 8192, 16384), own, strict=False)
+        ]  # fmt: skip
+        (section,) = sections(all_rows([Record("evaluate", {}, rows, [], {})]), "perplexity")
+        return window_table(section).notes
+
+    assert notes((1.0, 1.0, 1.0)) == ()
+    assert notes((1.0, 2.0), (1.0, 2.0, 3.5)) == ("Scales other than 1: 2 at 8k, 3.5 at 16k.",)
+    assert notes((1.0, 1.0), (1.0, 2.0, 4.0)) == ("Scales other than 1: ours · yarn: 2 at 8k, 4 at 16k.",)
+    assert notes((1.0, 2.0, 4.0), (1.0, 2.0, 3.0)) == (
+        "Scales other than 1: base · yarn: 2 at 8k, 4 at 16k; ours · yarn: 2 at 8k, 3 at 16k.",
+    )

@@ -20,7 +20,7 @@ from typing import Any
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document, load_documents
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.run import evaluate, finish, plan_parts
+from e2llm.evaluate.run import check_files, evaluate, finish, plan_parts
 from e2llm.evaluate.scale_rule import best_scale, next_scale, rounded
 from e2llm.infer import Engine
 from e2llm.positions.choose import Schedule, Step, ladder
@@ -190,6 +190,7 @@ def run(
         raise ValueError(f"model = {config.model!r}: a schedule is written into a checkpoint folder; save one first")
     if not config.corpora:
         raise ValueError("corpora = {}: give at least one LABEL=PATH of long texts that no result is reported on")
+    check_files(config)
     ranks = launched(config.device)
     device = ranks.device or config.device
     engine = Engine.load(

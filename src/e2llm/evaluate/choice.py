@@ -15,7 +15,7 @@ from typing import Any
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.measure import Results
 from e2llm.evaluate.ranks import Ranks, launched
-from e2llm.evaluate.run import check_named, evaluate, finish, load_corpora, load_engine, scale_of
+from e2llm.evaluate.run import check_files, check_named, evaluate, finish, load_corpora, load_engine, scale_of
 from e2llm.evaluate.short import evaluate_short, part_name, prepare
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.trained import check_windows_trained
@@ -45,6 +45,7 @@ def choice(
         raise ValueError(f"method = {config.method!r}: choice compares {' and '.join(methods)}; leave method out")
     if short is None or config.corpora:
         check_named(config)
+    check_files(config)
     tasks, left_out = prepare(short) if short else ({}, {})
     fixed = config.scales or FIXED
     found: Results = {"rows": [], "examples": []}

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from e2llm.evaluate.config import METHODS, PROTOCOLS, EvaluateConfig
@@ -45,6 +45,19 @@ def label_path(text: str) -> tuple[str, str]:
     if not equals or not label or not path:
         raise argparse.ArgumentTypeError(f"{text!r}: write label=path, e.g. novels=books/")
     return label, path
+
+
+def by_label(option: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Label -> path. ValueError for a label that is given twice: one of the two would not be measured."""
+    found: dict[str, str] = {}
+    for label, path in pairs:
+        if label in found:
+            raise ValueError(
+                f"--{option} {label}: named twice, {found[label]} and {path}; give each a label of its own, or one "
+                "folder that holds both"
+            )
+        found[label] = path
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,10 +138,10 @@ def _texts(given: dict[str, Any]) -> tuple[Record, str]:
     suite = given.pop("suite", None)
     short = _short_of_choice(given) if suite == "choice" else None
     _refuse_options(given, EvaluateConfig, extra="corpus", hint="it belongs to --suite longbench, leval or short")
-    given["corpora"] = dict(given.pop("corpus", []))
+    given["corpora"] = by_label("corpus", given.pop("corpus", []))
     given |= {name: tuple(given[name]) for name in _TUPLES if name in given}
     if "qa" in given:
-        given["qa"] = dict(given["qa"])
+        given["qa"] = by_label("qa", given["qa"])
     if suite not in (None, "choice"):
         from e2llm.evaluate.suites import with_suite
 

@@ -114,7 +114,6 @@ class EvaluateConfig:
         if not self.out:
             raise ValueError("out = '': name the Record file to write")
 
-
     def _check_read(self) -> None:
         """Raise for files that no protocol asked for reads: they were named for something."""
         unread = {f"qa = {name}": name for name in self.qa} | {

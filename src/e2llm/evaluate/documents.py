@@ -66,7 +66,7 @@ def load_documents(
     tokenizer cannot write one that would be used.
     """
     root = Path(path)
-    files = _files(root, suffixes)
+    files = document_files(root, suffixes)
     named = [(file, file.name if root.is_file() else file.relative_to(root).as_posix()) for file in files]
     named = [(file, name) for file, name in named if keep(name)]
     found: list[Document] = []
@@ -104,11 +104,13 @@ def _check_known(file: Path, name: str, tokens: np.ndarray, tokenizer: Any) -> N
         raise ValueError(f"document {name}: {error}; {REMEDY}") from error
 
 
-def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
+def document_files(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """The file, or those of a folder and its folders, by name. ValueError where there is none."""
+    root = Path(path)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise ValueError(f"{root}: no such file or folder of evaluation documents")
+        raise ValueError(f"{root}: no such file or folder of evaluation documents; correct the path")
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
     if not files:
         raise ValueError(f"{root}: no file ending in {', '.join(suffixes)}; name a file itself to use another kind")

@@ -16,6 +16,7 @@ from e2llm.evaluate.key_tokens import KeyLoss, key_losses, key_tokens
 from e2llm.evaluate.logits import TokenScorer
 from e2llm.evaluate.perplexity import sliding_steps
 from e2llm.evaluate.token_losses import Compared, PositionLoss, Reader, by_position, compare, whole_losses
+from e2llm.hf.load import load_tokenizer
 from e2llm.infer import Engine
 from e2llm.intervals import document_fields, interval_of_perplexity, interval_of_ratio
 from e2llm.records import make_row, portable
@@ -211,6 +212,20 @@ def _find_keys(context: Context, documents: Sequence[Document]) -> list[np.ndarr
     _check_same_tokenizer(context.engine.tokenizer, other.tokenizer, config.key_model)
     reader = Reader(other, TokenScorer(other), context.first_token)
     return key_tokens(reader, documents, scale=scale_of(other, length), **sizes)
+
+
+def check_key_model(name: str) -> Any:
+    """The key model's tokenizer, which is there where the model is. ValueError for a name that is no model's."""
+    try:
+        return load_tokenizer(name)
+    except ValueError as error:
+        raise ValueError(f"key_{error}; leave key_model out to ask the measured model itself") from error
+
+
+def check_keys(engine: Engine, documents: Sequence[Document], config: EvaluateConfig) -> None:
+    """ValueError for a key model of another tokenizer, before weights of it are read."""
+    if config.key_model:
+        _check_same_tokenizer(engine.tokenizer, check_key_model(config.key_model), config.key_model)
 
 
 def _check_same_tokenizer(own: Any, other: Any, name: str) -> None:

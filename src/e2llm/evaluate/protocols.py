@@ -102,7 +102,7 @@ _LOSSES = {
         measure=loss_rows.measure_key_tokens,
         tokens=_read_once,
         settings=lambda config: (config.key_model, loss_rows.short_context(config)),
-        check=lambda engine, documents, config: None,
+        check=loss_rows.check_keys,
     ),
     "attention": Further(
         measure=attention_rows.measure,

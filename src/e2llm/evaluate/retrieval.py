@@ -280,7 +280,8 @@ def _value_places(tokenizer: Any, task: Task, fact: tuple[str, str], count: int)
 def _long_enough(documents: Sequence[Document], filler: int, index: int, window: int, task: Task) -> Document:
     if filler < 1:
         raise ValueError(
-            f"window = {window}: a {task.name} prompt without filler already takes {window - filler} tokens"
+            f"window = {window}: a {task.name} prompt without filler already takes {window - filler} tokens; "
+            f"use larger windows, or leave {task.name} out"
         )
     found = [document for document in documents if len(document.tokens) >= filler]
     if not found:

@@ -18,7 +18,8 @@ from rich.progress import Progress, TaskID
 from e2llm.evaluate.batched import check_batches
 from e2llm.evaluate.config import LOSSES, EvaluateConfig
 from e2llm.evaluate.context import Part
-from e2llm.evaluate.documents import Document, load_documents
+from e2llm.evaluate.documents import Document, document_files, load_documents
+from e2llm.evaluate.loss_rows import check_key_model
 from e2llm.evaluate.measure import Measurement
 from e2llm.evaluate.partial import Finished, remove
 from e2llm.evaluate.perplexity import sliding_steps
@@ -32,14 +33,17 @@ from e2llm.evaluate.trained import beyond_trained, check_windows_trained
 from e2llm.hf.self_extend import self_extend
 from e2llm.infer import Engine
 from e2llm.positions.choose import choose_scale
-from e2llm.records import Record
+from e2llm.records import Record, check_out
 
 
 def run(config: EvaluateConfig, *, progress: bool = True) -> Record:
     """Load what `config` names, measure, write the Record to `config.out`."""
     check_named(config)
+    check_files(config)
     ranks = launched(config.device)
     engine = load_engine(config, ranks)
+    if not config.scales:
+        check_windows_trained(engine, config.windows)
     corpora = load_corpora(config, engine)
     partial = Path(f"{config.out}.partial.jsonl")
     record = evaluate(engine, corpora, config, partial=partial, progress=progress, ranks=ranks)
@@ -62,6 +66,20 @@ def check_named(config: EvaluateConfig) -> None:
         raise ValueError("model = '': name a checkpoint folder, hub name or .gguf file")
     if not config.corpora:
         raise ValueError("corpora = {}: give at least one LABEL=PATH")
+
+
+def check_files(config: EvaluateConfig) -> None:
+    """What can be known of the named files before weights are read: that texts are there, that questions are well
+    formed, that the key model's name is one, that the Record can be written. ValueError naming the field."""
+    check_out(config.out)
+    for label, path in config.corpora.items():
+        try:
+            document_files(path)
+        except ValueError as error:
+            raise ValueError(f"corpora.{label} = {error}") from error
+    further(config)
+    if config.key_model:
+        check_key_model(config.key_model)
 
 
 def load_engine(config: EvaluateConfig | SuiteConfig, ranks: Ranks = Ranks()) -> Engine:  # noqa: B008  a frozen value

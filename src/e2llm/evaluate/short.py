@@ -25,12 +25,13 @@ from e2llm.evaluate.paper_average import PAPER_TASKS, average_rows, missing
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.ranks import Ranks, launched
 from e2llm.evaluate.run import finish, load_engine
+from e2llm.evaluate.short_texts import unwritable
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.evaluate.task_suites import LeftOutWarning
+from e2llm.evaluate.task_suites import MOST_REASONS, LeftOutWarning
 from e2llm.evaluate.trained import beyond_trained
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, RESAMPLES, Interval, interval_fields, interval_of_mean, interval_of_statistic
-from e2llm.records import SCORES, Record, make_row, portable
+from e2llm.records import SCORES, Record, check_out, make_row, portable
 from e2llm.version import __version__
 
 _METRICS = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "accuracy", "em": "accuracy"}
@@ -44,6 +45,7 @@ SLOW_RESAMPLES = 100
 
 def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     """Load tasks, then the model, measure at each scale, write the Record to `config.out`."""
+    check_out(config.out)
     tasks, left_out = prepare(config)
     ranks = launched(config.device)
     engine = load_engine(config, ranks)
@@ -129,7 +131,8 @@ def evaluate_short(
     """Measure a loaded model on loaded harness tasks, at every scale of `config` (none: chosen by request).
 
     Rows: one a task, metric and scale, and means over the paper's list where all of it was run. Requests that the
-    model's window cut are counted, in rows and config, and warned about.
+    model's window cut and samples that the tokenizer cannot write, which are left out, are counted, in rows and config,
+    and warned about. ValueError where no sample is left.
     """
     import lm_eval
 
@@ -140,12 +143,13 @@ def evaluate_short(
     used: dict[str, dict[str, int]] = {}
     groups: dict[str, dict[str, int]] = {}
     cut: dict[str, int] = {}
+    skipped: dict[str, dict[str, Any]] = {}
     averages: list[dict[str, Any]] = []
     settings = [config.max_examples, config.seed, bool(config.chat), config.at_once]
 
     def measured(scale: float | None, name: str) -> dict[str, Any]:
         asked = [__version__, lm_eval.__version__, weights, labels, name, _identity(tasks[name]), scale, settings]
-        asked.append("cuts counted")  # what an earlier version kept says nothing of them
+        asked.append("cuts and skipped ones counted")  # what an earlier version kept says nothing of them
         key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         found: Any = done.get(key)
         if found is None:
@@ -160,10 +164,16 @@ def evaluate_short(
         used[part], cut[part] = found["requests_by_scale"], found["requests_cut"]
         if found["requests_by_group"]:
             groups[part] = found["requests_by_group"]
+        if found["skipped"]:  # the same at every scale
+            skipped[name] = {"count": len(found["skipped"]), "reasons": found["skipped"][:MOST_REASONS]}
     for scale in config.scales or (None,):
         own = [row for row in (row for found in results for row in found["rows"]) if row["scale"] == scale]
         averages += average_rows(own, {**labels, "scale": scale})
+    if not any(found["rows"] for found in results):
+        name, about = next(iter(skipped.items()))
+        raise ValueError(f"short: no sample could be asked; first: {name}, {about['reasons'][0]}")
     if ranks.is_first:
+        _warn_skipped(skipped)
         _warn_cut(cut, used)
     described = {
         **dataclasses.asdict(config),
@@ -180,7 +190,8 @@ def evaluate_short(
         **({"requests_by_group": groups} if groups else {}),
         "requests_cut": cut,
         "tasks_without_data": dict(left_out or {}),
-        "averages_left_out": missing(tasks),
+        "skipped": skipped,
+        "averages_left_out": missing({row["task"] for found in results for row in found["rows"]}),
     }
     rows, examples = ([row for found in results for row in found[name]] for name in ("rows", "examples"))
     # Longer requests are cut to the scale's window, so that the scale alone says what lies outside.
@@ -191,6 +202,16 @@ def evaluate_short(
 def part_name(task: str, scale: float | None) -> str:
     """A task at a scale, as the counts of a Record's config are keyed; None: chosen by request."""
     return f"{task}, scale {'chosen' if scale is None else format(scale, 'g')}"
+
+
+def _warn_skipped(skipped: Mapping[str, Mapping[str, Any]]) -> None:
+    """One line a task, with its first complaint."""
+    for name, about in skipped.items():
+        warnings.warn(
+            f"short {name}: {about['count']} left out, the Record says which; first: {about['reasons'][0]}",
+            LeftOutWarning,
+            stacklevel=3,
+        )
 
 
 def _warn_cut(cut: Mapping[str, int], used: Mapping[str, Mapping[str, int]]) -> None:
@@ -233,13 +254,19 @@ def _measure(
         import sys
 
         print(part_name(name, scale), file=sys.stderr)
+    lost = unwritable(task, engine.tokenizer, limit=config.max_examples, seed=config.seed)
+    asked = [number for number in range(len(task.eval_docs))[: config.max_examples] if number not in lost]
+    skipped = [f"sample {number}: {why}" for number, why in lost.items()]
+    none: dict[str, Any] = {"requests_by_scale": {}, "requests_by_group": {}, "requests_cut": 0, "skipped": skipped}
+    if not asked:
+        return {"rows": [], "examples": [], **none}
     model = E2LM(engine, scale=scale, batch_size=config.at_once)
     with _as_one_process():
         results = simple_evaluate(
             model=model,
             tasks=[task],
             task_manager=TaskManager(include_defaults=False),  # by itself it would read thousands of task files again
-            limit=config.max_examples,
+            **({"samples": {name: asked}} if lost else {"limit": config.max_examples}),
             bootstrap_iters=0,
             apply_chat_template=bool(config.chat),
             random_seed=config.seed,
@@ -248,14 +275,14 @@ def _measure(
             fewshot_random_seed=config.seed,
         )
     place = {**labels, "task": name, "scale": scale}
-    counted = {"cut": model.requests_cut}
+    counted = {"cut": model.requests_cut, "skipped": len(skipped)}
     found = _rows(results["results"][name], results["samples"][name], place, counted, task.aggregation())
     if not found["rows"]:
         raise ValueError(f"tasks: {name} gave no number: {results['results'][name]}")
     by_scale = {format(used, "g"): count for used, count in sorted(model.requests_by_scale.items())}
     by_group = {str(group): count for group, count in sorted(model.requests_by_group.items())}
     counts = {"requests_by_scale": by_scale, "requests_by_group": by_group, "requests_cut": model.requests_cut}
-    return {**found, **counts}
+    return {**found, **none, **counts}
 
 
 @contextlib.contextmanager

@@ -24,20 +24,19 @@ from e2llm.evaluate.ranks import Ranks, launched
 from e2llm.evaluate.run import finish, load_engine, scale_of
 from e2llm.evaluate.samples import Sample, Skipped
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.evaluate.task_suites import SUITES, Data, Suite, load_data, warn_skipped
+from e2llm.evaluate.task_suites import MOST_REASONS, SUITES, Data, Suite, load_data, warn_skipped
 from e2llm.evaluate.trained import beyond_trained, largest_window
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
-from e2llm.records import Record, make_row, portable
+from e2llm.records import Record, check_out, make_row, portable
 
 DEFAULT_WINDOWS = (8192,)
-_MOST_REASONS = 20
-"""Reasons a task that are written out in a Record; all are counted."""
 
 
 def run(config: SuiteConfig, *, progress: bool = True) -> Record:
     """Read the data, load the model, ask, write the Record to `config.out`."""
+    check_out(config.out)
     suite = SUITES[config.suite]
     data = load_data(suite, config)
     ranks = launched(config.device)
@@ -210,7 +209,7 @@ def _described(
         "interval": DESCRIPTION,
         "tasks_without_data": list(data.absent),
         "skipped": {
-            task: {"count": len(reasons), "reasons": reasons[:_MOST_REASONS]} for task, reasons in left_out.items()
+            task: {"count": len(reasons), "reasons": reasons[:MOST_REASONS]} for task, reasons in left_out.items()
         },
         "averages_left_out": suite.missing({task: [0.0] for task in data.samples}),
     }

@@ -21,6 +21,9 @@ from e2llm.evaluate.longbench import tasks as longbench
 from e2llm.evaluate.samples import Sample, Score, Skipped, open_source, read_samples
 from e2llm.evaluate.suite_config import SuiteConfig
 
+MOST_REASONS = 20
+"""Reasons a task that are written out in a Record; all are counted."""
+
 
 class LeftOutWarning(UserWarning):
     """Rows, samples or tasks were left out; the Record counts them."""

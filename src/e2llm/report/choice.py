@@ -6,7 +6,7 @@ Flows in: rows with a label `choice` (chosen, fixed). Flows out: `Table`s.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from e2llm.report.beyond import beyond_mark
@@ -43,7 +43,7 @@ def _table(section: Section) -> Table:
     body: list[tuple[str, list[Cell | None]]] = []
     for method, own in _by_method(rows):
         mark = MARK if shares and fails(served[method]) else ""
-        top = {w: best(row["value"] for row in own if row["window"] == w) for w in windows}
+        top = {w: _top([row for row in own if row["window"] == w], best) for w in windows}
         for name, found in _lines(own):
             at = {row["window"]: row for row in found}
             cells = [_cell(section.metric, at.get(w), top[w], columns[w]) for w in windows]
@@ -69,7 +69,7 @@ def _short_table(rows: Sequence[Row]) -> Table:
     body: list[tuple[str, list[Cell | None]]] = []
     for method, own in _by_method(rows):
         shares = [row for row in own if row["unit"] == "share"]  # of other scores nobody said which end is better
-        top = {at: max((row["value"] for row in shares if _measured(row) == at), default=None) for at in columns}
+        top = {at: _top([row for row in shares if _measured(row) == at], max) for at in columns}
         for line, found in _lines(own):
             by_column = {_measured(row): row for row in found}
             body.append((f"{method}, {line}", [_short_cell(by_column.get(at), top[at]) for at in columns]))
@@ -89,6 +89,12 @@ def _short_cell(row: Row | None, best: float | None) -> Cell | None:
     return dataclasses.replace(cell, note=f"{scale}, {cell.note}")
 
 
+def _top(rows: Sequence[Row], best: Callable[[set[float]], float]) -> float | None:
+    """The best of a method's values in a column; None where its scales make no difference there."""
+    values = {row["value"] for row in rows}
+    return best(values) if len(values) > 1 else None
+
+
 def _by_method(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """(checkpoint · method, its rows), in order of first appearance."""
     found: dict[str, list[Row]] = {}
@@ -106,7 +112,7 @@ def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     ]
 
 
-def _cell(metric: str, row: Row | None, best: float, column: Sequence[Row]) -> Cell | None:
+def _cell(metric: str, row: Row | None, best: float | None, column: Sequence[Row]) -> Cell | None:
     if row is None:
         return None
 

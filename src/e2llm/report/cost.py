@@ -12,7 +12,7 @@ from typing import Any
 from e2llm.records import INTERVAL_FIELDS, LABELS, Record, labels_of, source_names
 from e2llm.report.formats import format_count, format_number, format_quantity, format_window, join_words
 from e2llm.report.series import Row
-from e2llm.report.tables import Cell, Table, interval_text
+from e2llm.report.tables import Cell, Table, count_foot, interval_text
 
 COLUMNS = {
     "tokens_per_second": "tokens/s",
@@ -89,7 +89,9 @@ def _table(kind: str, rows: Sequence[Row]) -> CostTable:
     shared = [name for name in names if name not in varying and labels[0].get(name) not in (None, "none")]
     title = join_words(kind, _words(labels[0], [*_MODEL, *shared]))
     notes = (_HOURS,) if "train_seconds" in metrics else ()
-    return CostTable(title, Table(f"Cost: {title}", ["run", *(COLUMNS[m] for m in metrics)], body, notes=notes))
+    head = ["run", *(COLUMNS[metric] for metric in metrics)]
+    foot = count_foot("n", [[run[metric] for run in runs.values() if metric in run] for metric in metrics])
+    return CostTable(title, Table(f"Cost: {title}", head, body, foot, notes=notes))
 
 
 def _words(labels: dict[str, Any], names: Sequence[str]) -> str:

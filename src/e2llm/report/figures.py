@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from e2llm.report.beyond import beyond_mark
 from e2llm.report.canvas import SMALL, Drawing, letter, new_axes, new_figure, words, wrapped
+from e2llm.report.depths import depth_maps
 from e2llm.report.formats import METRIC_NAMES, format_scale, format_value, format_window, join_words, slug
 from e2llm.report.lines import DASHES, MARKERS, Line, draw_lines
-from e2llm.report.native import MARK, failing_note, fails
+from e2llm.report.native import failing_note, fails
 from e2llm.report.palette import NUM_STEPS, Palette
 from e2llm.report.rescaled import Rescaled
-from e2llm.report.series import Row, Section, Series, grid_rows, hero, series_of, serving_row
+from e2llm.report.series import Row, Section, Series, grid_rows, hero, series_of
 from e2llm.report.shared_documents import apart_words, comparison_notes
 
 if TYPE_CHECKING:
@@ -96,25 +97,20 @@ def rescaled_figure(found: Rescaled, *, name: str = "rescaled") -> Drawing:
 
 def retrieval_figure(section: Section, *, name: str = "retrieval") -> Drawing | None:
     """One depth × length map a (checkpoint, method); None where no row has a depth or a single window was measured."""
-    rows = [row for row in section.rows if row.get("depth") is not None]
-    depths, windows = sorted({r["depth"] for r in rows}), sorted({r["window"] for r in rows})
-    if not rows or len(depths) * len(windows) < 4:
+    panels = [
+        (one.label, {place: row["value"] for place, row in one.cells.items()}) for one in depth_maps(section)
+    ]
+    if not panels:
         return None
-    failing = [one.key for one in series_of(section) if fails(one)]
-    panels = []
-    for one in series_of(Section(section.metric, section.labels, rows)):
-        mine = [row for row in rows if one.owns(row)]
-        cells = {}
-        for place in {(row["depth"], row["window"]) for row in mine}:
-            cells[place] = serving_row([row for row in mine if (row["depth"], row["window"]) == place])["value"]
-        panels.append((one.label + (MARK if one.key in failing else ""), cells))
+    places = {place for _, cells in panels for place in cells}
+    depths, windows = sorted({depth for depth, _ in places}), sorted({window for _, window in places})
 
     def draw(palette: Palette, width: int) -> Figure:
         return _heat_panels(panels, depths, windows, palette, width)
 
     worst = "; ".join(f"{label}: lowest cell {min(cells.values()):.2f}" for label, cells in panels)
     description = f"Share of prompts answered by depth of the answer (rows) and window (columns). {worst}."
-    if failing:
+    if any(fails(one) for one in series_of(section)):
         description += f" {failing_note(section)}"
     return Drawing(name, f"Retrieval by depth and length, {section.title}", description, draw)
 

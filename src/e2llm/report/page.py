@@ -6,6 +6,7 @@ A section without rows is left out.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import html
 import json
@@ -16,6 +17,7 @@ from typing import Any
 
 from e2llm.records import LABELS, Record, labels_of, source_names, write_atomic
 from e2llm.report.cost import cost_tables, is_cost_row
+from e2llm.report.depths import depth_maps, depth_table
 from e2llm.report.figures import (
     perplexity_figure,
     rescaled_figure,
@@ -23,7 +25,7 @@ from e2llm.report.figures import (
     scale_figure,
     training_figure,
 )
-from e2llm.report.formats import format_count, format_quantity, join_words, sentence_case, slug
+from e2llm.report.formats import format_count, format_number, format_quantity, join_words, sentence_case, slug
 from e2llm.report.further import FURTHER_METRICS, FURTHER_PARTS
 from e2llm.report.headline import Headline, headline
 from e2llm.report.parts import Part, drawn, figure_html, heading_html, quiet_html
@@ -31,7 +33,7 @@ from e2llm.report.quoted_tables import quoted_perplexity, quoted_unseen_scales
 from e2llm.report.rescaled import rescaled
 from e2llm.report.series import Row, Section, all_rows, sections, series_of
 from e2llm.report.stylesheet import stylesheet
-from e2llm.report.tables import breakable, scale_table, window_table
+from e2llm.report.tables import breakable, interval_text, scale_table, window_table
 from e2llm.report.task_tables import task_sections
 
 _MOST_OTHERS = 400  # rows of metrics without a figure; more are counted, not listed
@@ -162,12 +164,19 @@ def _retrieval(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
     drawings = []
     for section in sections(rows, "retrieval"):
         drawings.append(drawing := retrieval_figure(section, name=slug("retrieval", *section.labels.values())))
-        blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing))
+        blocks.append(_heading(section) + window_table(section).html() + figure_html(drawing) + _by_depth(section))
     text = (
         '<p class="quiet">Share of prompts whose answer was found, over all depths; higher is better. '
         "Below a value its 95&nbsp;% interval over prompts.</p>"
     )
     return Part("retrieval", "Retrieval", text + "".join(blocks) if blocks else "", drawn(drawings))
+
+
+def _by_depth(section: Section) -> str:
+    """What a map shows by colour, as tables to open."""
+    maps = depth_maps(section)
+    tables = "".join(f"<h4>{html.escape(one.label)}</h4>" + depth_table(section, one).html() for one in maps)
+    return f"<details><summary>Every depth, with intervals</summary>{tables}</details>" if maps else ""
 
 
 def _tasks(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
@@ -211,15 +220,16 @@ def _others(rows: Sequence[Row], records: Sequence[Record] = ()) -> Part:
         known = [name for name in LABELS if name in labels]
         names = known + [name for name in labels if name not in LABELS and name != "source"]
         text = join_words(*(f"{name} {labels[name]}" for name in names if labels[name] is not None))
-        cells = (text, format_quantity(row["value"], row["unit"]), format_count(row["n"]))
+        is_bytes = row["unit"] == "bytes"  # other units stand behind the value already
+        ends = interval_text(row, functools.partial(format_quantity, unit="bytes") if is_bytes else format_number)
+        cells = (text, format_quantity(row["value"], row["unit"]), ends or "–", format_count(row["n"]))
         lines.append([row["metric"], *cells])
     if not lines:
         return Part("others", "", "")
     rest = len(others) - len(lines)
     more = f'<p class="quiet">{_count(rest, "more row")} in the files.</p>' if rest else ""
-    return Part(
-        "others", "Other measurements", _text_table("Other rows", ["metric", "labels", "value", "n"], lines, 2) + more
-    )
+    head = ["metric", "labels", "value", f"95{chr(160)}% interval", "n"]
+    return Part("others", "Other measurements", _text_table("Other rows", head, lines, 2) + more)
 
 
 def _is_shown(row: Row) -> bool:

@@ -91,6 +91,7 @@ figcaption{margin-top:.6rem;max-width:42rem}
 details{border-bottom:1px solid var(--rule);padding:.65rem 0}
 summary{cursor:pointer;font-weight:500}
 details h3{margin-top:1.25rem}
+details h4{margin:1.25rem 0 .25rem;font-size:1rem}
 dl.facts{display:grid;grid-template-columns:minmax(9rem,auto) 1fr;gap:.3rem 1.5rem;margin:.75rem 0;font-size:.875rem}
 dl.facts dt{color:var(--muted);overflow-wrap:anywhere}
 dl.facts dd{margin:0;overflow-wrap:anywhere}

@@ -128,9 +128,31 @@ def window_table(section: Section) -> Table:
         head=["checkpoint · method", *map(format_window, windows)],
         body=body,
         foot=count_foot(UNITS.get(section.metric, "n"), list(columns.values())),
-        notes=(*table_notes(list(columns.values())), *([failing] if failing else [])),
+        notes=(*table_notes(list(columns.values())), *([failing] if failing else []), *scales_note(series)),
         strong=frozenset(index for index, one in enumerate(series) if one is main),
     )
+
+
+def scales_note(series: Sequence[Series]) -> tuple[str, ...]:
+    """A sentence that says at which scale each window was read, for all at once where they agree; none where no scale
+    is known or all are 1."""
+    of = {one.label: {w: row["scale"] for w, row in one.points.items() if row.get("scale")} for one in series}
+    at = [(window, scale) for scales in of.values() for window, scale in scales.items()]
+    if all(scale == 1 for _, scale in at):
+        return ()
+    if len(set(at)) == len({window for window, _ in at}):
+        return (f"Scales other than 1: {_scales(dict(at))}.",)
+    groups: dict[str, list[str]] = {}
+    for label, scales in of.items():
+        groups.setdefault(_scales(scales), []).append(label)
+    lines = (f"{', '.join(labels)}: {text}" for text, labels in groups.items() if text)
+    return (f"Scales other than 1: {'; '.join(lines)}.",)
+
+
+def _scales(of: dict[int, float]) -> str:
+    """Those above 1."""
+    some = sorted((window, scale) for window, scale in of.items() if scale != 1)
+    return ", ".join(f"{format_scale(scale)} at {format_window(window)}" for window, scale in some)
 
 
 def scale_table(section: Section, series: Series) -> Table | None:
