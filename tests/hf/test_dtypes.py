@@ -3,30 +3,20 @@ formulas, and against float32 with each row in a batch of its own."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from architectures import WINDOW, tiny_model, token_ids
+from drawn_rows import ROWS, TOKENS
 from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from e2llm.hf import get_extension, install
 from e2llm.positions import oracle
-from e2llm.positions.placement import Placement, PlacementConfig, PositionSampler
-from e2llm.positions.scales import ScalesConfig
+from e2llm.positions.placement import Placement
 
-TOKENS, HEAD = 48, 16
+HEAD = 16
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SAMPLER = PositionSampler(
-    native_window=WINDOW,
-    training_window=TOKENS,
-    scales=ScalesConfig(distribution="log_uniform", max_scale=32),
-    placement=PlacementConfig(kind="jumps"),
-    seed=5,
-)
-ROWS = [replace(SAMPLER.draw(0), scale=1.0), *(SAMPLER.draw(index) for index in (1, 2, 3))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,35 +6,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
-from architectures import WINDOW, tiny_model, token_ids
+from architectures import tiny_model, token_ids
+from drawn_rows import ROWS, TOKENS
 from torch import nn
 from torch._inductor import metrics
 
 from e2llm.hf import get_extension, install
 from e2llm.hf.compiled import compile_layers
-from e2llm.positions.placement import Placement, PlacementConfig, PositionSampler
-from e2llm.positions.scales import ScalesConfig
+from e2llm.positions.placement import Placement
 
 pytestmark = [
     pytest.mark.skipif(not (torch.cuda.is_available() or shutil.which("g++")), reason="needs a C++ compiler"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),  # dynamo's own
 ]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOKENS = 48
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.008}
 """Of a gradient's or of the hidden states' norm: fused code rounds to 16 bits less often than plain code does."""
-SAMPLER = PositionSampler(
-    native_window=WINDOW,
-    training_window=TOKENS,
-    scales=ScalesConfig(distribution="log_uniform", max_scale=32),
-    placement=PlacementConfig(kind="jumps"),
-    seed=5,
-)
-ROWS = [replace(SAMPLER.draw(0), scale=1.0), *(SAMPLER.draw(index) for index in (1, 2, 3))]
 IDS = token_ids(len(ROWS), TOKENS)
 # Twenty seconds of C++ each on a CPU: one of them in every run of the tests, all on a GPU.
 FAST = ("llama", torch.bfloat16)
