@@ -118,6 +118,34 @@ def test_large_bodies(serve):
     assert served.engine.stats().prompt_tokens_total < 100
 
 
+@pytest.mark.parametrize("header, status", [("Connection: close", 401), ("Connection: keep-alive", 413)])
+def test_a_client_that_sends_all_before_it_reads_sees_why_it_was_refused(serve, header, status):
+    """A connection closed over unread bytes is reset, and the answer with it."""
+    served = serve(max_request_bytes=10_000, api_keys=("first-key",))
+    key = "wrong" if status == 401 else "first-key"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n{header}\r\n"
+    with socket.create_connection(("127.0.0.1", served.port)) as raw:
+        raw.settimeout(10)
+        raw.sendall(f"{head}Content-Length: 8000000\r\n\r\n".encode())
+        for _ in range(80):
+            raw.sendall(b"x" * 100_000)
+            time.sleep(0.001)
+        answer = b"".join(iter(lambda: raw.recv(10_000), b"")) if status == 413 else raw.recv(10_000)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_whoever_sends_for_too_long_is_not_listened_to(serve, monkeypatch):
+    monkeypatch.setattr("e2llm.server.body._LINGER_SECONDS", 0.3)
+    served = serve(max_request_bytes=10)
+    with socket.create_connection(("127.0.0.1", served.port)) as raw:
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n")
+        end = time.monotonic() + 10
+        with pytest.raises(OSError):  # sending into a closed connection
+            while time.monotonic() < end:
+                raw.sendall(b"x")
+                time.sleep(0.01)
+
+
 def test_a_body_that_never_ends(serve):
     served = serve(body_timeout_seconds=0.2)
     with socket.create_connection(("127.0.0.1", served.port)) as raw:

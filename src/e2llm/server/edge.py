@@ -6,7 +6,6 @@ function middleware hides disconnects from the routes.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import logging
@@ -18,6 +17,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from e2llm.server.body import Body, body_too_large
 from e2llm.server.errors import CODE, ApiError, busy
 from e2llm.server.limits import RateLimit
 from e2llm.server.logs import LOGGER, RequestRecord, where_from
@@ -50,8 +50,9 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(uuid.uuid4().hex)
+        record, settings = RequestRecord(uuid.uuid4().hex), self.service.settings
         scope["e2llm.record"], scope["e2llm.arrived"] = record, time.monotonic()
+        body = Body(receive, settings.max_request_bytes, settings.body_timeout_seconds)
         status = 0
 
         async def sending(message: Message) -> None:
@@ -61,11 +62,11 @@ class Edge:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = record.request_id
                 headers["X-Content-Type-Options"] = "nosniff"
-            await send(message)
+            await body.send(message, send)
 
         try:
             await self._admit(scope, record)
-            await self.app(scope, self._limited(scope, receive), sending)
+            await self.app(scope, body.receive, sending)
         except ApiError as error:
             scope[CODE] = error.code
             await error.response()(scope, receive, sending)
@@ -90,7 +91,7 @@ class Edge:
                 raise busy(f"More than {rate:g} requests a minute: wait {wait:.1f} s.", "rate_limit_exceeded", wait)
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > settings.max_request_bytes:
-            raise _too_large(settings.max_request_bytes)
+            raise body_too_large(settings.max_request_bytes)
 
     def _key(self, authorization: str) -> str:
         """Which key it is ("key-1", …). Every key is compared, each in constant time. Raises ApiError 401."""
@@ -101,28 +102,6 @@ class Edge:
             message = "Give a valid API key: Authorization: Bearer KEY."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return f"key-{matches.index(True) + 1}"
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive` that counts the body's bytes and does not wait for ever between two of its pieces."""
-        settings = self.service.settings
-        received, complete = 0, False
-
-        async def receiving() -> Message:
-            nonlocal received, complete
-            if complete:
-                return await receive()
-            try:
-                async with asyncio.timeout(settings.body_timeout_seconds):
-                    message = await receive()
-            except TimeoutError:
-                raise ApiError(408, "The request's body did not arrive.", code="body_timeout", headers=_CLOSE) from None
-            received += len(message.get("body", b""))
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
-            if received > settings.max_request_bytes:
-                raise _too_large(settings.max_request_bytes)
-            return message
-
-        return receiving
 
     def _log_failure(self, record: RequestRecord, error: Exception) -> None:
         fields: dict[str, Any] = {"request_id": record.request_id, "exception": where_from(error)}
@@ -149,14 +128,6 @@ class Edge:
         }
         level = logging.DEBUG if path in _QUIET else logging.INFO
         LOGGER.log(level, "request", extra={"fields": fields})
-
-
-_CLOSE = {"Connection": "close"}
-"""The rest of the body is not read: the connection cannot be used again."""
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large", headers=_CLOSE)
 
 
 def _digest(key: str) -> bytes:
