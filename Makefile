@@ -5,6 +5,9 @@ VENV   ?= .venv
 # One PyTorch release for everybody who starts from nothing: an open range would fetch whatever is newest today.
 TORCH  ?= torch==2.13.0
 
+# Tests use one core each. 0: all in one process, as a debugger wants it.
+WORKERS ?= auto
+
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test lint check docs clean
@@ -13,7 +16,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/e2llm quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests scripts benchmarks examples

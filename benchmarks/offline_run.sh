@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Benchmarks on a GPU machine that is reached by short commands only: they run in the background, and go on between the
+# commands.
+#
+#   benchmarks/offline_run.sh receive FOLDER …        keep what offline_prepare.sh made
+#   benchmarks/offline_run.sh start JOBS SECONDS      install, then run a file of benchmarks/jobs for so long
+#   benchmarks/offline_run.sh wait SECONDS OUT        until all is done, or so long; then OUT/records.tgz, logs, status
+#   benchmarks/offline_run.sh weights NAME OUT FROM   four pieces of what benchmarks/jobs packed of a model, from FROM on
+#
+# All lies in $WORK (/tmp/e2llm). JOBS are lines for lanes.py; commands there find WORK, RECORDS, MODEL, TEXT, TASKS and
+# PYTHONPATH set, and run in a copy of this repository.
+set -euo pipefail
+export WORK=${WORK:-/tmp/e2llm}
+export RECORDS=$WORK/records MODEL=$WORK/data/model TEXT=$WORK/data/text TASKS=$WORK/received/tasks
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+receive() {
+  mkdir -p "$WORK/received/pieces"
+  for folder in "$@"; do cp -r "$folder"/. "$WORK/received/"; done
+  mv "$WORK"/received/part* "$WORK/received/pieces/" 2> /dev/null || true  # of model and text, not of trained weights
+  if [ -f "$WORK/received/tasks.tar.xz" ]; then tar -xJf "$WORK/received/tasks.tar.xz" -C "$WORK/received"; fi
+  ls "$WORK/received" "$WORK/received/pieces"
+}
+
+start() {
+  local jobs=$1 seconds=$2
+  mkdir -p "$RECORDS" "$WORK/logs" "$WORK/repository"
+  cp -r "$root"/{src,benchmarks,pyproject.toml} "$WORK/repository/"
+  [ -d "$WORK/site" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" \
+    "$WORK"/received/wheels/*.whl
+  cd "$WORK/repository"
+  export PYTHONPATH=$WORK/repository/src:$WORK/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+  export TORCHINDUCTOR_CACHE_DIR=$WORK/inductor TRITON_CACHE_DIR=$WORK/triton
+  python3 -c "import e2llm.cli"
+  for package in datasets gguf jieba liger_kernel lm_eval.api.model; do
+    python3 -c "import $package" 2> /dev/null || echo "no $package here"
+  done
+  local gpus
+  gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+  setsid nohup python3 benchmarks/lanes.py "$jobs" --gpus "$((gpus > 0 ? gpus : 1))" --until "$seconds" \
+    --logs "$WORK/logs" --done "$WORK/done" > "$WORK/lanes.log" 2>&1 < /dev/null &
+  echo $! > "$WORK/lanes.pid"
+  echo "$gpus GPUs, $jobs for $seconds s"
+}
+
+wait_for() {
+  local end=$((SECONDS + $1)) out=$2
+  while [ "$SECONDS" -lt "$end" ] && ! grep -q "^not finished:" "$WORK/lanes.log" && kill -0 "$(cat "$WORK/lanes.pid")"
+  do sleep 1; done
+  mkdir -p "$out"
+  tar -czf "$out/records.tgz" -C "$WORK" --exclude '*.safetensors' records logs lanes.log $(cd "$WORK" && ls -d \
+    final/*/{recipe.toml,train.json,calibration.json,evaluation.partial.jsonl} *.profile.txt 2>/dev/null || true)
+  for log in $(ls -t "$WORK"/logs/*.log); do echo "== $log"; tr '\r' '\n' < "$log" | sed '/^ *$/d' | tail -n 6; done
+  cat "$WORK/lanes.log"
+  ls "$RECORDS"
+}
+
+weights() {
+  local from=$3
+  mkdir -p "$2"
+  for i in 0 1 2 3; do cp "$WORK/packed/$1/part$((from + i))" "$2/" 2>/dev/null || true; done
+  ls "$WORK/packed/$1" | wc -l
+}
+
+case ${1:-} in
+  receive) receive "${@:2}" ;;
+  start) start "$(realpath "$2")" "$3" ;;
+  wait) wait_for "$2" "$3" ;;
+  weights) weights "$2" "$3" "$4" ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac

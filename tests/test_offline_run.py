@@ -1,0 +1,68 @@
+"""benchmarks/offline_run.sh and the files of benchmarks/jobs: jobs that outlast the command that starts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts_of import load_script
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+JOBS = sorted((BENCHMARKS / "jobs").glob("*.txt"))
+
+
+def run(work: Path, *words: str) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "WORK": str(work), "PATH": path}
+    done = subprocess.run(
+        [str(BENCHMARKS / "offline_run.sh"), *words], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_jobs_go_on_after_the_command_that_started_them(tmp_path: Path) -> None:
+    work, out, jobs = tmp_path / "work", tmp_path / "out", tmp_path / "jobs.txt"
+    (work / "site").mkdir(parents=True)  # packages are here already
+    for number in (0, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / f"part{number}").write_bytes(b"ab"[number : number + 1])
+        run(work, "receive", str(folder))
+    jobs.write_text(
+        'first: cat "$WORK"/received/pieces/part* > "$RECORDS/all.json"; sleep 1\n'
+        "second after first: test -d src/e2llm && test -n {left}\n"
+        "third: exit 3\n"
+    )
+    run(work, "start", str(jobs), "60")
+    said = run(work, "wait", "0", str(out))  # at once: what there is
+    assert "not finished" not in said
+    said = run(work, "wait", "60", str(out))
+    assert "not finished: third (3)" in said
+    with tarfile.open(out / "records.tgz") as tar:
+        file = tar.extractfile("records/all.json")
+        assert file is not None and file.read() == b"ab"
+        assert {"logs/second.log", "lanes.log"} <= set(tar.getnames())
+
+
+@pytest.mark.parametrize("file", JOBS, ids=lambda file: file.stem)
+def test_files_of_jobs(file: Path) -> None:
+    """Every script, option, plan and run that they name is there."""
+    lanes: Any = load_script(BENCHMARKS / "lanes.py")
+    for job in lanes.read_jobs(file.read_text(encoding="utf-8")):
+        scripts = re.findall(r"benchmarks/(\w+\.py)", job.command)
+        assert scripts or "-m e2llm" in job.command, job
+        for script in scripts:
+            source = (BENCHMARKS / script).read_text(encoding="utf-8")
+            for option in re.findall(r"(?<= )--[\w-]+", job.command.partition(" && ")[0]):
+                assert f'"{option}"' in source, (job.name, option)
+        for plan, names in re.findall(r"--plan benchmarks/(\w+\.toml)(?: --only ([\w. -]+?)(?= --|$))?", job.command):
+            text = (BENCHMARKS / plan).read_text(encoding="utf-8")
+            assert [name for name in names.split() if f'name = "{name}"' not in text] == [], job
+    assert JOBS
