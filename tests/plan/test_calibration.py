@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from scripts_of import load_script
 
-from e2llm.plan.calibration import Run, fit, fit_recomputed
+from e2llm.plan.calibration import Run, fit, fit_fetched, fit_recomputed, fit_unpacked
+from e2llm.plan.frozen import FETCHED_PER_SECOND, UNPACKED
 from e2llm.plan.memory import RECOMPUTED, RECOMPUTED_ADAPTERS
 from e2llm.plan.speed import GPUS, SHARES, Shares
 from e2llm.plan.step import step_of
@@ -27,11 +28,7 @@ def recomputed(runs: list[Run], *, adapters: bool) -> list[Run]:
 def test_the_plan_is_what_was_measured(run: Run) -> None:
     """On the card that it ran on, on one GPU and on several."""
     assert run.memory_ratio() == pytest.approx(1, abs=MEMORY)
-    speed = run.speed_ratio()
-    if speed is None:
-        assert run.recipe.model.quantization != "none"
-    else:
-        assert speed == pytest.approx(1, abs=SPEED)
+    assert run.speed_ratio() == pytest.approx(1, abs=SPEED)
 
 
 @pytest.mark.parametrize("run", records.plain_runs(), ids=lambda run: run.name)
@@ -39,6 +36,7 @@ def test_memory_of_layers_that_are_not_compiled(run: Run) -> None:
     """An offloaded base among them, which the plan had never seen."""
     assert run.recipe.train.compile == "none"
     assert run.memory_ratio() == pytest.approx(1, abs=MEMORY)
+    assert run.speed_ratio() == pytest.approx(1, abs=SPEED)
 
 
 def test_the_records_hold_what_the_plan_is_said_to_be_tested_on() -> None:
@@ -98,6 +96,8 @@ def test_the_constants_are_those_that_the_records_give() -> None:
     runs = list(RUNS)
     assert fit_recomputed(recomputed(runs, adapters=False)) == pytest.approx(RECOMPUTED, abs=0.06)
     assert fit_recomputed(recomputed(runs, adapters=True)) == pytest.approx(RECOMPUTED_ADAPTERS, abs=0.06)
+    assert fit_unpacked(runs) == pytest.approx(UNPACKED, rel=0.03)
+    assert fit_fetched(records.plain_runs()) == pytest.approx(FETCHED_PER_SECOND, rel=0.03)
 
 
 def test_a_fit_finds_what_made_the_runs() -> None:

@@ -88,7 +88,7 @@ def test_an_offloaded_base_leaves_one_layer_on_the_gpu() -> None:
     assert away["fetched layer"] == layer
     assert whole["weights"] - away["weights"] == 32 * layer
     assert sum(whole.values()) - sum(away.values()) == pytest.approx(31 * layer)
-    assert step_of(shape, recipe(*OFFLOADED, "model.offload=cpu"), GPUS["h100"]) is None
+    assert step_of(shape, recipe(*OFFLOADED, "model.offload=disk"), GPUS["h100"]) is None  # disks differ too much
 
 
 def test_the_command_says_what_would_fit_and_what_waits_elsewhere(

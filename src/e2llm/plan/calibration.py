@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from e2llm.config import Recipe
-from e2llm.plan.memory import training_memory
+from e2llm.plan.frozen import fetched_bytes, frozen_seconds, uses_of
+from e2llm.plan.memory import packed_parameters, training_memory
 from e2llm.plan.shape import Shape
 from e2llm.plan.speed import SHARES, Gpu, Shares, is_known, work_of
 from e2llm.plan.step import beside_bytes, step_of
@@ -60,7 +61,7 @@ def fit(runs: Sequence[Run]) -> Shares:
     """
     rows, values = [], []
     for run in runs:
-        if run.gpus > 1 or not is_known(run.recipe, run.shape):
+        if run.gpus > 1 or not is_known(run.recipe, run.shape) or frozen_seconds(run.shape, run.recipe, run.gpu):
             continue
         windows, _, copied, updated = beside_bytes(run.shape, run.recipe, run.gpus)
         tokens = windows * run.recipe.data.window
@@ -90,3 +91,28 @@ def fit_recomputed(runs: Sequence[Run]) -> float:
     if not len(runs) or np.ptp(ratios, axis=0).max() < 0.01:
         return 1.0
     return float(FACTORS[np.square(ratios - 1).sum(axis=1).argmin()])
+
+
+def fit_unpacked(runs: Sequence[Run]) -> float:
+    """`frozen.UNPACKED`: bytes a 4-bit weight and use, the mean of what the runs took beyond the plan without it."""
+    found = []
+    for run in runs:
+        weights = packed_parameters(run.shape, run.recipe) * uses_of(run.recipe)
+        if weights:
+            found.append(_beyond(run) * run.gpu.bytes_per_second / weights)
+    return float(np.mean(found))
+
+
+def fit_fetched(runs: Sequence[Run]) -> float:
+    """`frozen.FETCHED_PER_SECOND`: bytes a second, the mean over the runs whose base waits in host memory."""
+    found = [fetched_bytes(run.shape, run.recipe) / _beyond(run) for run in runs if run.recipe.model.offload == "cpu"]
+    return float(np.mean(found))
+
+
+def _beyond(run: Run) -> float:
+    """Seconds of a batch that the plan leaves to the frozen base."""
+    step = step_of(run.shape, run.recipe, run.gpu, run.gpus)
+    assert step is not None
+    batches = run.recipe.accumulation(run.gpus)
+    tokens = step.windows * run.recipe.data.window
+    return (tokens / run.tokens_per_second - step.seconds + step.frozen) / batches

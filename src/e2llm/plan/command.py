@@ -108,10 +108,17 @@ def _training(facts: Facts, offload: str, recipe_compiles: bool) -> list[str]:
         lines += [f"  {line}" for line in offers(ways)]
     step = facts["step"]
     if step is None:
-        unknown = "float32 arithmetic, mixtures of experts, 4-bit bases, offloading, teachers and whole document masks"
+        unknown = (
+            "float32 arithmetic, mixtures of experts, a base on a disk, distributed.cpu_offload, teachers and whole "
+            "document masks"
+        )
         return [*lines, f"  speed: not known for {unknown}"]
     speeds = f"{step['tokens_per_second']:,.0f} tokens/s, {step['hours']:,.2f} hours"
     lines.append(f"  {speeds} for {facts['steps']} steps of {step['windows']} windows")
+    if step["frozen_seconds"]:
+        what = "fetching weights from host memory" if offload == "cpu" else "unpacking 4-bit weights"
+        share = step["frozen_seconds"] / step["seconds"]
+        lines.append(f"  {share:.0%} of the time goes into {what}, a speed that rests on one run of a 7B model")
     if not recipe_compiles and (fused := step["tokens_per_second_compiled"]):
         lines.append(
             "  its layers are not compiled, a speed that rests on one run of a small model; with --set "

@@ -54,7 +54,7 @@ def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
     instead = [] if fitting else alternatives(shape, recipe, gpu.memory_bytes, gpus)
     step = step_of(shape, recipe, gpu, gpus)
     fused = None
-    if step is not None:  # what has no speed may be what cannot be compiled
+    if step is not None and recipe.model.offload == "none":  # fetching weights breaks compiled layers
         fused = step_of(shape, replace(recipe, train=replace(recipe.train, compile="layers")), gpu, gpus)
     return {
         "gpu": gpu.name,
@@ -74,6 +74,7 @@ def training_facts(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int) -> Facts:
         else {
             "windows": step.windows,
             "computing_seconds": step.computing,
+            "frozen_seconds": step.frozen,
             "optimizer_seconds": step.optimizer,
             "exchange_seconds": step.exchange.seconds,
             "exchange_bytes_inside": step.exchange.inside,

@@ -37,9 +37,14 @@ def trained_parameters(shape: Shape, recipe: Recipe) -> int:
 
 
 def layer_bytes(shape: Shape, recipe: Recipe) -> float:
-    """Bytes that one decoder layer keeps for one token, a mean over layers: two residuals, two normed inputs, queries,
-    keys and values, what attention returns, and gate, up and their product in the MLP. Without masks, whose bytes grow
-    with the window."""
+    """Bytes that one decoder layer keeps for one token, compiled or not as the recipe has it. Without masks, whose
+    bytes grow with the window."""
+    return compiled_layer_bytes(shape, recipe) * (1.0 if recipe.train.compile == "layers" else UNCOMPILED)
+
+
+def compiled_layer_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Bytes that one decoder layer would keep for one token were it compiled, a mean over layers: two residuals, two
+    normed inputs, queries, keys and values, what attention returns, and gate, up and their product in the MLP."""
     low = recipe.train.precision == "bfloat16"
     number = 2 if low else 4
     whole = low and recipe.model.dtype == "float32" and recipe.distributed.strategy in ("none", "ddp")
@@ -52,7 +57,7 @@ def layer_bytes(shape: Shape, recipe: Recipe) -> float:
     kept: float = 2 * residual * shape.hidden_size
     kept += number * (2 * shape.hidden_size + attention + 3 * shape.intermediate_size)
     kept += number * shape.hidden_size if recipe.lora.rank else 0  # adapters read a copy
-    return kept * (1.0 if recipe.train.compile == "layers" else UNCOMPILED)
+    return kept
 
 
 def wider_attention(shape: Shape, recipe: Recipe) -> float:
@@ -69,8 +74,13 @@ def weight_bytes(shape: Shape, recipe: Recipe) -> float:
     adapters = 4.0 * trained_parameters(shape, recipe) if recipe.lora.rank else 0.0
     if recipe.model.quantization == "none":
         return shape.num_parameters * number + adapters
-    whole = _resident_parameters(shape)
-    return (shape.num_parameters - whole) * NF4 + whole * number + adapters
+    packed = packed_parameters(shape, recipe)
+    return packed * NF4 + (shape.num_parameters - packed) * number + adapters
+
+
+def packed_parameters(shape: Shape, recipe: Recipe) -> int:
+    """Weights that `model.quantization` holds in 4 bits."""
+    return 0 if recipe.model.quantization == "none" else shape.num_parameters - _resident_parameters(shape)
 
 
 def offloaded_bytes(shape: Shape, recipe: Recipe) -> float:

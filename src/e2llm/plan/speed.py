@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from e2llm.config import Recipe
 from e2llm.plan.masks import masks_of
-from e2llm.plan.memory import layer_bytes, trained_parameters, wider_attention
+from e2llm.plan.memory import compiled_layer_bytes, trained_parameters, wider_attention
 from e2llm.plan.shape import Shape
 
 
@@ -91,21 +91,20 @@ def attention_flops_per_token(shape: Shape, recipe: Recipe) -> float:
 
 
 def is_known(recipe: Recipe, shape: Shape) -> bool:
-    """Whether the constants cover it: not float32 arithmetic, mixtures of experts, 4-bit or offloaded bases, weights in
-    host memory, a teacher, and documents kept apart by whole masks, which take slower kernels."""
-    train, model = recipe.train, recipe.model
-    away = model.quantization != "none" or model.offload != "none" or recipe.distributed.cpu_offload
+    """Whether the constants cover it: not float32 arithmetic, mixtures of experts, bases on a disk, weights in host
+    memory while they train, a teacher, and documents kept apart by whole masks, which take slower kernels."""
+    train = recipe.train
+    away = recipe.model.offload == "disk" or recipe.distributed.cpu_offload
     other = away or train.distill or (recipe.data.document_mask and masks_of(shape, recipe).shared)
     return train.precision == "bfloat16" and not shape.num_experts and not other
 
 
 def work_of(shape: Shape, recipe: Recipe) -> Work:
     """Of one token."""
-    compiled = replace(recipe, train=replace(recipe.train, compile="layers"))
     attention = attention_flops_per_token(shape, recipe)
     products = flops_per_token(shape, recipe) - attention
     attention *= wider_attention(shape, recipe)
-    moved = shape.num_layers * layer_bytes(shape, compiled)
+    moved = shape.num_layers * compiled_layer_bytes(shape, recipe)
     if recipe.train.gradient_checkpointing:  # a forward pass more: 2 operations a weight, frozen or not
         adapters = trained_parameters(shape, recipe) if recipe.lora.rank else 0
         products += 2.0 * (shape.num_parameters + adapters)
@@ -115,7 +114,7 @@ def work_of(shape: Shape, recipe: Recipe) -> Work:
 
 
 def seconds_per_token(shape: Shape, recipe: Recipe, gpu: Gpu, shares: Shares = SHARES) -> float:
-    """Forward and backward pass of one token on one GPU, for what `is_known`."""
+    """Forward and backward pass of one token on one GPU, for what `is_known`: all weights there in 16 bits."""
     if recipe.train.compile != "layers":
         shares = replace(shares, moves=PLAIN)
     return work_of(shape, recipe).seconds(gpu, shares)

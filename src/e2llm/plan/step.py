@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from e2llm.config import Recipe
 from e2llm.plan.exchange import Exchange, exchanged
+from e2llm.plan.frozen import frozen_seconds
 from e2llm.plan.memory import shards_of, trained_parameters
 from e2llm.plan.shape import Shape
 from e2llm.plan.speed import SHARES, Gpu, Shares, is_known, seconds_per_token
@@ -28,7 +29,9 @@ class Step:
     windows: int
     """Over all GPUs."""
     computing: float
-    """Seconds of a GPU's forward and backward passes, with what sharding copies."""
+    """Seconds of a GPU's forward and backward passes, with what sharding copies and `frozen`."""
+    frozen: float
+    """Seconds of these that unpacking or fetching a frozen base takes."""
     optimizer: float
     """Seconds that a GPU updates its weights."""
     exchange: Exchange
@@ -69,8 +72,9 @@ def step_of(shape: Shape, recipe: Recipe, gpu: Gpu, gpus: int = 1, shares: Share
         return None
     windows, batches, copied, updated = beside_bytes(shape, recipe, gpus)
     tokens = windows * recipe.data.window
-    computing = tokens / gpus * seconds_per_token(shape, recipe, gpu, shares) + copied / gpu.bytes_per_second
+    frozen = batches * frozen_seconds(shape, recipe, gpu)
+    computing = tokens / gpus * seconds_per_token(shape, recipe, gpu, shares) + copied / gpu.bytes_per_second + frozen
     optimizer = updated / gpu.bytes_per_second
     exchange = exchanged(shape, recipe, gpus, batches)
     seconds = max(computing, exchange.seconds) + optimizer
-    return Step(windows, computing, optimizer, exchange, seconds, tokens / seconds)
+    return Step(windows, computing, frozen, optimizer, exchange, seconds, tokens / seconds)
