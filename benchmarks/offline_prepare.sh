@@ -18,16 +18,18 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
 
 compiled=(chardet charset-normalizer lxml xxhash)
-pure=(absl-py DataProperty datasets defusedxml dill evaluate gguf jieba liger-kernel==0.8.0
-  lm-eval==0.4.13 mbstrdecoder more-itertools multiprocess nltk pathvalidate portalocker pytablewriter requests
-  rouge-score sacrebleu sqlitedict tabledata tabulate tcolorpy typepy urllib3 word2number)
+pure=(absl-py DataProperty datasets defusedxml dill evaluate gguf hjson jieba liger-kernel==0.8.0 lm-eval==0.4.13
+  mbstrdecoder more-itertools multiprocess nltk pathvalidate portalocker py-cpuinfo pytablewriter requests rouge-score
+  sacrebleu sqlitedict tabledata tabulate tcolorpy typepy urllib3 word2number)
 
 rm -rf "$out"
 mkdir -p "$out"/{tools/wheels,jieba/wheels,tasks}
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$out/tools/wheels" "${pure[@]}"
-platforms=(); for n in 28 27 17 12; do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
-"$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-  "${platforms[@]}" --platform manylinux2014_x86_64 --dest "$out/tools/wheels" "${compiled[@]}"
+"$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$out/tools/wheels" deepspeed  # asks torch
+there=(--quiet --only-binary=:all: --python-version 3.12 --implementation cp --dest "$out/tools/wheels")
+for platform in manylinux_2_{28,27,17,12}_x86_64 manylinux2014_x86_64; do there+=(--platform "$platform"); done
+"$python" -m pip download --no-deps "${there[@]}" "${compiled[@]}"
+"$python" -m pip download "${there[@]}" pydantic  # with the one pydantic-core that it takes
 if ls "$out"/tools/wheels/*cp3*.whl | grep -v cp312; then
   echo "offline_prepare.sh: these wheels were built for this machine's Python; name them in 'compiled'" >&2
   exit 1

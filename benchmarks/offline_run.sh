@@ -3,12 +3,12 @@
 # commands.
 #
 #   benchmarks/offline_run.sh receive FOLDER …        keep what offline_prepare.sh made
-#   benchmarks/offline_run.sh start JOBS SECONDS      install, then run a file of benchmarks/jobs for so long
+#   benchmarks/offline_run.sh start SECONDS JOBS …    install, then run files of benchmarks/jobs for so long
 #   benchmarks/offline_run.sh wait SECONDS OUT        until all is done, or so long; then OUT/records.tgz, logs, status
 #   benchmarks/offline_run.sh weights NAME OUT FROM   four pieces of what benchmarks/jobs packed of a model, from FROM on
 #
-# All lies in $WORK (/tmp/e2llm). JOBS are lines for lanes.py; commands there find WORK, RECORDS, MODEL, TEXT, TASKS and
-# PYTHONPATH set, and run in a copy of this repository.
+# All lies in $WORK (/tmp/e2llm). JOBS are lines for lanes.py, one job a GPU or on LANES GPUs; commands there find WORK,
+# RECORDS, MODEL, TEXT, TASKS and PYTHONPATH set, and run in a copy of this repository.
 set -euo pipefail
 export WORK=${WORK:-/tmp/e2llm}
 export RECORDS=$WORK/records MODEL=$WORK/data/model TEXT=$WORK/data/text TASKS=$WORK/received/tasks
@@ -23,11 +23,14 @@ receive() {
 }
 
 start() {
-  local jobs=$1 seconds=$2
+  local seconds=$1 gpus
+  awk '!/^#/ && !seen[$0]++' "${@:2}" > "$WORK/jobs.txt"  # two files may begin alike
   mkdir -p "$RECORDS" "$WORK/logs" "$WORK/repository"
   cp -r "$root"/{src,benchmarks,pyproject.toml} "$WORK/repository/"
   [ -d "$WORK/site" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" \
     "$WORK"/received/wheels/*.whl
+  cp -n "$root"/benchmarks/results/{evaluate,study}_*.json "$RECORDS/" || true  # what is measured is not measured again
+  touch "$WORK/started"
   cd "$WORK/repository"
   export PYTHONPATH=$WORK/repository/src:$WORK/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
   export TORCHINDUCTOR_CACHE_DIR=$WORK/inductor TRITON_CACHE_DIR=$WORK/triton
@@ -35,12 +38,11 @@ start() {
   for package in datasets gguf jieba liger_kernel lm_eval.api.model; do
     python3 -c "import $package" 2> /dev/null || echo "no $package here"
   done
-  local gpus
   gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-  setsid nohup python3 benchmarks/lanes.py "$jobs" --gpus "$((gpus > 0 ? gpus : 1))" --until "$seconds" \
+  setsid nohup python3 benchmarks/lanes.py "$WORK/jobs.txt" --gpus "${LANES:-$((gpus > 0 ? gpus : 1))}" --until "$seconds" \
     --logs "$WORK/logs" --done "$WORK/done" > "$WORK/lanes.log" 2>&1 < /dev/null &
   echo $! > "$WORK/lanes.pid"
-  echo "$gpus GPUs, $jobs for $seconds s"
+  echo "$gpus GPUs, $(wc -l < "$WORK/jobs.txt") jobs for $seconds s"
 }
 
 wait_for() {
@@ -48,11 +50,12 @@ wait_for() {
   while [ "$SECONDS" -lt "$end" ] && ! grep -q "^not finished:" "$WORK/lanes.log" && kill -0 "$(cat "$WORK/lanes.pid")"
   do sleep 1; done
   mkdir -p "$out"
-  tar -czf "$out/records.tgz" -C "$WORK" --exclude '*.safetensors' records logs lanes.log $(cd "$WORK" && ls -d \
-    final/*/{recipe.toml,train.json,calibration.json,evaluation.partial.jsonl} *.profile.txt 2>/dev/null || true)
+  (cd "$WORK" && find records logs final -type f -newer started \( -path "records/*" -o -name "*.log" -o -name recipe.toml \
+    -o -name train.json -o -name calibration.json -o -name evaluation.partial.jsonl \) 2> /dev/null; ls *.profile.txt lanes.log
+  ) 2> /dev/null | tar -czf "$out/records.tgz" -C "$WORK" -T - || true
   for log in $(ls -t "$WORK"/logs/*.log); do echo "== $log"; tr '\r' '\n' < "$log" | sed '/^ *$/d' | tail -n 6; done
   cat "$WORK/lanes.log"
-  ls "$RECORDS"
+  find "$RECORDS" -newer "$WORK/started" -type f -printf '%f\n'
 }
 
 weights() {
@@ -64,7 +67,7 @@ weights() {
 
 case ${1:-} in
   receive) receive "${@:2}" ;;
-  start) start "$(realpath "$2")" "$3" ;;
+  start) start "${@:2}" ;;
   wait) wait_for "$2" "$3" ;;
   weights) weights "$2" "$3" "$4" ;;
   *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;

@@ -40,7 +40,9 @@ def test_jobs_go_on_after_the_command_that_started_them(tmp_path: Path) -> None:
         "second after first: test -d src/e2llm && test -n {left}\n"
         "third: exit 3\n"
     )
-    run(work, "start", str(jobs), "60")
+    again = tmp_path / "again.txt"
+    again.write_text(jobs.read_text().splitlines()[0] + "\n# a remark\n")
+    run(work, "start", "60", str(jobs), str(again))
     said = run(work, "wait", "0", str(out))  # at once: what there is
     assert "not finished" not in said
     said = run(work, "wait", "60", str(out))
@@ -56,11 +58,11 @@ def test_files_of_jobs(file: Path) -> None:
     """Every script, option, plan and run that they name is there."""
     lanes: Any = load_script(BENCHMARKS / "lanes.py")
     for job in lanes.read_jobs(file.read_text(encoding="utf-8")):
-        scripts = re.findall(r"benchmarks/(\w+\.py)", job.command)
+        scripts = re.findall(r"benchmarks/(\w+\.py)([^&]*)", job.command)
         assert scripts or "-m e2llm" in job.command, job
-        for script in scripts:
+        for script, options in scripts:
             source = (BENCHMARKS / script).read_text(encoding="utf-8")
-            for option in re.findall(r"(?<= )--[\w-]+", job.command.partition(" && ")[0]):
+            for option in re.findall(r"(?<= )--[\w-]+", options):
                 assert f'"{option}"' in source, (job.name, option)
         for plan, names in re.findall(r"--plan benchmarks/(\w+\.toml)(?: --only ([\w. -]+?)(?= --|$))?", job.command):
             text = (BENCHMARKS / plan).read_text(encoding="utf-8")
