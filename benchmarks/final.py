@@ -240,13 +240,14 @@ def measured(one: Contestant, args: argparse.Namespace, end: float) -> Record | 
     try:
         with time_ends(end):
             engine = Engine.load(str(one.folder / "model"))
-            most = {"num_tokens": max(args.windows), "max_documents": args.max_documents}
             corpora: dict[str, list[Document]] = {
-                folder.name: load_documents(folder, engine.tokenizer, **most)
+                folder.name: load_documents(folder, engine.tokenizer, num_tokens=max(args.windows))
                 for folder in sorted((args.text / "eval").iterdir())
             }
+            # Ten documents that take turns with ten depths would meet one depth each: keys are asked in all of them.
+            scored = {name: documents[: args.max_documents] for name, documents in corpora.items()}
             for protocol in ("whole", *args.tasks):
-                texts = corpora if protocol == "whole" else dict(list(corpora.items())[-1:])
+                texts = scored if protocol == "whole" else dict(list(corpora.items())[-1:])
                 for window in args.windows:
                     config = EvaluateConfig(
                         windows=tuple(args.windows),
@@ -339,7 +340,7 @@ def parse() -> argparse.Namespace:
     add("--prompts", type=int, default=100)
     # One prompt at a time, an answer of 40 tokens takes two seconds of launching kernels, whatever the GPU.
     add("--batch-size", type=int, default=8, help="prompts answered at once, by the serving engine (8)")
-    add("--max-documents", type=int, default=10)
+    add("--max-documents", type=int, default=10, help="of a corpus, whose perplexity is measured (10)")
     add("--set", action="append", default=[], help="as of e2llm train, for every contestant")
     add("--no-measure", action="store_true", help="train and calibrate only; the same command without it measures")
     add("--shared-gpu", action="store_true", help="something else computes on it too: no speed goes into the Records")
