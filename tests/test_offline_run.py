@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from scripts_of import load_script
+
+from e2llm.cli import build_parser
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 JOBS = sorted((BENCHMARKS / "jobs").glob("*.txt"))
@@ -59,7 +62,10 @@ def test_files_of_jobs(file: Path) -> None:
     lanes: Any = load_script(BENCHMARKS / "lanes.py")
     for job in lanes.read_jobs(file.read_text(encoding="utf-8")):
         scripts = re.findall(r"benchmarks/(\w+\.py)([^&]*)", job.command)
-        assert scripts or "-m e2llm" in job.command, job
+        ours = re.findall(r"-m e2llm ([^&]*)", job.command)
+        assert scripts or ours, job
+        for words in ours:
+            build_parser().parse_args(shlex.split(words.replace("{left}", "60")))
         for script, options in scripts:
             source = (BENCHMARKS / script).read_text(encoding="utf-8")
             for option in re.findall(r"(?<= )--[\w-]+", options):
