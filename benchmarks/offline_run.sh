@@ -24,6 +24,10 @@ receive() {
 
 start() {
   local seconds=$1 gpus
+  if [ -f "$WORK/lanes.pid" ] && kill -0 "$(cat "$WORK/lanes.pid")" 2> /dev/null; then
+    echo "offline_run.sh: jobs are running; wait for them" >&2
+    exit 1
+  fi
   awk '!/^#/ && !seen[$0]++' "${@:2}" > "$WORK/jobs.txt"  # two files may begin alike
   mkdir -p "$RECORDS" "$WORK/logs" "$WORK/repository"
   cp -r "$root"/{src,benchmarks,pyproject.toml} "$WORK/repository/"

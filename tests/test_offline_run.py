@@ -20,14 +20,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 JOBS = sorted((BENCHMARKS / "jobs").glob("*.txt"))
 
 
-def run(work: Path, *words: str) -> str:
+def run(work: Path, *words: str, code: int = 0) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "WORK": str(work), "PATH": path}
     done = subprocess.run(
         [str(BENCHMARKS / "offline_run.sh"), *words], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def test_jobs_go_on_after_the_command_that_started_them(tmp_path: Path) -> None:
@@ -46,6 +46,7 @@ def test_jobs_go_on_after_the_command_that_started_them(tmp_path: Path) -> None:
     again = tmp_path / "again.txt"
     again.write_text(jobs.read_text().splitlines()[0] + "\n# a remark\n")
     run(work, "start", "60", str(jobs), str(again))
+    assert "jobs are running" in run(work, "start", "60", str(jobs), code=1)
     said = run(work, "wait", "0", str(out))  # at once: what there is
     assert "not finished" not in said
     said = run(work, "wait", "60", str(out))
