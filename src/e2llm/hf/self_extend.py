@@ -22,6 +22,8 @@ from e2llm.hf.rotary import unwrap
 # B = batch, H = query heads, G = key-value heads, Q = queries, K = keys, D = head dim, R = rotated channels
 
 _NAMES = itertools.count()
+BLOCK_QUERIES = 512
+"""Queries whose scores are made at once, at most: few, so that little is made of keys that stand after them."""
 _PROBE_TOKENS = 6
 _PROBE_SHIFT = 7
 
@@ -88,42 +90,55 @@ class SelfExtend:
         if self._seen is not None:
             self._seen.append(query)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        shared = query.shape[1] // key.shape[1]
-        query = query.unflatten(1, (key.shape[1], shared))  # (B, G, H / G, Q, D)
+        query = query.unflatten(1, (key.shape[1], query.shape[1] // key.shape[1]))  # (B, G, H / G, Q, D)
         keys, queries = key.shape[2], query.shape[3]
-        block = max(1, SCORE_ELEMENTS // (query.shape[0] * query.shape[1] * shared * keys))
-        far_key = self._turned(key, torch.arange(keys, device=key.device), self._grouped, 0)
+        block = max(1, min(BLOCK_QUERIES, SCORE_ELEMENTS // (query[..., 0, 0].numel() * keys)))
+        far_key = self._turned(key, torch.arange(keys, device=key.device), self._grouped, 0) if self.group > 1 else key
         out = []
-        for start in range(0, queries, block):
-            places = torch.arange(
-                keys - queries + start, keys - queries + min(start + block, queries), device=key.device
-            )
-            part = query[..., start : start + len(places), :]
-            scores = self._scores(part, key, far_key, places, scale, softcap)
-            out.append(scores.softmax(-1).to(value.dtype) @ value[:, :, None])
-        found = torch.cat(out, dim=3).flatten(1, 2)
-        return found.transpose(1, 2).contiguous(), None
+        for part, first in zip(query.split(block, dim=3), range(keys - queries, keys, block), strict=True):
+            out.append(self._block(part, key, far_key, value, first, scale, softcap))
+        return torch.cat(out, dim=3).flatten(1, 2).transpose(1, 2).contiguous(), None
 
-    def _scores(
+    def _block(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         far_key: torch.Tensor,
-        places: torch.Tensor,
+        value: torch.Tensor,
+        first: int,
         scale: float,
         softcap: float | None,
     ) -> torch.Tensor:
-        """(B, G, H / G, q, K) float32, -inf where a key stands after its query."""
-        near = (query.float() @ key[:, :, None].float().transpose(-1, -2)) * scale
-        distance = places[:, None] - torch.arange(key.shape[2], device=key.device)
-        if self.group > 1 and int(places[-1]) >= self.neighbours:
+        """Queries (B, G, H / G, q, D) that stand at `first` and after it -> (B, G, H / G, q, D) of value's type. Far
+        keys and near ones are multiplied apart, each by as many as any of the queries sees."""
+        shape, count = query.shape[:-1], query.shape[3]
+        last = first + count
+        places = torch.arange(first, last, device=query.device)[:, None]
+        grouped = self.group > 1 and last > self.neighbours
+        far_keys = last - self.neighbours if grouped else 0
+        begin = max(0, first - self.neighbours + 1) if grouped else 0
+
+        def scores(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+            found = (rows.float().flatten(2, 3) @ columns.float().transpose(-1, -2)).mul_(scale)
+            found = found if softcap is None else torch.tanh(found / softcap) * softcap
+            return found.unflatten(2, shape[2:])  # (B, G, H / G, q, keys)
+
+        near = scores(query, key[:, :, begin:last])
+        distance = places - torch.arange(begin, last, device=query.device)
+        hidden = (distance < 0) | (distance >= self.neighbours) if grouped else distance < 0
+        found = near.masked_fill_(hidden, float("-inf"))
+        if far_keys:
             shift = self.neighbours - self.neighbours // self.group
-            far_query = self._turned(query, places, self._grouped, shift)
-            far = (far_query @ far_key[:, :, None].transpose(-1, -2)) * scale
-            near = torch.where(distance >= self.neighbours, far, near)
-        if softcap is not None:
-            near = torch.tanh(near / softcap) * softcap
-        return near.masked_fill(distance < 0, float("-inf"))
+            far = scores(self._turned(query, places[:, 0], self._grouped, shift), far_key[:, :, :far_keys])
+            some = max(0, first - self.neighbours + 1)  # keys before it are far from all of these queries
+            edge = torch.arange(some, far_keys, device=query.device)
+            far[..., some:].masked_fill_(places - edge < self.neighbours, float("-inf"))
+            found = torch.cat((far, near), dim=-1)
+        weights = found.softmax(-1).to(value.dtype).flatten(2, 3)
+        answer = weights[..., far_keys:] @ value[:, :, begin:last]
+        if far_keys:
+            answer = answer + weights[..., :far_keys] @ value[:, :, :far_keys]
+        return answer.unflatten(2, shape[2:])
 
     def _grouped(self, places: torch.Tensor) -> torch.Tensor:
         return places // self.group
