@@ -46,11 +46,13 @@ def plain_logits(model: Any, ids: torch.Tensor, group: int, neighbours: int) -> 
     return model.lm_head(body.norm(hidden))
 
 
-@pytest.mark.parametrize("block", [1, 7, NEIGHBOURS, 64, 512])
+@pytest.mark.parametrize("block", [1, 7, NEIGHBOURS, 64, 512, "kernels"])
 @pytest.mark.parametrize("group", [1, 2, 3, 8])
 @torch.no_grad()
-def test_equals_the_plain_form(group: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("e2llm.hf.self_extend.BLOCK_QUERIES", block)
+def test_equals_the_plain_form(group: int, block: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block != "kernels":
+        monkeypatch.setattr("e2llm.hf.self_extend.BLOCK_QUERIES", block)
+        monkeypatch.setattr("e2llm.hf.self_extend.has_kernels", lambda query: False)
     model = tiny_model("llama")
     ids = token_ids(1, 150)
     handle = self_extend(model, native_window=WINDOW, neighbours=NEIGHBOURS)

@@ -16,6 +16,7 @@ import torch
 from transformers import AttentionInterface
 
 from e2llm.hf.extension import get_extension, install
+from e2llm.hf.grouped_attention import can_group, grouped_attention, has_kernels
 from e2llm.hf.paged import HARMLESS, SCORE_ELEMENTS
 from e2llm.hf.rotary import unwrap
 
@@ -90,6 +91,8 @@ class SelfExtend:
         if self._seen is not None:
             self._seen.append(query)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if softcap is None and not torch.is_grad_enabled() and self._by_kernels(query, key, value):
+            return self._grouped_kernels(query, key, value, scale).transpose(1, 2).contiguous(), None
         query = query.unflatten(1, (key.shape[1], query.shape[1] // key.shape[1]))  # (B, G, H / G, Q, D)
         keys, queries = key.shape[2], query.shape[3]
         block = max(1, min(BLOCK_QUERIES, SCORE_ELEMENTS // (query[..., 0, 0].numel() * keys)))
@@ -98,6 +101,22 @@ class SelfExtend:
         for part, first in zip(query.split(block, dim=3), range(keys - queries, keys, block), strict=True):
             out.append(self._block(part, key, far_key, value, first, scale, softcap))
         return torch.cat(out, dim=3).flatten(1, 2).transpose(1, 2).contiguous(), None
+
+    def _by_kernels(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+        queries, keys = query.shape[2], key.shape[2]
+        fits = can_group(queries, keys, self.neighbours) and value.shape[-1] == key.shape[-1]
+        return self.group > 1 and keys > self.neighbours and fits and has_kernels(query)
+
+    def _grouped_kernels(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        queries, keys = query.shape[2], key.shape[2]
+        places = torch.arange(keys, device=key.device)
+        shift = self.neighbours - self.neighbours // self.group
+        far_query = self._turned(query, places[-queries:], self._grouped, shift).to(query.dtype)
+        far_key = self._turned(key, places, self._grouped, 0).to(key.dtype)
+        key, far_key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, far_key, value))
+        return grouped_attention(query, far_query, key, far_key, value, self.neighbours, scale)
 
     def _block(
         self,
