@@ -27,6 +27,7 @@ TOML file:
     recipe = "recommended"                 # a shipped recipe, or a TOML file (also one beside the plan)
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
     method = "ntk"                         # read the base itself with it, or by self_extend: nothing is trained
+    self_extend = true                     # read the trained weights with SelfExtend, at scale 1
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0; of
                                            # --text stdlib the quickstart's)
     planted_sets = 2                       # most sets of facts in one of those windows (default 4)
@@ -113,7 +114,7 @@ class Study:
         The weights of the run before are taken where training would make the same: see `what_trains`."""
         wanted = {**what_trains(run.recipe), "tried": run.tried}
         if self.last is not None and self.last[0] == wanted:
-            self._read_with(self.measured, run.recipe)
+            self._read_with(self.measured, run.recipe, run.self_extend)
             return self.last[1]
         self.last = None
         self.model.load_state_dict(self.start)
@@ -121,8 +122,8 @@ class Study:
         # A recipe of long windows turns it on; the next one must not pay for it.
         name = "activation_checkpointing_disable"
         getattr(self.model, name, self.model.gradient_checkpointing_disable)()
-        for model in (self.model, self.measured):
-            self._read_with(model, run.recipe)
+        self._read_with(self.model, run.recipe)
+        self._read_with(self.measured, run.recipe, run.self_extend)
         corpus = build_corpus(
             run.recipe.data, self.tokenizer, cache_dir=Path(run.recipe.data.cache_dir), progress=False
         )
@@ -149,9 +150,12 @@ class Study:
             self_extend(self.measured, native_window=extension.native_window)
 
     @staticmethod
-    def _read_with(model: torch.nn.Module, recipe: Recipe) -> None:
+    def _read_with(model: torch.nn.Module, recipe: Recipe, extended: bool = False) -> None:
         as_it_was(model)
-        install(model, method=recipe.method, attention=recipe.attention)
+        if extended:
+            self_extend(model, native_window=install(model, method="none").native_window)
+        else:
+            install(model, method=recipe.method, attention=recipe.attention)
 
     def measure(self, run: Run) -> list[Record]:
         """Perplexity at every window, pass keys in the first corpus's documents, of the weights that the recipe saves
@@ -269,6 +273,7 @@ def study(run: Run, shared: Study, out: Path) -> Record:
                 "study": shared.args.name,
                 "predicted": run.predicted,
                 **({"tried": changed} if (changed := run.tried.changed()) else {}),
+                **({"self_extend": True} if run.self_extend else {}),
                 "recipe": to_plain(run.recipe) if run.method is None else {"name": run.name, "method": run.method},
                 "documents": {label: [d.name for d in found] for label, found in shared.corpora.items()},
                 "native_window": records[0].config["native_window"],

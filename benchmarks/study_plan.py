@@ -21,7 +21,7 @@ from e2llm.records import Record
 METHODS = ("none", "linear", "ntk", "yarn", "self_extend")
 TRIED = {field.name for field in dataclasses.fields(Tried)}
 ROW_KEYS = {"name", "recipe", "set", "planted", "planted_sets", "method", "predicted", "concluded", "scales"}
-ROW_KEYS |= {"key_scales", "slopes", "seconds_of", "speed_of", "interpolations"} | TRIED
+ROW_KEYS |= {"key_scales", "slopes", "self_extend", "seconds_of", "speed_of", "interpolations"} | TRIED
 Sources = Callable[[float | None, int | None], str]
 
 
@@ -65,6 +65,8 @@ class Run:
     """Shares of the way from the first weights to the trained ones at which everything is measured once more."""
     method: str | None = None
     """Frequency method (or self_extend) that the base is read with, untrained; None trains the recipe."""
+    self_extend: bool = False
+    """The trained weights are read with SelfExtend, at scale 1."""
     seconds_of: str | None = None
     """Run of this plan whose training time this one has, too; None: the recipe's own steps."""
     speed_of: str | None = None
@@ -146,8 +148,15 @@ def _run(
         raise ValueError(f"{path}: run {row['name']!r}: method reads the base untrained: no {names}")
     if method is not None and method not in METHODS:
         raise ValueError(f"{path}: run {row['name']!r}: method = {method!r}: choose one of {', '.join(METHODS)}")
-    if method in ("none", "self_extend") and row.keys() & {"scales", "key_scales", "slopes"}:
-        raise ValueError(f"{path}: run {row['name']!r}: {method} has no scale but 1; leave scales and slopes out")
+    extended = row.get("self_extend", False)
+    if type(extended) is not bool or (extended and method is not None):
+        raise ValueError(
+            f"{path}: run {row['name']!r}: self_extend = {extended!r}: true for weights that are trained here, else leave "
+            'it out; for the base method = "self_extend"'
+        )
+    if (method in ("none", "self_extend") or extended) and row.keys() & {"scales", "key_scales", "slopes"}:
+        unscaled = "self_extend" if extended else method
+        raise ValueError(f"{path}: run {row['name']!r}: {unscaled} has no scale but 1; leave scales and slopes out")
     try:
         tried = read_tried(row)
     except ValueError as error:
@@ -156,7 +165,7 @@ def _run(
     if timed.count(None) == 1 or (method is not None and timed != (None, None)):
         raise ValueError(f"{path}: run {row['name']!r}: seconds_of and speed_of go together, for runs that train")
     measured = scales, key_scales, slopes, interpolations
-    return Run(row["name"], recipe, row.get("predicted", ""), *measured, method, *timed, tried)
+    return Run(row["name"], recipe, row.get("predicted", ""), *measured, method, extended, *timed, tried)
 
 
 def in_equal_time(run: Run, out: Path, study: str) -> Run:

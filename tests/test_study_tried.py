@@ -17,6 +17,7 @@ from scripts_of import load_script
 from e2llm.data import Corpus
 from e2llm.data.parts import Window
 from e2llm.data.planted import PlantedPart
+from e2llm.hf import get_extension
 from e2llm.hf.self_extend import get_self_extend
 from e2llm.positions.frequencies import METHODS, frequencies
 from e2llm.positions.placement import PlacementConfig, PositionSampler
@@ -135,6 +136,9 @@ class _Windows:
         ("end_tokens = 1.5", "end_tokens = 1.5"),
         ('method = "ntk"\nfar_loss = true', "reads the base untrained"),
         ('method = "self_extend"\nscales = {512 = [2]}', "no scale but 1"),
+        ("self_extend = true\nscales = {512 = [2]}", "self_extend has no scale but 1"),
+        ("self_extend = 1", "self_extend = 1"),
+        ('method = "none"\nself_extend = true', "true for weights that are trained here"),
     ],
 )
 def test_what_cannot_be_tried_is_refused(tmp_path: Path, row: str, message: str) -> None:
@@ -160,3 +164,19 @@ def test_self_extend_is_taken_off_again() -> None:
     shared.untrained("none")
     assert get_self_extend(model) is None
     torch.testing.assert_close(model(tokens).logits, own)
+
+
+def test_trained_weights_are_read_with_self_extend(tmp_path: Path) -> None:
+    study: Any = load_script(ROOT / "study.py")
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[runs]]\nname = "a"\nself_extend = true\n[[runs]]\nname = "b"\n')
+    first, second = study.read_plan(plan, lambda *_: "[]", ["model.name=x"], [])
+    model: Any = tiny_model("llama")
+    shared = study.Study.__new__(study.Study)
+    shared.measured = model
+    for run in (first, second):  # weights that are there already
+        shared.last = ({**study.what_trains(run.recipe), "tried": run.tried}, None)
+        shared.train(run)
+        handle, extension = get_self_extend(model), get_extension(model)
+        assert (handle is not None) == run.self_extend and extension is not None
+        assert extension.method == ("none" if run.self_extend else run.recipe.method)
