@@ -151,8 +151,8 @@ def _run(
     extended = row.get("self_extend", False)
     if type(extended) is not bool or (extended and method is not None):
         raise ValueError(
-            f"{path}: run {row['name']!r}: self_extend = {extended!r}: true for weights that are trained here, else leave "
-            'it out; for the base method = "self_extend"'
+            f"{path}: run {row['name']!r}: self_extend = {extended!r}: true for weights that are trained here, else "
+            'leave it out; for the base method = "self_extend"'
         )
     if (method in ("none", "self_extend") or extended) and row.keys() & {"scales", "key_scales", "slopes"}:
         unscaled = "self_extend" if extended else method

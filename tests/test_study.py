@@ -33,24 +33,26 @@ def one_file(study: Any, folder: Path) -> Any:
 
 def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_path: Path) -> None:
     plan = study.read_plan(ROOT / "baselines.toml", one_file(study, tmp_path), ["model.name=x"], [])
-    readings = [run for run in plan if run.name in ("plain-linear", "plain-ntk", "plain-yarn")]
+    readings = [run for run in plan if run.name.startswith("plain-")]
     timed = [run for run in plan if run.seconds_of]
     full = {f"{method}-{window}" for method in ("pi", "yarn") for window in ("16k", "64k")}
     assert plan[-4:] == timed and all(run.name == f"{run.speed_of}-equal-time" for run in timed)
     assert {run.speed_of: run.seconds_of for run in timed} == dict.fromkeys(full, "recommended")
     assert all(run.predicted for run in plan)
     runs = [run for run in plan if run not in [*readings, *timed]]
-    assert len(readings) == 3 and all(f"plain-{run.recipe.method}" == run.name for run in readings)
-    # One training serves all three: nothing that changes a weight differs, and they follow each other.
+    read_by = ["self-extend" if run.self_extend else run.recipe.method for run in readings]
+    assert [run.name for run in readings] == [f"plain-{name}" for name in read_by]
+    assert read_by == ["linear", "ntk", "yarn", "self-extend"]
+    # One training serves all four: nothing that changes a weight differs, and they follow each other.
     places = [plan.index(run) for run in readings]
-    assert places == list(range(places[0], places[0] + 3)) and plan[places[0] - 1].name == "plain"
+    assert places == list(range(places[0], places[0] + 4)) and plan[places[0] - 1].name == "plain"
     assert all(study.what_trains(run.recipe) == study.what_trains(runs[0].recipe) for run in readings)
     own = {name for name, path in shipped_recipes().items() if path.parent.name == "study"}
     assert {run.name for run in runs} == own | {"paper", "recommended"} == {run.recipe.name for run in runs}
     tokens = {run.recipe.train.steps * run.recipe.train.batch_size * run.recipe.data.window for run in runs}
     assert tokens == {39_321_600}
     for run in runs:
-        if run.name == "plain":  # read by the three after it
+        if run.name == "plain":  # read by those after it
             continue
         # First comes one fixed scale where it covers the window, else window / L (8192); then what may read better.
         fixed, largest = run.recipe.scales.distribution == "fixed", run.recipe.scales.max_scale
