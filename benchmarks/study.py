@@ -39,10 +39,11 @@ TOML file:
     interpolations = [0.75]                # everything once more, that share of the way from the first weights to the
                                            # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903); first come
                                            # those at the recipe's own train.interpolation
-    ramp = [8, 1]                          # these and the next three are no settings of a recipe: study_tried.py
+    ramp = [8, 1]                          # these and the next four are no settings of a recipe: study_tried.py
     copied = 0.25
     far_loss = true
     end_tokens = 18
+    grouped = true                         # with self_extend = true: trained as it reads
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for the docs
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from study_grouped import check_grouped
 from study_tried import Tried, read_tried
 
 from e2llm.config import Recipe, load_recipe
@@ -159,6 +160,10 @@ def _run(
         raise ValueError(f"{path}: run {row['name']!r}: {unscaled} has no scale but 1; leave scales and slopes out")
     try:
         tried = read_tried(row)
+        if tried.grouped:
+            check_grouped(recipe)
+            if not extended:
+                raise ValueError("grouped = true without self_extend = true: nothing else reads such weights")
     except ValueError as error:
         raise ValueError(f"{path}: run {row['name']!r}: {error}") from error
     timed = row.get("seconds_of"), row.get("speed_of")
