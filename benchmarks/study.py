@@ -74,6 +74,7 @@ from typing import Any
 import torch
 from study_plan import Defaults, Run, in_equal_time, read_defaults, read_plan, record_file
 from study_text import Text, open_text
+from study_grouped import check_window
 from study_tried import trying, with_copies
 from transformers import TrainerCallback
 
@@ -259,6 +260,8 @@ def what_trains(recipe: Recipe) -> dict[str, Any]:
 def study(run: Run, shared: Study, out: Path) -> Record:
     """Train, measure, write the Record."""
     trained: list[dict[str, Any]] = []
+    if run.tried.grouped:
+        check_window(run.recipe)
     with trying(run.tried):
         if run.method is None:
             trained = shared.train(run).rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from e2llm.data.planted import PlantedPart
 from e2llm.hf import get_extension, install
 from e2llm.hf.far_attention import attend_far
 from e2llm.hf.self_extend import get_self_extend, self_extend
+from e2llm.positions.far import far_keys
 from e2llm.positions.frequencies import METHODS, frequencies
 from e2llm.positions.placement import Placement, PlacementConfig, PositionSampler
 from e2llm.positions.rope import Rope
@@ -144,7 +146,7 @@ class _Windows:
         ("self_extend = 1", "self_extend = 1"),
         ("grouped = 1", "grouped = 1"),
         ("grouped = true\nself_extend = true", "use method = none"),
-        ('grouped = true\nself_extend = true\nset = ["method=none", "attention.slope=0"]', "needs placement.far_weight"),
+        (GROUPED.replace("far_weight=1", "far_weight=0"), "needs placement.far_weight"),
         (GROUPED.replace("self_extend = true", ""), "without self_extend = true"),
         ('method = "none"\nself_extend = true', "true for weights that are trained here"),
     ],
@@ -222,3 +224,30 @@ def test_a_grouped_run_is_read_from_a_plan(tmp_path: Path) -> None:
     plan.write_text(f'[[runs]]\nname = "a"\n{GROUPED}\n')
     (run,) = study.read_plan(plan, lambda *_: "[]", ["model.name=x"], [])
     assert run.tried.grouped and run.self_extend and run.tried.changed() == {"grouped": True}
+    long = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, window=4096))
+    with pytest.raises(ValueError, match="data.window = 4096 without a GPU"):
+        study.check_window(long)
+
+
+@torch.no_grad()
+def test_every_key_twice_is_the_same_attention() -> None:
+    """As flex attention has it on a GPU, by its own plain form; near, far, leading and weighed keys in one batch."""
+    grouped: Any = load_script(ROOT / "study_grouped.py")
+    random = torch.Generator().manual_seed(0)
+    positions = [np.cumsum([0, *np.where(np.arange(63) % 17 == 9, 60 * row + 3, 1)]) for row in range(3)]
+    model = tiny_model("llama")
+    extension = install(model, method="none")
+    placements = [
+        Placement(1.0 + 3 * row, place, far_keys(place, leading_tokens=4, weight=1.0, most_segments=8))
+        for row, place in enumerate(positions)
+    ]
+    rows = grouped.Rows.of(extension, placements)
+    dim = 2 * len(rows.inv_freq)
+    query, key, value = (torch.randn(3, heads, 64, dim, generator=random) for heads in (4, 2, 2))
+    expected = grouped.written_out(query, key, value, rows, 0.25)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        found = grouped.by_flex(query, key, value, rows, 0.25)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    away = dataclasses.replace(rows, bias=torch.zeros_like(rows.bias))
+    assert (grouped.written_out(query, key, value, away, 0.25)[1:] - expected[1:]).abs().max() > 0.01
