@@ -72,9 +72,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study_grouped import check_window
 from study_plan import Defaults, Run, in_equal_time, read_defaults, read_plan, record_file
 from study_text import Text, open_text
-from study_grouped import check_window
 from study_tried import trying, with_copies
 from transformers import TrainerCallback
 

@@ -225,7 +225,7 @@ def test_a_grouped_run_is_read_from_a_plan(tmp_path: Path) -> None:
     (run,) = study.read_plan(plan, lambda *_: "[]", ["model.name=x"], [])
     assert run.tried.grouped and run.self_extend and run.tried.changed() == {"grouped": True}
     long = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, window=4096))
-    with pytest.raises(ValueError, match="data.window = 4096 without a GPU"):
+    with pytest.raises(ValueError, match=r"data.window = 4096 without a GPU"):
         study.check_window(long)
 
 
