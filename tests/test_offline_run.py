@@ -39,7 +39,7 @@ def test_jobs_go_on_after_the_command_that_started_them(tmp_path: Path) -> None:
         (folder / f"part{number}").write_bytes(b"ab"[number : number + 1])
         run(work, "receive", str(folder))
     jobs.write_text(
-        'first: cat "$WORK"/received/pieces/part* > "$RECORDS/all.json"; sleep 1\n'
+        'first: cat "$WORK"/received/pieces/part* > "$RECORDS/all.json"; sleep 5\n'
         "second after first: test -d src/e2llm && test -n {left}\n"
         "third: exit 3\n"
     )
