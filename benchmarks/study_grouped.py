@@ -24,6 +24,7 @@ from transformers import AttentionInterface
 from e2llm.config import Recipe
 from e2llm.hf import far_attention
 from e2llm.hf.extension import Extension
+from e2llm.hf.self_extend import group_of, rotate, usual_neighbours
 from e2llm.positions.placement import Placement
 
 # B = batch, H = query heads, T = tokens, D = head dim
@@ -69,8 +70,8 @@ class Rows:
     @classmethod
     def of(cls, extension: Extension, placements: Sequence[Placement], device: torch.device | str = "cpu") -> Rows:
         native = extension.native_window
-        near = native // 4
-        groups = [max(1, math.ceil((native * p.scale - near) / (native - near))) for p in placements]
+        near = usual_neighbours(native)
+        groups = [group_of(math.ceil(native * p.scale), native, near) for p in placements]
         far = [p.far for p in placements]
         positions = np.stack([p.positions for p in placements])
         nothing = np.zeros_like(positions[0])
@@ -181,8 +182,5 @@ def _in_groups(query: torch.Tensor, key: torch.Tensor, rows: Rows) -> tuple[torc
 
 
 def _turned(x: torch.Tensor, by: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """(B, H, T, D), each token turned on by so many positions (B, T); channel j is paired with j + D / 2 (Llama)."""
-    angles = by[:, None, :, None] * rows.inv_freq
-    cos, sin = angles.cos(), angles.sin()
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """(B, H, T, D), each token turned on by so many positions (B, T), channels paired as Llama's."""
+    return rotate(x.float(), by[:, None], rows.inv_freq, "halves").to(x.dtype)

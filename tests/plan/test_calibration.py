@@ -32,7 +32,7 @@ def test_the_plan_is_what_was_measured(run: Run) -> None:
 
 
 @pytest.mark.parametrize("run", records.plain_runs(), ids=lambda run: run.name)
-def test_memory_of_layers_that_are_not_compiled(run: Run) -> None:
+def test_layers_that_are_not_compiled(run: Run) -> None:
     """An offloaded base among them, which the plan had never seen."""
     assert run.recipe.train.compile == "none"
     assert run.memory_ratio() == pytest.approx(1, abs=MEMORY)

@@ -80,15 +80,16 @@ def _blocks(x: torch.Tensor, side: int) -> torch.Tensor:
     return pad(x, (0, 0, 0, -x.shape[2] % side)).unflatten(2, (-1, side))
 
 
+def _one_after_another(x: torch.Tensor, heads: int, tokens: int) -> torch.Tensor:
+    """(B, H · blocks, side, …) -> the first `tokens` of (B, H, blocks · side, …)."""
+    return x.unflatten(1, (heads, -1)).flatten(2, 3)[:, :, :tokens]
+
+
 def _own_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, side: int, scale: float) -> Part:
     queries = query.shape[2]
     own, keys, values = (_blocks(x[:, :, -queries:], side).flatten(1, 2) for x in (query, key, value))
     answer, sums = attend(own, keys, values, scale, causal=True)
-    heads = query.shape[1]
-    return (
-        answer.unflatten(1, (heads, -1)).flatten(2, 3)[:, :, :queries],
-        sums.unflatten(1, (heads, -1)).flatten(2, 3)[:, :, :queries],
-    )
+    return _one_after_another(answer, query.shape[1], queries), _one_after_another(sums, query.shape[1], queries)
 
 
 def _blocks_before(
@@ -106,11 +107,9 @@ def _blocks_before(
     # Read backwards, the query before its block's last is the first, and sees the last key before the block.
     rows, keys, values = (x.flip(3).flatten(1, 2) for x in (later[:, :, :, :-1], *earlier))
     answer, sums = attend(rows, keys, values, scale, causal=True)
-    answer, sums = answer.flip(2), sums.flip(2)
+    answer, sums = pad(answer.flip(2), (0, 0, 0, 1)), pad(sums.flip(2), (0, 1), value=float("-inf"))
     heads, left = query.shape[1], queries - first
-    answer = pad(answer, (0, 0, 0, 1)).unflatten(1, (heads, -1)).flatten(2, 3)[:, :, :left]
-    sums = pad(sums, (0, 1), value=float("-inf")).unflatten(1, (heads, -1)).flatten(2, 3)[:, :, :left]
-    return first, (answer, sums)
+    return first, (_one_after_another(answer, heads, left), _one_after_another(sums, heads, left))
 
 
 def _far(

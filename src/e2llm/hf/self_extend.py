@@ -4,7 +4,8 @@ Jin et al. 2024 (arXiv 2401.01325, Sect. 3): a key nearer than `neighbours` is s
 distance of groups of `group` tokens, shifted so that the two meet. Flows in: a transformers model. Flows out: the
 same model with another attention, registered with transformers' AttentionInterface, and a handle that sets the group
 and puts the model's own attention back. Keys arrive rotated to their own positions; they are turned on from there to
-their group's. Scores are made for a block of queries at a time.
+their group's. Prompts are read by kernels that write no scores (`hf.grouped_attention`) where there are any, else
+scores are made for a block of queries at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class SelfExtend:
         """Raises ValueError, naming the model type, where attention or rotation cannot be exchanged."""
         self._inner = cast(Any, unwrap(model))
         self.native_window = native_window
-        self.neighbours = native_window // 4 if neighbours is None else neighbours
+        self.neighbours = usual_neighbours(native_window) if neighbours is None else neighbours
         if not 1 <= self.neighbours < native_window:
             raise ValueError(
                 f"neighbours = {self.neighbours}: use at least 1 and less than the native window ({native_window})"
@@ -61,8 +62,7 @@ class SelfExtend:
     def fit(self, window: int) -> int:
         """Set the smallest group whose window, (L - neighbours) * group + neighbours (Sect. 3.3), holds `window`
         tokens; returns it."""
-        far = max(0, window - self.neighbours)
-        self.group = max(1, -(-far // (self.native_window - self.neighbours)))
+        self.group = group_of(window, self.native_window, self.neighbours)
         return self.group
 
     def remove(self) -> None:
@@ -201,9 +201,19 @@ PAIRS = ("halves", "neighbours")
 """halves: channel j is turned with j + R/2 (Llama); neighbours: 2j with 2j + 1 (GLM, Cohere)."""
 
 
+def usual_neighbours(native_window: int) -> int:
+    """Tokens that keep their distance where none are named: a quarter of the native window."""
+    return native_window // 4
+
+
+def group_of(window: int, native_window: int, neighbours: int) -> int:
+    """The smallest group whose window, (L - neighbours) * group + neighbours (Sect. 3.3), holds `window` tokens."""
+    return max(1, -(-max(0, window - neighbours) // (native_window - neighbours)))
+
+
 def rotate(x: torch.Tensor, by: torch.Tensor, inv_freq: torch.Tensor, pairs: str) -> torch.Tensor:
-    """`x` (…, T, D) with its first R channels turned by `by` (T,) positions; the others stay."""
-    angles = by.to(x.device)[:, None].float() * inv_freq  # (T, R/2)
+    """`x` (…, T, D) with its first R channels turned by `by` (T,) or (…, T) positions; the others stay."""
+    angles = by.to(x.device)[..., None].float() * inv_freq  # (…, T, R/2)
     cos, sin = angles.cos(), angles.sin()
     turned, rest = x[..., : 2 * len(inv_freq)], x[..., 2 * len(inv_freq) :]
     if pairs == "halves":

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Send
 
 from e2llm.server.errors import ApiError
 
-CLOSE = {"Connection": "close"}
+_CLOSE = {"Connection": "close"}
 """Of an answer before which the body was not read: the connection cannot be used again."""
 _LINGER_SECONDS = 5.0
 """How long the rest of a refused body is read and thrown away. Who sends for longer finds the connection closed."""
@@ -41,7 +41,7 @@ class Body:
                 message = await self._next()
         except TimeoutError:
             self._ended = True  # nothing comes: nothing to wait for after the answer
-            raise ApiError(408, "The request's body did not arrive.", code="body_timeout", headers=CLOSE) from None
+            raise ApiError(408, "The request's body did not arrive.", code="body_timeout", headers=_CLOSE) from None
         self._received += len(message.get("body", b""))
         if self._received > self._limit:
             raise body_too_large(self._limit)
@@ -67,4 +67,4 @@ class Body:
 
 def body_too_large(limit: int) -> ApiError:
     """ApiError 413 for a body of more than `limit` bytes."""
-    return ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large", headers=CLOSE)
+    return ApiError(413, f"The body is larger than {limit} bytes.", code="request_too_large", headers=_CLOSE)
