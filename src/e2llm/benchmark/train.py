@@ -112,7 +112,7 @@ class TrainBenchConfig:
             raise ValueError(f"time_limit = {self.time_limit}, until = {self.until}: use seconds above 0")
         if self.profile and all(one.trainer != "e2llm" for one in contestants(self)):
             raise ValueError("profile: e2llm is the one that is profiled; add it to trainers")
-        others = [name for name in self.trainers if name not in POSITIONS]
+        others = [name for name in self.trainers if name.partition(":")[0] not in POSITIONS]
         if shape_of(self.shape).quantization != "none" and others and not self.figure1:
             raise ValueError(f"trainers = {others}: shape {self.shape!r} has 4-bit weights; give e2llm alone")
         names = [one.name for one in contestants(self)]
