@@ -22,7 +22,7 @@ from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.placement import PlacementConfig
 from e2llm.positions.scales import ScalesConfig
 
-Method = Literal["none", "linear", "ntk", "yarn", "longrope"]
+Method = Literal["none", "linear", "ntk", "yarn", "longrope", "self_extend"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,20 +8,39 @@ import pytest
 import torch
 from architectures import WINDOW, tiny_model, token_ids
 
-from e2llm.hf import get_extension
-from e2llm.hf.self_extend import SelfExtend, get_self_extend, rotate, self_extend
+from e2llm.hf import Extension, get_extension, install
+from e2llm.hf.group_tables import rotate
 from e2llm.infer import Engine
+from e2llm.positions.groups import group_of, group_of_scale
+from e2llm.positions.placement import PlacementConfig, PositionSampler
+from e2llm.positions.scales import ScalesConfig
 
 NEIGHBOURS = 10
 
 
-def plain_logits(model: Any, ids: torch.Tensor, group: int, neighbours: int) -> torch.Tensor:
+def extended(model: Any, neighbours: int | None = NEIGHBOURS) -> Extension:
+    return install(model, method="self_extend", native_window=WINDOW, neighbours=neighbours)
+
+
+def scale_of(group: int, neighbours: int = NEIGHBOURS) -> float:
+    """The largest scale that has this group."""
+    return ((WINDOW - neighbours) * group + neighbours) / WINDOW
+
+
+def plain_logits(
+    model: Any,
+    ids: torch.Tensor,
+    group: int,
+    neighbours: int,
+    places: torch.Tensor | None = None,
+    added: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Llama's forward pass by hand: near pairs at their positions, far ones at their groups' (Jin et al. 2024,
-    Algorithm 1)."""
+    Algorithm 1). added: (T, T), of scores."""
     config, body = model.config, model.model
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     length = ids.shape[1]
-    places = torch.arange(length)
+    places = torch.arange(length) if places is None else places
     inv_freq = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2) / dim)
 
     def turned(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -39,7 +58,8 @@ def plain_logits(model: Any, ids: torch.Tensor, group: int, neighbours: int) -> 
         far_q = turned(q, (places // group + neighbours - neighbours // group).float())
         far = far_q @ turned(k, (places // group).float()).transpose(-1, -2)
         distance = places[:, None] - places[None]
-        scores = torch.where(distance < neighbours, near, far) * dim**-0.5
+        scores = torch.where((distance < neighbours) | torch.tensor(group == 1), near, far) * dim**-0.5
+        scores = scores if added is None else scores + added
         weights = scores.masked_fill(distance < 0, float("-inf")).softmax(-1)
         hidden = hidden + attention.o_proj((weights @ v).transpose(1, 2).reshape(1, length, -1))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -55,8 +75,7 @@ def test_equals_the_plain_form(group: int, block: Any, monkeypatch: pytest.Monke
         monkeypatch.setattr("e2llm.hf.self_extend.has_kernels", lambda query: False)
     model = tiny_model("llama")
     ids = token_ids(1, 150)
-    handle = self_extend(model, native_window=WINDOW, neighbours=NEIGHBOURS)
-    handle.group = group
+    extended(model).set_scale(scale_of(group))
     expected = plain_logits(model, ids, group, NEIGHBOURS)
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
     if group > 1:
@@ -65,47 +84,142 @@ def test_equals_the_plain_form(group: int, block: Any, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt_neox", "glm", "cohere", "phi", "granite"])
 @torch.no_grad()
-def test_group_one_and_short_texts_are_the_model_as_it_was(model_type: str) -> None:
+def test_scale_one_and_short_texts_are_the_model_as_it_was(model_type: str) -> None:
     model = tiny_model(model_type)
     ids = token_ids(2, 40)
     own = model(input_ids=ids).logits
-    handle = self_extend(model, native_window=WINDOW, neighbours=NEIGHBOURS)
-    torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=1e-4, atol=1e-4)
-    handle.group = 4
+    extension = extended(model)
+    for scale in (None, 1.0):
+        extension.set_scale(scale)
+        torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=1e-4, atol=1e-4)
+    extension.set_scale(4)
     torch.testing.assert_close(model(input_ids=ids[:, :NEIGHBOURS]).logits, own[:, :NEIGHBOURS], rtol=1e-4, atol=1e-4)
     assert (model(input_ids=ids).logits - own).abs().max() > 1e-3
-    handle.remove()
-    torch.testing.assert_close(model(input_ids=ids).logits, own)
-    assert get_self_extend(model) is None
+    extension.remove()
+    assert model.config._attn_implementation == "sdpa" and get_extension(model) is None
+    assert model(input_ids=ids).logits.equal(own)
+
+
+@torch.no_grad()
+def test_each_row_has_its_own_scale() -> None:
+    model = tiny_model("llama")
+    ids = token_ids(3, 60)
+    extension = extended(model)
+    alone = []
+    for row, group in enumerate((1, 3, 5)):
+        extension.set_scale(scale_of(group))
+        alone.append(model(input_ids=ids[row : row + 1]).logits)
+    extension.set_scale([scale_of(group) for group in (1, 3, 5)])
+    torch.testing.assert_close(model(input_ids=ids).logits, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="scales are set for 3 rows, the batch has 2"):
+        model(input_ids=ids[:2])
 
 
 @torch.no_grad()
 def test_chunks_over_a_cache_and_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     ids = token_ids(1, 100)
-    handle = self_extend(model, native_window=WINDOW, neighbours=NEIGHBOURS)
-    handle.group = 3
+    extended(model).set_scale(scale_of(3))
     whole = Engine(model, None).prefill(ids[0].tolist())[0]
     monkeypatch.setattr("e2llm.hf.self_extend.SCORE_ELEMENTS", 2000)
     chunked = Engine(model, None, chunk_tokens=17).prefill(ids[0].tolist())[0]
     torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "glm"])
+def test_a_training_window_at_its_own_places_is_a_served_one(model_type: str) -> None:
+    """A placement of the whole window: gradients on, through another attention, and the same logits."""
+    model = tiny_model(model_type)
+    ids = token_ids(2, 80)
+    extension = extended(model)
+    sampler = PositionSampler(
+        native_window=WINDOW,
+        training_window=80,
+        scales=ScalesConfig(distribution="fixed", max_scale=3),
+        placement=PlacementConfig(kind="none"),
+        seed=0,
+    )
+    extension.place([sampler.draw(index, 80) for index in range(2)])
+    trained = model(input_ids=ids).logits
+    trained.sum().backward()
+    with torch.no_grad():
+        extension.set_scale(3)
+        torch.testing.assert_close(model(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("far_weight", [0.0, 1.0])
+def test_a_placed_window_is_that_of_the_plain_form(far_weight: float) -> None:
+    model = tiny_model("llama")
+    ids = token_ids(3, 60)
+    extension = extended(model)
+    sampler = PositionSampler(
+        native_window=WINDOW,
+        training_window=60,
+        scales=ScalesConfig(distribution="weighted", max_scale=8, values=(1, 4, 8), weights=(1, 1, 1)),
+        placement=PlacementConfig(kind="jumps", max_jumps=5, leading_tokens=4, far_weight=far_weight),
+        seed=3,
+    )
+    drawn = [sampler.draw(index, 60) for index in range(3)]
+    assert len({placement.scale for placement in drawn}) > 1
+    extension.place(drawn)
+    found = model(input_ids=ids).logits
+    for row, placement in enumerate(drawn):
+        group = group_of_scale(placement.scale, WINDOW, NEIGHBOURS)
+        added = torch.zeros(60, 60)
+        if placement.far is not None:
+            segments, bias = torch.tensor(placement.far.segments), torch.tensor(placement.far.bias)
+            near = (segments[:, None] == segments) | (torch.arange(60) < placement.far.leading_tokens)
+            added = -bias[:, None] * near
+        places = torch.tensor(placement.positions)
+        expected = plain_logits(model, ids[row : row + 1], group, NEIGHBOURS, places, added)[0]
+        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_group_is_the_smallest_that_holds_the_window() -> None:
-    handle = self_extend(tiny_model("llama"), native_window=64, neighbours=16)
     for window in (16, 64, 65, 112, 113, 500):
-        group = handle.fit(window)
+        group = group_of(window, 64, 16)
         assert (64 - 16) * group + 16 >= window
         assert group == 1 or (64 - 16) * (group - 1) + 16 < window
+    assert [group_of_scale(scale, 8192, 2048) for scale in (1, 2, 4, 8, 16, 32)] == [1, 3, 5, 11, 21, 43]
+    assert group_of_scale(0.1 * 30, 1000, 250) == group_of(3000, 1000, 250)  # 3.0000000000000004
 
 
 def test_what_cannot_be_extended_is_refused_and_left_as_it_was() -> None:
     model = tiny_model("gemma3_text")
-    with pytest.raises(ValueError, match=r"gemma3_text.*sliding window"):
-        self_extend(model, native_window=64)
-    assert model.config._attn_implementation == "sdpa" and get_self_extend(model) is None
+    rotary = model.model.rotary_emb
+    with pytest.raises(ValueError, match=r"gemma3_text.*several kinds"):
+        install(model, method="self_extend", native_window=64)
+    assert model.config._attn_implementation == "sdpa" and get_extension(model) is None
+    assert model.model.rotary_emb is rotary
     with pytest.raises(ValueError, match="neighbours = 64"):
-        SelfExtend(tiny_model("llama"), native_window=64, neighbours=64)
+        extended(tiny_model("llama"), neighbours=WINDOW)
+    with pytest.raises(ValueError, match="neighbours = 8: only method self_extend"):
+        install(tiny_model("llama"), method="yarn", neighbours=8)
+
+
+@torch.no_grad()
+def test_padding_before_a_row_is_refused_and_behind_it_harmless() -> None:
+    model = tiny_model("llama")
+    ids = token_ids(2, 40)
+    extended(model).set_scale(2)
+    whole = model(input_ids=ids).logits
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[1, :30], whole[1, :30])
+    for padded in (mask.flip(1), 1 - mask):
+        with pytest.raises(ValueError, match=r"attention_mask: method self_extend.*padding_side"):
+            model(input_ids=ids, attention_mask=padded)
+
+
+def test_documents_in_one_row_are_refused() -> None:
+    model = tiny_model("llama").train()
+    extension = extended(model)
+    extension.sampler = PositionSampler(
+        native_window=WINDOW, training_window=40, scales=ScalesConfig(), placement=PlacementConfig(kind="paper"), seed=0
+    )
+    position_ids = torch.cat((torch.arange(15), torch.arange(25)))[None]
+    with pytest.raises(ValueError, match="position_ids: several documents"):
+        model(input_ids=token_ids(1, 40), position_ids=position_ids)
 
 
 def test_rotations_add_up_and_leave_the_other_channels() -> None:
@@ -115,10 +229,3 @@ def test_rotations_add_up_and_leave_the_other_channels() -> None:
         once = rotate(rotate(x, torch.full((5,), 3), inv_freq, pairs), torch.full((5,), -8), inv_freq, pairs)
         torch.testing.assert_close(once, rotate(x, torch.full((5,), -5), inv_freq, pairs))
         assert torch.equal(once[..., 8:], x[..., 8:])
-
-
-def test_the_rotary_module_is_wrapped_once() -> None:
-    model = tiny_model("llama")
-    self_extend(model, native_window=64)
-    extension = get_extension(model)
-    assert extension is not None and extension.method == "none"

@@ -1,8 +1,9 @@
 """The only importer of transformers internals: find a model's rotary module, read it, wrap it, load and save models."""
 
 from e2llm.hf.checkpoint import CheckpointInfo, current_versions
-from e2llm.hf.extension import Extension, get_extension, install
+from e2llm.hf.extension import Extension, get_extension
 from e2llm.hf.far_attention import attend_far, attend_plainly, attending_far
+from e2llm.hf.install import install
 from e2llm.hf.load import enable_activation_checkpointing, load_model, load_tokenizer, save_model
 
 __all__ = [

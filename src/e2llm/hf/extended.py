@@ -14,7 +14,8 @@ from torch import nn
 
 from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.hf.exported import exported_window
-from e2llm.hf.extension import Extension, install
+from e2llm.hf.extension import Extension
+from e2llm.hf.install import install
 from e2llm.hf.rotary import find_rotary_owner
 from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.choose import parse_schedule

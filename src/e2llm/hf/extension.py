@@ -13,7 +13,7 @@ import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,18 +21,11 @@ from torch import nn
 
 from e2llm.hf.documents import document_lengths
 from e2llm.hf.far_tables import FarTables, far_tables
-from e2llm.hf.rotary import (
-    LayerType,
-    detect_layout,
-    find_rotary_owner,
-    is_local,
-    layer_types,
-    read_rope,
-    unwrap,
-)
+from e2llm.hf.group_tables import GROUP_TABLES, Grouping, GroupTables, PlacedGroups, group_tables, placed_groups
+from e2llm.hf.rotary import LayerType
 from e2llm.hf.row_tables import RowTables, sent
 from e2llm.hf.scaled_rotary import ScaledRotary
-from e2llm.positions.attention import AttentionConfig, check_attention
+from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.choose import Schedule
 from e2llm.positions.frequencies import Frequencies, frequencies
 from e2llm.positions.placement import Placement, PositionSampler
@@ -64,6 +57,11 @@ class Extension:
         """Calibrated scale for each window; () is the ladder."""
         self.attends_far = False
         """Whether the model's attention knows `far_tables` (`hf.far_attention`)."""
+        self.grouping: Grouping | None = None
+        """Method `self_extend`: how far keys stand in groups; None with any other: each key at its own place."""
+        self._groups: GroupTables | PlacedGroups | None = None
+        self._inference_groups: GroupTables | None = None
+        self._own_attention: str | None = None
         self._scale: float | tuple[float, ...] | None = None
         self._inference_rows: RowTables | None = None
         self._packed: tuple[tuple[float, ...], RowTables] | None = None
@@ -112,7 +110,10 @@ class Extension:
         self._scale = found
         null = self.method == "none" or (self.method != "longrope" and all(value == 1.0 for value in values))
         self._inference_rows = None if found is None or null else self._rows(values, self.attention.serving())
-        self._wrapper.rows = self._inference_rows
+        self._inference_groups = None
+        if self.grouping is not None and not null:
+            self._inference_groups = group_tables(values, self.grouping, _device(self._wrapper.inner))
+        self._wrapper.rows, self._groups = self._inference_rows, self._inference_groups
         self._drawn = False
 
     def expect(self, sample_indices: Sequence[int]) -> None:
@@ -133,7 +134,11 @@ class Extension:
             raise ValueError(f"placements of one batch need one length, got {sorted(lengths)}")
         positions = torch.from_numpy(np.stack([p.positions for p in placements]))
         rows = self._rows(tuple(p.scale for p in placements), self.attention.training_slope, positions)
-        self._wrapper.rows = dataclasses.replace(rows, far=self._far([[p] for p in placements]))
+        if self.grouping is None:
+            self._wrapper.rows = dataclasses.replace(rows, far=self._far([[p] for p in placements]))
+        else:  # its attention weighs far keys itself
+            self._wrapper.rows = rows
+            self._groups = placed_groups(placements, self.grouping, _device(self._wrapper.inner))
         self._drawn = False
 
     def _far(self, rows: Sequence[Sequence[Placement]]) -> FarTables | None:
@@ -152,6 +157,18 @@ class Extension:
     def _check_places(self) -> None:
         if self.method == "dynamic_ntk":
             raise ValueError("method = 'dynamic_ntk': its scale follows the length read; train with 'ntk' or another")
+
+    def _check_row(self, kwargs: dict[str, Any]) -> None:
+        """Raise ValueError for rows of which method self_extend would read padding as text: its attention has no
+        masks. Padding behind a row is harmless, for no token of the row sees it."""
+        mask = kwargs.get("attention_mask")
+        if self.grouping is None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return
+        if not bool((mask[:, :-1] >= mask[:, 1:]).all()) or not bool(mask[:, 0].all()):
+            raise ValueError(
+                "attention_mask: method self_extend knows no padding before a row's text; pad behind it "
+                "(padding_side = 'right'), or read one row at a time"
+            )
 
     @contextlib.contextmanager
     def packed(self, scales: Sequence[float], token_scale: torch.Tensor) -> Iterator[None]:
@@ -180,12 +197,12 @@ class Extension:
     @contextlib.contextmanager
     def using(self, tables: RowTables | None) -> Iterator[None]:
         """Within it, forwards turn by `tables`; None: the model as it was."""
-        before = self._wrapper.rows
-        self._wrapper.rows = tables
+        before = self._wrapper.rows, self._groups
+        self._wrapper.rows, self._groups = tables, None
         try:
             yield
         finally:
-            self._wrapper.rows = before
+            self._wrapper.rows, self._groups = before
 
     def rows_of_length(self, length: int) -> RowTables:
         """Tables of `dynamic_ntk` once `length` tokens are read: at length / L, and no more than the scale that is
@@ -217,6 +234,8 @@ class Extension:
         owner = self._owner()
         if owner is not None and owner.rotary_emb is self._wrapper:
             owner.rotary_emb = self._wrapper.inner
+        if owner is not None and self._own_attention is not None:
+            cast(Any, owner).set_attn_implementation(self._own_attention)
 
     def _frequencies(self, layer_type: LayerType, scale: float, slope: float | None = None) -> Frequencies:
         key = (layer_type, scale, slope)
@@ -242,14 +261,17 @@ class Extension:
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In training mode, draw this batch; in evaluation mode, put the scale that is set back. The forward gets the
         tables of far keys, where there are any."""
+        self._check_row(kwargs)
         self._draw(module, args, kwargs)
+        if self._groups is not None:
+            return args, {**kwargs, GROUP_TABLES: self._groups}
         rows = self._wrapper.rows
         return None if rows is None or rows.far is None else (args, {**kwargs, FAR_TABLES: rows.far})
 
     def _draw(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (module.training and self.sampler is not None):
             if self._drawn:
-                self._wrapper.rows = self._inference_rows
+                self._wrapper.rows, self._groups = self._inference_rows, self._inference_groups
                 self._drawn = False
             return
         if getattr(module, "_is_replica", False):
@@ -290,6 +312,11 @@ class Extension:
         """
         assert self.sampler is not None
         self._check_places()
+        if self.grouping is not None:
+            raise ValueError(
+                "position_ids: several documents stand in one row, which method self_extend cannot tell apart; train "
+                "on one document a row (packing off), or with another method"
+            )
         flat = [length for row in lengths for length in row]
         indices = self._sample_indices(len(flat), blocks=False)
         draws = [self.sampler.draw_document(index, length) for index, length in zip(indices, flat, strict=True)]
@@ -337,38 +364,3 @@ def get_extension(model: nn.Module) -> Extension | None:
         if isinstance(module, ScaledRotary):
             return module.extension
     return None
-
-
-def install(
-    model: nn.Module,
-    *,
-    method: str = "yarn",
-    native_window: int | None = None,
-    attention: AttentionConfig | None = None,
-) -> Extension:
-    """Wrap the rotary module of this model instance; until a scale or sampler is set, its outputs stay bit for bit.
-
-    native_window: L in tokens where the config's max_position_embeddings is not it. attention: slopes of the attention
-    scale; None: the method's own. Raises ValueError for models without a rotary module we can scale, for a method that
-    cannot compose with the base's own scaling, for slopes with method none (which leaves the model as it was at every
-    scale), and for a model that is wrapped already.
-    """
-    attention = attention or AttentionConfig()
-    check_attention(method, attention)
-    if get_extension(model) is not None:
-        raise ValueError("the model is extended already: call remove() on its extension first")
-    owner: Any = find_rotary_owner(model)
-    inner = owner.rotary_emb
-    config: Any = unwrap(model).config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    ropes = {t: read_rope(inner, config, t, native_window) for t in layer_types(inner) if not is_local(t)}
-    if not ropes:
-        raise ValueError(f"model type {config.model_type!r}: every layer attends to a local window; nothing to scale")
-    layouts = {t: detect_layout(inner, rope, t) for t, rope in ropes.items()}
-    for rope in ropes.values():
-        frequencies(rope, method, 1.0)  # refuse what does not compose, before anything is changed
-    window = next(iter(ropes.values())).native_window
-    wrapper = ScaledRotary(inner, ropes, layouts)
-    wrapper.train(inner.training)
-    owner.rotary_emb = wrapper
-    return Extension(owner, wrapper, method, window, attention)

@@ -154,6 +154,17 @@ def longrope(rope: Rope, scale: float) -> Frequencies:
     return Frequencies(1.0 / (factors * _powers(rope)), rope.attention_scale)
 
 
+def self_extend(rope: Rope, scale: float) -> Frequencies:
+    """The model's own frequencies whatever the scale, which says the group of far keys instead: Jin et al. 2024 (arXiv
+    2401.01325); see `positions.groups`. Composes with a base that already scales, unless it does so by length."""
+    if rope.rope_type in ("dynamic", "longrope"):
+        raise ValueError(
+            f"method = 'self_extend' on a base whose rope_type is {rope.rope_type!r}: it switches its frequencies by "
+            "length, and keys are turned on from one place to another by one set; use another method"
+        )
+    return Frequencies(_own(rope), rope.attention_scale)
+
+
 METHODS: dict[str, Callable[[Rope, float], Frequencies]] = {
     "none": none,
     "linear": linear,
@@ -161,6 +172,7 @@ METHODS: dict[str, Callable[[Rope, float], Frequencies]] = {
     "dynamic_ntk": dynamic_ntk,
     "yarn": yarn,
     "longrope": longrope,
+    "self_extend": self_extend,
 }
 
 
