@@ -198,17 +198,56 @@ def test_what_cannot_be_extended_is_refused_and_left_as_it_was() -> None:
 
 
 @torch.no_grad()
-def test_padding_before_a_row_is_refused_and_behind_it_harmless() -> None:
+def test_padding_is_no_text() -> None:
     model = tiny_model("llama")
     ids = token_ids(2, 40)
-    extended(model).set_scale(2)
+    extension = extended(model)
+    extension.set_scale(2)
     whole = model(input_ids=ids).logits
     mask = torch.ones_like(ids)
     mask[1, 30:] = 0
-    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[1, :30], whole[1, :30])
-    for padded in (mask.flip(1), 1 - mask):
-        with pytest.raises(ValueError, match=r"attention_mask: method self_extend.*padding_side"):
-            model(input_ids=ids, attention_mask=padded)
+    behind = model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(behind[1, :30], whole[1, :30])
+    torch.testing.assert_close(behind[0], whole[0])
+    padded = torch.cat((ids.new_zeros(2, 25), ids), 1)
+    padded[0, :25] = ids[0, :25]
+    mask = (torch.arange(65) >= torch.tensor([[0], [25]])).long()
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    before = model(input_ids=padded, attention_mask=mask, position_ids=places).logits
+    torch.testing.assert_close(before[1, 25:], whole[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(before[:1], model(input_ids=padded[:1]).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_generate_pads_before_its_prompts() -> None:
+    model = tiny_model("llama")
+    extended(model).set_scale(4)
+    long, short = token_ids(2, 50)
+    asked = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    alone = model.generate(short[None, 20:], attention_mask=torch.ones(1, 30, dtype=torch.long), **asked)[0, 30:]
+    mask = (torch.arange(50) >= torch.tensor([[0], [20]])).long()
+    both = model.generate(torch.stack((long, short.where(mask[1] == 1, 0))), attention_mask=mask, **asked)
+    assert both[1, 50:].tolist() == alone.tolist()
+
+
+def test_training_takes_padding_behind_its_text_only() -> None:
+    model = tiny_model("llama").train()
+    extension = extended(model)
+    extension.sampler = PositionSampler(
+        native_window=WINDOW,
+        training_window=40,
+        scales=ScalesConfig(distribution="fixed", max_scale=4),
+        placement=PlacementConfig(kind="jumps"),
+        seed=0,
+    )
+    ids, mask = token_ids(1, 40), torch.ones(1, 40, dtype=torch.long)
+    extension.expect([0])
+    whole = model(input_ids=ids).logits
+    mask[:, 30:] = 0
+    extension.expect([0])
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[:, :30], whole[:, :30])
+    with pytest.raises(ValueError, match="attention_mask: training in groups knows no padding before"):
+        model(input_ids=ids, attention_mask=mask.flip(1))
 
 
 def test_documents_in_one_row_are_refused() -> None:

@@ -191,7 +191,10 @@ def test_other_errors() -> None:
         make_rope(1e4, 16, 0)
     with pytest.raises(ValueError, match=r"rotary_dim = 18: .*frequencies, 8"):
         make_rope(1e4, 16, 64, rotary_dim=18)
-    assert set(METHODS) == {*UNSCALED, "longrope"}
+    for rope_type in ("dynamic", "longrope"):
+        with pytest.raises(ValueError, match=f"'self_extend' on a base whose rope_type is '{rope_type}'"):
+            frequencies(make_rope(1e4, 16, 64, rope_type=rope_type), "self_extend", 2.0)
+    assert set(METHODS) == {*UNSCALED, "longrope", "self_extend"}
 
 
 @pytest.mark.parametrize("method", UNSCALED)

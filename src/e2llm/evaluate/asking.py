@@ -16,7 +16,6 @@ from e2llm.evaluate.measure import fingerprint
 from e2llm.evaluate.partial import Finished
 from e2llm.evaluate.prompting import Prompt, Prompter
 from e2llm.evaluate.samples import Sample
-from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine, RequestPlan
 from e2llm.version import __version__
 
@@ -113,9 +112,6 @@ class Asker:
 
     def _key(self, prompt: Prompt, plan: RequestPlan) -> str:
         asked = [__version__, self._weights, self.batch > 1, plan.scale, plan.max_new_tokens, prompt.token_ids]
-        extended = get_self_extend(self.engine.model)
-        if extended is not None:  # the same prompt stands in windows of several groups
-            asked.append(extended.group)
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

@@ -38,7 +38,7 @@ class EvaluateConfig:
     """Scales measured at every window (a full grid); empty: one per window, the checkpoint's calibrated one,
     else max(1, window / native window), and windows above the trained range are refused."""
     method: str | None = None
-    """Frequency method (none, linear, ntk, dynamic_ntk, yarn, longrope) or self_extend; None: the checkpoint's own."""
+    """Frequency method (none, linear, ntk, dynamic_ntk, yarn, longrope, self_extend); None: the checkpoint's own."""
     protocols: tuple[str, ...] = ("whole", "pass_key")
     """whole: windows in one pass; sliding: the paper's, stride 256; position: loss by position in the window;
     difference: whole over sliding on the same tokens; key_tokens: perplexity on tokens that need the context; pass_key,
@@ -103,7 +103,7 @@ class EvaluateConfig:
             raise ValueError(f"qa = {strange}: name qa_1 or qa_2, e.g. qa_1=squad.json")
         self._check_read()
         self._check_depths()
-        check_self_extend(self.method, self.neighbours, self.batch_size, self.scales)
+        check_neighbours_named(self.method, self.neighbours)
         if self.method == "self_extend" and "attention" in self.protocols:
             raise ValueError(
                 "protocols: attention watches the model's own attention, and self_extend puts another in its place; "
@@ -161,13 +161,7 @@ def check_scales(scales: tuple[float, ...]) -> None:
         )
 
 
-def check_self_extend(method: str | None, neighbours: int | None, batch_size: int, scales: tuple[float, ...]) -> None:
-    """Raise for what SelfExtend's attention cannot be asked for, and for its `neighbours` with another method."""
+def check_neighbours_named(method: str | None, neighbours: int | None) -> None:
+    """Raise for `neighbours` that the method does not have."""
     if neighbours is not None and (neighbours < 1 or method != "self_extend"):
         raise ValueError(f"neighbours = {neighbours}: at least 1, and with method = 'self_extend' only")
-    if method != "self_extend":
-        return
-    if batch_size > 1:
-        raise ValueError(f"batch_size = {batch_size}: self_extend reads one prompt at a time; use 1")
-    if any(scale != 1 for scale in scales):
-        raise ValueError(f"scales = {list(scales)}: self_extend has no scale but 1; leave scales out")

@@ -18,12 +18,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from e2llm.evaluate.run import load_engine
 from e2llm.evaluate.suite_config import SuiteConfig
-from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.positions.choose import choose_scale, window_of
-
-_EXTENDED_WINDOWS = 16
-"""Native windows that SelfExtend reads at most where `max_length` says nothing: its groups have no end of their own."""
 
 
 @register_model("e2llm")
@@ -32,9 +28,8 @@ class E2LM(HFLM):  # type: ignore[misc, unused-ignore]
     None: chosen from each request's length, as serving does.
 
     `max_length` (tokens) is the scale's window, or the largest trained window where scales are chosen. Longer requests
-    lose their beginning, as with the `hf` model, and are counted. `method` and `neighbours` as in `SuiteConfig`: with
-    self_extend each request is read by the smallest group that holds it, one at a time. Other arguments as the harness'
-    `hf` model's. ValueError for a scale below 1, and for self_extend with a scale or a batch.
+    lose their beginning, as with the `hf` model, and are counted. `method` and `neighbours` as in `SuiteConfig`.
+    Other arguments as the harness' `hf` model's. ValueError for a scale below 1.
     """
 
     def __init__(
@@ -52,9 +47,6 @@ class E2LM(HFLM):  # type: ignore[misc, unused-ignore]
     ) -> None:
         if scale is not None and not (math.isfinite(scale) and scale >= 1):
             raise ValueError(f"scale = {scale}: use a finite number of at least 1, or None to choose by length")
-        batch_size = options.get("batch_size", 1)
-        if method == "self_extend":
-            _check_alone(batch_size)
         if isinstance(pretrained, Engine):
             engine = pretrained
         else:
@@ -70,23 +62,18 @@ class E2LM(HFLM):  # type: ignore[misc, unused-ignore]
                     attn_implementation=attn_implementation,
                 )
             )
-        self.self_extend = get_self_extend(engine.model)
-        if self.self_extend is not None:
-            _check_alone(batch_size)
         if scale not in (None, 1) and engine.extension.method == "none":
             raise ValueError(f"scale = {scale}: method none has no scale but 1")
         self.engine = engine
         self.fixed_scale = None if scale is None else float(scale)
         self.requests_by_scale: Counter[float] = Counter()
         """Requests served, by the scale that they were read at (windows of a rolling request one by one)."""
-        self.requests_by_group: Counter[int] = Counter()
-        """The same by SelfExtend's group; empty without it."""
         self.requests_cut = 0
         """Requests longer than `max_length`, which lost their beginning."""
         if max_length is None:
             native, schedule = engine.native_window, engine.extension.schedule
             window = native * engine.max_scale if scale is None else window_of(float(scale), native, schedule)
-            max_length = int(window if self.self_extend is None else native * _EXTENDED_WINDOWS)
+            max_length = int(window)
         # backend: a model instance is given, and a causal one is all that an Engine holds.
         options = {"backend": "causal", **options}
         super().__init__(pretrained=engine.model, tokenizer=engine.tokenizer, max_length=max_length, **options)
@@ -113,32 +100,19 @@ class E2LM(HFLM):  # type: ignore[misc, unused-ignore]
     def _by_scale(
         self, requests: Sequence[Any], tokens: Sequence[int], answer: Callable[[list[Any]], list[Any]]
     ) -> list[Any]:
-        """Answers in the requests' order; those of one scale (and SelfExtend's group) are answered together. `tokens`:
-        what each asks to be read."""
+        """Answers in the requests' order; those of one scale are answered together. `tokens`: what each asks to be
+        read."""
         self.requests_cut += sum(asked > self.max_length for asked in tokens)
-        group_before = 1 if self.self_extend is None else self.self_extend.group
-        groups: dict[tuple[float, int], list[int]] = defaultdict(list)
+        groups: dict[float, list[int]] = defaultdict(list)
         for index, asked in enumerate(tokens):
-            needed = min(asked, self.max_length)
-            groups[self._scale_of(needed), self._group_of(needed)].append(index)
+            groups[self._scale_of(min(asked, self.max_length))].append(index)
         found: dict[int, Any] = {}
-        try:
-            for (scale, group), members in sorted(groups.items()):
-                self.requests_by_scale[scale] += len(members)
-                if self.self_extend is not None:
-                    self.requests_by_group[group] += len(members)
-                    self.self_extend.group = group
-                with self.engine.at_scale(scale):
-                    answers = answer([requests[index] for index in members])
-                found |= dict(zip(members, answers, strict=True))
-        finally:
-            if self.self_extend is not None:
-                self.self_extend.group = group_before
+        for scale, members in sorted(groups.items()):
+            self.requests_by_scale[scale] += len(members)
+            with self.engine.at_scale(scale):
+                answers = answer([requests[index] for index in members])
+            found |= dict(zip(members, answers, strict=True))
         return [found[index] for index in range(len(requests))]
-
-    def _group_of(self, tokens: int) -> int:
-        """SelfExtend's group for so many tokens, which it then has; 1 without it."""
-        return 1 if self.self_extend is None else self.self_extend.fit(tokens)
 
     def _scale_of(self, tokens: int) -> float:
         if self.fixed_scale is not None:
@@ -152,9 +126,3 @@ class E2LM(HFLM):  # type: ignore[misc, unused-ignore]
             policy=self.engine.policy,
             schedule=self.engine.extension.schedule,
         ).scale
-
-
-def _check_alone(batch_size: Any) -> None:
-    """SelfExtend knows no padding, so requests of a batch would have to be of one length."""
-    if str(batch_size) != "1":
-        raise ValueError(f"batch_size = {batch_size}: self_extend reads one request at a time; use 1")

@@ -23,7 +23,6 @@ from e2llm.evaluate.protocols import further, wordings
 from e2llm.evaluate.ranks import Ranks
 from e2llm.evaluate.retrieval import Retrieved, prompt_template, retrieval, share_by_depth
 from e2llm.evaluate.tasks import TASKS, Task
-from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 from e2llm.intervals import (
     DESCRIPTION,
@@ -57,7 +56,6 @@ class Measurement:
         self.further = further(config)
         self.memory: dict[Any, Any] = {}
         self.labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
-        self.self_extend = get_self_extend(engine.model)
         shared = [__version__, fingerprint(engine), self.first_token, sorted(config.windows), self.labels]
         documents = {label: [d.sha256 for d in found] for label, found in corpora.items()}
         self._shared_key = json.dumps([shared, documents])
@@ -79,8 +77,6 @@ class Measurement:
         return Kept(self.done, self.key(part), dataclasses.asdict(part))
 
     def __call__(self, part: Part, progress: Callable[[int], None]) -> Results:
-        if self.self_extend is not None:
-            self.labels["group"] = self.self_extend.fit(part.window)
         if part.protocol in TASKS:
             return self._retrieval(part, progress)
         if part.protocol in self.further:
@@ -173,7 +169,7 @@ class Measurement:
 
 def model_labels(engine: Engine, model: str, *, base_model: str = "", checkpoint: str = "") -> dict[str, Any]:
     """Labels that rows about this model share; empty names are filled in from the checkpoint, else from its folder."""
-    info, extended = engine.info, get_self_extend(engine.model)
+    info, grouping = engine.info, engine.extension.grouping
     name = Path(model).stem if model.endswith(".gguf") else Path(model).name
     labels = {
         "base_model": base_model or (Path(info.base_model).name if info else name) or "unnamed",
@@ -181,8 +177,8 @@ def model_labels(engine: Engine, model: str, *, base_model: str = "", checkpoint
         "method": engine.extension.method,
         "native_window": engine.native_window,
     }
-    if extended is not None:
-        labels |= {"method": "self_extend", "neighbours": extended.neighbours}
+    if grouping is not None:
+        labels["neighbours"] = grouping.neighbours
     return labels
 
 
@@ -225,10 +221,9 @@ def fingerprint(engine: Engine) -> str:
     digest = hashlib.sha256()
     digest.update(f"{engine.extension.method} {engine.native_window} {model.dtype} {model.device.type}".encode())
     digest.update(str(engine.extension.attention).encode())
-    extended = get_self_extend(model)
-    # SelfExtend's attention has a name that counts the models of a process; what it does depends on its neighbours.
-    own = getattr(model.config, "_attn_implementation", None)
-    digest.update(str(own if extended is None else f"self_extend {extended.neighbours}").encode())
+    digest.update(str(getattr(model.config, "_attn_implementation", None)).encode())
+    if engine.extension.grouping is not None:
+        digest.update(str(engine.extension.grouping.neighbours).encode())
     for name, weights in model.named_parameters():
         flat = weights.detach().flatten()
         digest.update(

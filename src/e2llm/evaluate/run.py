@@ -30,7 +30,6 @@ from e2llm.evaluate.retrieval import check_facts, prompt_maker
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.tasks import TASKS
 from e2llm.evaluate.trained import beyond_trained, check_windows_trained
-from e2llm.hf.self_extend import self_extend
 from e2llm.infer import Engine
 from e2llm.positions.choose import choose_scale
 from e2llm.records import Record, check_out
@@ -83,18 +82,15 @@ def check_files(config: EvaluateConfig) -> None:
 
 
 def load_engine(config: EvaluateConfig | SuiteConfig, ranks: Ranks = Ranks()) -> Engine:  # noqa: B008  a frozen value
-    """The model that `config` names, with its method; `self_extend` reads it with another attention instead."""
-    extended = config.method == "self_extend"
-    engine = Engine.load(
+    """The model that `config` names, with its method."""
+    return Engine.load(
         config.model,
-        method="none" if extended else config.method,
+        method=config.method,
+        neighbours=config.neighbours,
         dtype=config.dtype,
         device=ranks.device or config.device,
         attn_implementation=config.attn_implementation,
     )
-    if extended:
-        self_extend(engine.model, native_window=engine.native_window, neighbours=config.neighbours)
-    return engine
 
 
 def load_corpora(config: EvaluateConfig, engine: Engine) -> dict[str, list[Document]]:

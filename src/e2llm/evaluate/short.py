@@ -141,7 +141,6 @@ def evaluate_short(
     done = Finished(partial, ranks.index)
     weights = fingerprint(engine)
     used: dict[str, dict[str, int]] = {}
-    groups: dict[str, dict[str, int]] = {}
     cut: dict[str, int] = {}
     skipped: dict[str, dict[str, Any]] = {}
     averages: list[dict[str, Any]] = []
@@ -162,8 +161,6 @@ def evaluate_short(
     for (scale, name), found in zip(parts, results, strict=True):
         part = part_name(name, scale)
         used[part], cut[part] = found["requests_by_scale"], found["requests_cut"]
-        if found["requests_by_group"]:
-            groups[part] = found["requests_by_group"]
         if found["skipped"]:  # the same at every scale
             skipped[name] = {"count": len(found["skipped"]), "reasons": found["skipped"][:MOST_REASONS]}
     for scale in config.scales or (None,):
@@ -187,7 +184,6 @@ def evaluate_short(
         "lm_eval": lm_eval.__version__,
         "interval": DESCRIPTION,
         "requests_by_scale": used,
-        **({"requests_by_group": groups} if groups else {}),
         "requests_cut": cut,
         "tasks_without_data": dict(left_out or {}),
         "skipped": skipped,
@@ -257,7 +253,7 @@ def _measure(
     lost = unwritable(task, engine.tokenizer, limit=config.max_examples, seed=config.seed)
     asked = [number for number in range(len(task.eval_docs))[: config.max_examples] if number not in lost]
     skipped = [f"sample {number}: {why}" for number, why in lost.items()]
-    none: dict[str, Any] = {"requests_by_scale": {}, "requests_by_group": {}, "requests_cut": 0, "skipped": skipped}
+    none: dict[str, Any] = {"requests_by_scale": {}, "requests_cut": 0, "skipped": skipped}
     if not asked:
         return {"rows": [], "examples": [], **none}
     model = E2LM(engine, scale=scale, batch_size=config.at_once)
@@ -280,8 +276,7 @@ def _measure(
     if not found["rows"]:
         raise ValueError(f"tasks: {name} gave no number: {results['results'][name]}")
     by_scale = {format(used, "g"): count for used, count in sorted(model.requests_by_scale.items())}
-    by_group = {str(group): count for group, count in sorted(model.requests_by_group.items())}
-    counts = {"requests_by_scale": by_scale, "requests_by_group": by_group, "requests_cut": model.requests_cut}
+    counts = {"requests_by_scale": by_scale, "requests_cut": model.requests_cut}
     return {**found, **none, **counts}
 
 

@@ -25,8 +25,7 @@ from e2llm.evaluate.run import finish, load_engine, scale_of
 from e2llm.evaluate.samples import Sample, Skipped
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import MOST_REASONS, SUITES, Data, Suite, load_data, warn_skipped
-from e2llm.evaluate.trained import beyond_trained, largest_window
-from e2llm.hf.self_extend import get_self_extend
+from e2llm.evaluate.trained import beyond_trained, has_range, largest_window
 from e2llm.infer import Engine
 from e2llm.intervals import DESCRIPTION, interval_fields, interval_of_mean
 from e2llm.records import Record, check_out, make_row, portable
@@ -71,7 +70,6 @@ def evaluate_suite(
     asker = Asker(engine, prompter, Finished(partial, ranks.index), config.at_once)
     labels = model_labels(engine, config.model, base_model=config.base_model, checkpoint=config.checkpoint)
     labels |= {"suite": suite.name, "seed": config.seed}
-    extended = get_self_extend(engine.model)
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     skipped = list(data.skipped)
@@ -79,8 +77,6 @@ def evaluate_suite(
     with progress_bar(progress and ranks.is_first) as bar:
         shown = bar.add_task(suite.name, total=data.num_samples * sum(cell.window for cell in cells))
         for cell in cells:
-            if extended is not None:
-                labels["group"] = extended.fit(cell.window)
             own = labels | beyond_trained(engine, cell.window, cell.scale)
             scores: dict[str, list[float]] = {}
             for task, samples in data.samples.items():
@@ -113,9 +109,8 @@ def plan_cells(engine: Engine, config: SuiteConfig) -> list[Cell]:
     if config.scales:
         return [Cell(window, float(scale)) for window in windows for scale in config.scales]
     largest = largest_window(engine)
-    # A foreign model under a method has no trained range, and SelfExtend none at all.
-    known = (method == "none" or engine.info is not None) and get_self_extend(engine.model) is None
-    if known and windows[-1] > largest:
+    # A foreign model under a method has no trained range.
+    if (method == "none" or has_range(engine)) and windows[-1] > largest:
         raise ValueError(
             f"windows = {windows}: {windows[-1]} is above the model's range ({largest} tokens); leave it out, or name "
             "--scales to measure it all the same"

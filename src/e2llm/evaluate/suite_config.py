@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from e2llm.evaluate.config import check_scales, check_self_extend
+from e2llm.evaluate.config import check_neighbours_named, check_scales
 
 SUITES = ("longbench", "leval", "short")
 
@@ -29,7 +29,7 @@ class SuiteConfig:
     scale_per_request: bool = False
     """Choose the scale from each prompt's own length, as serving does, instead of one for the window."""
     method: str | None = None
-    """Frequency method (none, linear, ntk, dynamic_ntk, yarn, longrope) or self_extend; None: the checkpoint's own."""
+    """Frequency method (none, linear, ntk, dynamic_ntk, yarn, longrope, self_extend); None: the checkpoint's own."""
     neighbours: int | None = None
     """method self_extend: tokens read at their own distance; None: a quarter of the native window."""
     chat: bool | None = None
@@ -39,7 +39,7 @@ class SuiteConfig:
     """Samples a task, drawn by `seed`; None: all."""
     batch_size: int | None = None
     """Samples asked at once, through the serving engine; short: requests in one forward pass of the harness. None: 1;
-    short: 8 (self_extend: 1, and no more)."""
+    short: 8."""
     seed: int = 0
     """Of the draw of samples. Answers are greedy."""
     dtype: str | None = None
@@ -58,7 +58,7 @@ class SuiteConfig:
     @property
     def at_once(self) -> int:
         """Samples or requests that are asked together."""
-        return self.batch_size or (8 if self.suite == "short" and self.method != "self_extend" else 1)
+        return self.batch_size or (8 if self.suite == "short" else 1)
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
@@ -78,8 +78,6 @@ class SuiteConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} = {value}: use at least {least}")
-        check_self_extend(self.method, self.neighbours, self.at_once, self.scales)
-        if self.method == "self_extend" and self.scale_per_request:
-            raise ValueError("scale_per_request = True: self_extend has no scale; leave it out")
+        check_neighbours_named(self.method, self.neighbours)
         if not self.out:
             raise ValueError("out = '': name the Record file to write")

@@ -1,14 +1,14 @@
 """Which windows and scales a checkpoint was trained for: others are measured where they are asked for, and marked.
 
 Flows in: an engine, windows, scales. Flows out: a refusal before anything runs, or the label of a row. A model without
-an e2llm.json was trained for no range by us, and SelfExtend reads longer windows without training: both are baselines.
+an e2llm.json was trained for no range by us, and SelfExtend reads longer windows of weights that were trained for
+something else: both are baselines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from e2llm.hf.self_extend import get_self_extend
 from e2llm.infer import Engine
 
 BEYOND = "beyond_trained"
@@ -24,7 +24,8 @@ def largest_window(engine: Engine) -> int:
 
 def has_range(engine: Engine) -> bool:
     """Whether the engine's model is a checkpoint with a trained range."""
-    return engine.info is not None and get_self_extend(engine.model) is None
+    borrowed = engine.info is not None and engine.extension.method == "self_extend" != engine.info.method
+    return engine.info is not None and not borrowed
 
 
 def check_windows_trained(engine: Engine, windows: Sequence[int]) -> None:

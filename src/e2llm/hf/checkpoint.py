@@ -44,6 +44,8 @@ class CheckpointInfo:
     """The scales section of the recipe."""
     attention: dict[str, Any] = field(default_factory=dict)
     """The attention section of the recipe: slopes of the attention scale. Empty: the method's own."""
+    neighbours: int = 0
+    """Method self_extend: tokens that keep their distance, a quarter of L in training. 0 with other methods."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """Calibrated scale for each window, [{"window": tokens, "scale": g}, …], windows rising. Empty: the ladder."""
     base_model: str = ""
@@ -127,5 +129,10 @@ def _check_values(raw: dict[str, Any], path: Path) -> None:
     for name in ("native_window", "training_window"):
         if raw[name] < 1:
             raise ValueError(f"{path}: {name} = {raw[name]}: must be at least 1 token")
+    near = raw.get("neighbours", 0)
+    if (raw["method"] == "self_extend") != (0 < near < raw["native_window"]):
+        raise ValueError(
+            f"{path}: neighbours = {near}: with method self_extend from 1 to less than native_window, with others 0"
+        )
     if not math.isfinite(raw["max_scale"]) or raw["max_scale"] < 1:
         raise ValueError(f"{path}: max_scale = {raw['max_scale']}: a scale is a finite ratio of at least 1")

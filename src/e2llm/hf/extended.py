@@ -29,6 +29,7 @@ def extend_as_told(
     method: str | None = None,
     native_window: int | None = None,
     attention: AttentionConfig | None = None,
+    neighbours: int | None = None,
 ) -> Extension:
     """Wrap the rotary module with `method`, or the checkpoint's own, or for a foreign model yarn where it can be and
     linear where the base already scales; an export is served as it is. `name`: for messages.
@@ -44,7 +45,7 @@ def extend_as_told(
             )
         method, native_window = "none", native_window or scaled_to
     window = native_window or (info.native_window if info else None)
-    if method is None and info is None and attention is None:
+    if method is None and info is None and attention is None and neighbours is None:
         return _install_default(model, window)
     # Slopes and schedule belong to the method that was trained with them.
     own = info is not None and method in (None, info.method)
@@ -53,6 +54,7 @@ def extend_as_told(
         method=method or (info.method if info else "yarn"),
         native_window=window,
         attention=attention or (info.attention_config() if own and info is not None else None),
+        neighbours=neighbours or ((info.neighbours or None) if own and info is not None else None),
     )
     extension.max_scale = info.max_scale if info else 1.0
     extension.schedule = parse_schedule(info.schedule) if own and info is not None else ()

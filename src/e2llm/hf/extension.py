@@ -158,18 +158,6 @@ class Extension:
         if self.method == "dynamic_ntk":
             raise ValueError("method = 'dynamic_ntk': its scale follows the length read; train with 'ntk' or another")
 
-    def _check_row(self, kwargs: dict[str, Any]) -> None:
-        """Raise ValueError for rows of which method self_extend would read padding as text: its attention has no
-        masks. Padding behind a row is harmless, for no token of the row sees it."""
-        mask = kwargs.get("attention_mask")
-        if self.grouping is None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-            return
-        if not bool((mask[:, :-1] >= mask[:, 1:]).all()) or not bool(mask[:, 0].all()):
-            raise ValueError(
-                "attention_mask: method self_extend knows no padding before a row's text; pad behind it "
-                "(padding_side = 'right'), or read one row at a time"
-            )
-
     @contextlib.contextmanager
     def packed(self, scales: Sequence[float], token_scale: torch.Tensor) -> Iterator[None]:
         """Within it, forwards are of batch 1, one row in which several requests stand: its token t has scale
@@ -261,7 +249,6 @@ class Extension:
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In training mode, draw this batch; in evaluation mode, put the scale that is set back. The forward gets the
         tables of far keys, where there are any."""
-        self._check_row(kwargs)
         self._draw(module, args, kwargs)
         if self._groups is not None:
             return args, {**kwargs, GROUP_TABLES: self._groups}

@@ -4,6 +4,7 @@ folder."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -141,14 +142,16 @@ def load_model(
     method: str | None = None,
     native_window: int | None = None,
     attention: AttentionConfig | None = None,
+    neighbours: int | None = None,
     once: bool = False,
 ) -> tuple[nn.Module, Any, CheckpointInfo | None]:
     """Model in evaluation mode, tokenizer, and what e2llm.json says (None for a model that is not ours).
 
     The rotary module is wrapped with `method`, or the checkpoint's own, or for a foreign model `yarn` where it can be
     and `linear` where the base already scales. attention None: the checkpoint's own slopes with its own method, else
-    the method's. dtype None: bfloat16 on a GPU, float32 on a CPU. quantization nf4: linear layers other than the output
-    layer become 4-bit normal floats, double quantized, that compute in dtype; needs bitsandbytes.
+    the method's; neighbours None: likewise (`install`). dtype None: bfloat16 on a GPU, float32 on a CPU. quantization
+    nf4: linear layers other than the output layer become 4-bit normal floats, double quantized, that compute in dtype;
+    needs bitsandbytes.
     once: of a process group, the first process alone reads weights (`hf.read_once`); the others hold none, on the host.
     A folder with a PEFT adapter is merged into the base that its config names, e2llm.json read from either. Raises
     ValueError for what is no model, here or on the hub, and for an attention whose package is missing.
@@ -174,7 +177,8 @@ def load_model(
 
     model = (read_once(read, lambda: _build_empty(base or name, arguments)) if once else read()).eval()
     info = load_info(name)
-    extend_as_told(model, name, info, method=method, native_window=native_window, attention=attention)
+    read_as = functools.partial(extend_as_told, method=method, native_window=native_window, attention=attention)
+    read_as(model, name, info, neighbours=neighbours)
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
 
 

@@ -38,6 +38,8 @@ class PackedModel:
     def __init__(self, model: Any, extension: Extension, *, kernels: bool = False) -> None:
         """`kernels`: the probe's single tokens go through them. Raises ValueError, naming the model type, for a model
         that we would not read as it reads itself."""
+        if extension.grouping is not None:
+            raise ValueError(f"method = 'self_extend': the batch engine does not know its attention; {_REMEDY}")
         self.model, self.extension, self.kernels = model, extension, kernels
         self._inner = cast(Any, unwrap(model))
         self.device: torch.device = self._inner.device

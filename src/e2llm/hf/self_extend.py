@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from e2llm.hf.compiled import uncompiled
 from e2llm.hf.group_tables import GROUP_TABLES, PAIRS, GroupTables, PlacedGroups, far_shift, rotate, turned
@@ -30,7 +31,8 @@ from e2llm.hf.rotary import unwrap
 # B = batch, H = query heads, G = key-value heads, Q = queries, K = keys, D = head dim, R = rotated channels
 
 ATTENTION = "e2llm_self_extend"
-"""Name in transformers' registry, where no mask function belongs to it: none is built."""
+"""Name in transformers' registries. Its masks are those of flash attention: which tokens are padding, or none."""
+FLASH = "flash_attention_2"
 BLOCK_QUERIES = 512
 """Queries whose scores are made at once, at most: few, so that little is made of keys that stand after them."""
 _PROBE_TOKENS = 6
@@ -49,6 +51,7 @@ def attend_in_groups(model: nn.Module, inv_freq: Sequence[float]) -> str:
     inner = cast(Any, unwrap(model))
     own = inner.config._attn_implementation
     AttentionInterface.register(ATTENTION, self_extend_attention)
+    AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS[FLASH])
     inner.set_attn_implementation(ATTENTION)
     try:
         if any(map(is_placeholder, inner.parameters())) or any(p.is_meta for p in inner.parameters()):
@@ -72,27 +75,37 @@ def self_extend_attention(
     group_tables: GroupTables | PlacedGroups | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention signature: query (B, H, Q, D), key and value (B, G, K, D) -> (B, Q, H, D). Raises
-    ValueError for an argument whose meaning is not known: ignoring it would change results."""
+    """transformers' attention signature: query (B, H, Q, D), key and value (B, G, K, D) -> (B, Q, H, D).
+
+    attention_mask: (B, K), 0 where a token is padding, which nobody sees and which does not count as a place; None
+    without any. Raises ValueError for an argument whose meaning is not known: ignoring it would change results.
+    """
     unknown = [name for name, given in others.items() if given is not None and name not in {*HARMLESS, "is_causal"}]
-    if unknown or attention_mask is not None or dropout or sliding_window is not None:
+    strange = attention_mask is not None and attention_mask.dim() != 2
+    if unknown or strange or dropout or sliding_window is not None:
         what = ", ".join(sorted(unknown)) or "a mask, dropout or a sliding window"
         raise ValueError(f"{type(module).__name__} asks for {what}, which SelfExtend's attention does not know")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(group_tables, PlacedGroups):
         if softcap is not None:
             raise ValueError(f"{type(module).__name__} caps its scores (softcap), which training in groups cannot")
+        if attention_mask is not None and not bool(attention_mask[:, 0].all()):  # behind a row it is harmless
+            raise ValueError("attention_mask: training in groups knows no padding before a row's text; pad behind it")
         return _placed(query, key, value, group_tables, scale).transpose(1, 2).contiguous(), None
-    return _read(query, key, value, group_tables, scale, softcap), None
+    return _read(query, key, value, attention_mask, group_tables, scale, softcap), None
 
 
 def _placed(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: PlacedGroups, scale: float
 ) -> torch.Tensor:
-    """(B, H, T, D) of a training window."""
-    far_query = turned(query.float(), *tables.of_queries, tables.pairs).to(query.dtype)
-    far_key = turned(key.float(), *tables.of_keys, tables.pairs).to(key.dtype)
-    rows = (tables.positions, tables.groups, tables.segments, tables.bias, tables.leading, tables.neighbours)
+    """(B, H, T, D) of training windows, which may be longer than what is read of them."""
+    tokens = query.shape[2]
+    cos, sin = (table[:, :, :tokens] for table in tables.of_queries)
+    far_query = turned(query.float(), cos, sin, tables.pairs).to(query.dtype)
+    cos, sin = (table[:, :, :tokens] for table in tables.of_keys)
+    far_key = turned(key.float(), cos, sin, tables.pairs).to(key.dtype)
+    positions, segments, bias = (t[:, :tokens] for t in (tables.positions, tables.segments, tables.bias))
+    rows = (positions, tables.groups, segments, bias, tables.leading, tables.neighbours)
     return grouped_training(query, far_query, key, far_key, value, *rows, scale)
 
 
@@ -101,6 +114,7 @@ def _read(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     tables: GroupTables | None,
     scale: float,
     softcap: float | None,
@@ -114,10 +128,19 @@ def _read(
         raise ValueError(
             f"scales are set for {len(groups)} rows, the batch has {query.shape[0]}: set one scale, or one for each row"
         )
-    if len(set(groups)) == 1:
+    groups = groups * query.shape[0] if len(groups) == 1 else groups
+    paddings = [0] * len(groups)
+    if attention_mask is not None:
+        paddings = attention_mask[:, : key.shape[2]].int().argmax(-1).tolist()  # before the text; behind it harmless
+    if len(set(groups)) == 1 and not any(paddings):
         return _read_rows(query, key, value, tables, groups[0], scale, softcap)
-    rows = zip(query.split(1), key.split(1), value.split(1), groups, strict=True)
-    return torch.cat([_read_rows(q, k, v, tables, group, scale, softcap) for q, k, v, group in rows])
+    out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    before = key.shape[2] - query.shape[2]
+    for row, (group, padding) in enumerate(zip(groups, paddings, strict=True)):
+        first = max(0, padding - before)  # of the queries, that is text
+        part, keys, values = query[row, None, :, first:], key[row, None, :, padding:], value[row, None, :, padding:]
+        out[row, first:] = _read_rows(part, keys, values, tables, group, scale, softcap)[0]
+    return out
 
 
 def _read_rows(
