@@ -73,7 +73,7 @@ def extend(
             placement=placement,
             seed=seed,
         )
-        if placement.far_weight:
+        if placement.far_weight and extension.grouping is None:
             attend_far(model)
     except ValueError:
         extension.remove()
@@ -184,6 +184,7 @@ def checkpoint_info(model: nn.Module, *, base_model: str = "", checkpoint: str =
         placement=to_plain(sampler.placement),
         scales=to_plain(sampler.scales),
         attention=to_plain(extension.attention),
+        neighbours=extension.neighbours,
         schedule=[{"window": step.window, "scale": step.scale} for step in extension.schedule],
         base_model=base_model or str(getattr(model.config, "_name_or_path", "")).rsplit("/", 1)[-1],
         checkpoint=checkpoint,

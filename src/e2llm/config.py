@@ -61,6 +61,8 @@ class Recipe:
             self._check_quantized()
         if self.model.offload != "none":
             self._check_offloaded()
+        if self.method == "self_extend":
+            self._check_grouped()
         split = self.train.optimizer == "adamw_split"
         low_precision = self.model.dtype in ("bfloat16", "float16")
         require(
@@ -164,6 +166,21 @@ class Recipe:
             f"is for one process; with distributed.strategy = {self.distributed.strategy} use distributed.cpu_offload "
             "(fsdp2, deepspeed)",
         )
+
+    def _check_grouped(self) -> None:
+        name, value, own = "method", self.method, self.model.attn_implementation
+        text = f"brings its own attention: leave model.attn_implementation = {own} out"
+        require(own in (None, "sdpa"), name, value, text)
+        text = "reads one document a row: use data.document_mask = false"
+        require(not self.data.document_mask, name, value, text)
+        strategy, parallel = self.distributed.strategy, self.distributed.tensor_parallel
+        text = f"needs whole layers, not distributed.strategy = {strategy}, tensor_parallel = {parallel}; use ddp"
+        require(strategy in ("none", "ddp") and parallel == 1, name, value, text)
+
+    @property
+    def weighs_by_channels(self) -> bool:
+        """Whether far keys are weighed by channels beside a model's own attention; self_extend's does it itself."""
+        return self.placement.far_weight > 0 and self.method != "self_extend"
 
     def _check_split(self) -> None:
         name, value = "train.optimizer", self.train.optimizer

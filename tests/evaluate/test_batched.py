@@ -134,8 +134,6 @@ def test_what_reads_alone_is_refused_before_anything_is_measured(monkeypatch: py
     with pytest.raises(ValueError, match="dynamic_ntk' switches its frequencies by length"):
         plan_parts(engine, {"noise": random_documents(1, 512)}, config)
     plan_parts(engine, {"noise": random_documents(1, 512)}, dataclasses.replace(config, protocols=("whole",)))
-    with pytest.raises(ValueError, match="self_extend reads one prompt at a time"):
-        EvaluateConfig(method="self_extend", batch_size=2)
 
 
 def test_a_model_that_reads_one_length_is_refused() -> None:

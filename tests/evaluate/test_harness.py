@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +11,8 @@ from architectures import WINDOW, tiny_model
 from harness_tasks import NAMES, write_tasks
 from texts import character_tokenizer
 
-from e2llm.hf import CheckpointInfo, install, save_model
-from e2llm.hf.self_extend import get_self_extend, self_extend
-from e2llm.infer import Engine, RequestPlan
+from e2llm.hf import install
+from e2llm.infer import Engine
 
 pytest.importorskip("lm_eval")
 pytestmark = [
@@ -142,77 +136,27 @@ def test_cut_requests_are_those_that_the_harness_complains_about(
     assert len(complaints) < len(requests)
 
 
-def extended(neighbours: int = 16) -> Engine:
-    found = engine("none", max_scale=1.0)
-    self_extend(found.model, native_window=WINDOW, neighbours=neighbours)
-    return found
-
-
-def test_self_extend_reads_each_request_by_the_smallest_group_that_holds_it(tasks: dict[str, Any]) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_self_extend_reads_each_request_at_its_scale(tasks: dict[str, Any], batch_size: int) -> None:
+    """In batches too, where the harness pads: behind what it scores, before what it lets a model write."""
     from e2llm.evaluate.harness import E2LM
 
     requests = requests_of(tasks["local_choice"])
-    ours = E2LM(extended())
+    ours = E2LM(engine("self_extend"), batch_size=batch_size)
     found = answers(ours, requests)
-    assert ours.requests_by_group.total() == len(requests) and len(ours.requests_by_group) >= 3
-    assert ours.requests_cut == 0 and ours.self_extend is not None and ours.self_extend.group == 1
-    other = extended()
-    handle = get_self_extend(other.model)
-    assert handle is not None
+    assert ours.requests_by_scale.total() == len(requests) and len(ours.requests_by_scale) >= 3
+    assert ours.requests_cut == 0
+    other = engine("self_extend")
     for request, (value, _) in zip(requests, found, strict=True):
         context, continuation = (other.tokenizer(part).input_ids for part in request.args)
         ids = torch.tensor([context + continuation])
-        handle.group = max(1, -(-(len(ids[0]) - 1 - 16) // (WINDOW - 16)))
-        with torch.no_grad():
+        scale = next(s for s in (1, 2, 4, 8) if s * WINDOW >= len(ids[0]) - 1)
+        with other.at_scale(scale):
             logits = other.model(ids[:, :-1]).logits[0].log_softmax(-1)
         expected = sum(float(logits[i - 1, ids[0, i]]) for i in range(len(context), len(ids[0])))
         assert value == pytest.approx(expected, abs=1e-4)
-
-
-def test_self_extend_generates_as_the_engine_does(tasks: dict[str, Any]) -> None:
-    from e2llm.evaluate.harness import E2LM
-
     requests = requests_of(tasks["local_answer"])
-    ours = E2LM(extended())
-    texts = answers(ours, requests)
-    lengths = [len(request.args[0]) + 12 for request in requests]
-    assert ours.requests_by_group == Counter(max(1, -(-(length - 16) // (WINDOW - 16))) for length in lengths)
-    other = extended()
-    handle = get_self_extend(other.model)
-    assert handle is not None
+    texts = answers(E2LM(engine("self_extend"), batch_size=batch_size), requests)
     for request, text in zip(requests, texts, strict=True):
-        handle.fit(len(other.tokenizer(request.args[0]).input_ids) + 12)
-        plan = RequestPlan(scale=1.0, window=WINDOW, max_new_tokens=12)
         ids = other.tokenizer(request.args[0]).input_ids
-        assert text == other.complete(ids, plan, stops=("z",)).text
-
-
-def test_self_extend_by_name_and_what_it_cannot() -> None:
-    from e2llm.evaluate.harness import E2LM
-
-    with pytest.raises(ValueError, match=r"batch_size = 4: self_extend reads one request at a time; use 1"):
-        E2LM(extended(), batch_size=4)
-    with pytest.raises(ValueError, match=r"batch_size = auto: self_extend reads one request at a time; use 1"):
-        E2LM("no/such/model", method="self_extend", batch_size="auto")  # before weights are looked for
-    with pytest.raises(ValueError, match=r"scales = \[4\.0\]: self_extend has no scale but 1"):
-        E2LM("no/such/model", method="self_extend", scale=4)
-
-
-def test_the_harness_own_command_finds_the_model_class(tmp_path: Path) -> None:
-    info = CheckpointInfo(
-        method="yarn", native_window=WINDOW, training_window=WINDOW, max_scale=8.0, base_model="tiny", checkpoint="ours"
-    )
-    folder = save_model(tiny_model("llama"), character_tokenizer(), tmp_path / "model", info)
-    write_tasks(tmp_path / "tasks")
-    arguments = [
-        *("run", "--model", "e2llm", "--model_args", f"pretrained={folder},scale=4,dtype=float32"),
-        *("--tasks", "local_choice", "--include_path", str(tmp_path / "tasks"), "--device", "cpu", "--limit", "4"),
-        *("--output_path", str(tmp_path / "out")),
-    ]
-
-    command = [sys.executable, "-m", "e2llm.evaluate.lm_eval", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert "local_choice" in found.stdout and "acc_norm" in found.stdout
-    (written,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(written.read_text())["n-samples"]["local_choice"]["effective"] == 4
+        assert text == other.complete(ids, other.plan(len(ids), max_new_tokens=12), stops=("z",)).text

@@ -158,12 +158,12 @@ def test_self_extend_reads_short_tasks_too(folder: Path, tmp_path: Path) -> None
     character_tokenizer().save_pretrained(model)
     settings: dict[str, Any] = {"model": str(model), "tasks": ("local_choice",), "max_examples": 4}
     out = tmp_path / "short.json"
-    run(config(folder, **settings, method="self_extend", neighbours=20, out=str(out)), progress=False)
+    run(config(folder, **settings, method="self_extend", neighbours=20, scales=(4.0,), out=str(out)), progress=False)
     record = Record.load(out)
     assert {(row["method"], row["neighbours"]) for row in record.rows} == {("self_extend", 20)}
-    by_group = record.config["requests_by_group"]["local_choice, scale chosen"]
-    assert record.config["method"] == "self_extend" and sum(by_group.values()) == 12 and len(by_group) >= 2
-    assert record.config["requests_cut"] == {"local_choice, scale chosen": 0}
+    assert record.config["method"] == "self_extend"
+    assert record.config["requests_by_scale"] == {"local_choice, scale 4": {"4": 12}}
+    assert record.config["requests_cut"] == {"local_choice, scale 4": 0}
 
 
 def test_every_task_of_a_folder_is_taken(folder: Path) -> None:

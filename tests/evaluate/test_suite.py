@@ -19,8 +19,7 @@ from e2llm.evaluate.run import load_engine
 from e2llm.evaluate.suite import evaluate_suite, plan_cells, run
 from e2llm.evaluate.suite_config import SuiteConfig
 from e2llm.evaluate.task_suites import SUITES, LeftOutWarning, load_data
-from e2llm.hf import CheckpointInfo, install, save_model
-from e2llm.hf.self_extend import get_self_extend
+from e2llm.hf import CheckpointInfo, install, save_model, self_extend
 from e2llm.infer import Engine
 from e2llm.records import Record
 
@@ -203,7 +202,7 @@ def test_windows_outside_the_models_range_are_refused(folder: Path, checkpoint: 
     assert plan_cells(engine(), config(folder, windows=(2048,)))[0].scale == 32
 
 
-def test_self_extend_answers_with_the_group_of_the_window(
+def test_self_extend_answers_at_the_scale_of_the_window(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is asked is asked with that group; the same prompt in a larger window is another part."""
@@ -213,21 +212,29 @@ def test_self_extend_answers_with_the_group_of_the_window(
     options: dict[str, Any] = {"method": "self_extend", "neighbours": 16, "windows": (512, 1024), "chat": False}
     settings = config(short, model=str(checkpoint), out=str(tmp_path / "record.json"), **options)
     asked: list[tuple[int, float]] = []
+    seen: list[int] = []
+    read_rows = self_extend._read_rows
     complete = Engine.complete
 
     def watched(self: Engine, prompt_ids: Any, plan: Any, **others: Any) -> Any:
-        handle = get_self_extend(self.model)
-        assert handle is not None
-        asked.append((handle.group, plan.scale))
-        return complete(self, prompt_ids, plan, **others)
+        seen.clear()
+        found = complete(self, prompt_ids, plan, **others)
+        (group,) = set(seen)
+        asked.append((group, plan.scale))
+        return found
+
+    def watched_rows(query: Any, key: Any, value: Any, tables: Any, group: int, *others: Any) -> Any:
+        seen.append(group)
+        return read_rows(query, key, value, tables, group, *others)
 
     monkeypatch.setattr(Engine, "complete", watched)
+    monkeypatch.setattr(self_extend, "_read_rows", watched_rows)
     run(settings, progress=False)
     record = Record.load(settings.out)
     groups = {512: 11, 1024: 21}  # (64 - 16) * group + 16 tokens hold the window
-    about = [(one["window"], one["scale"], one["method"], one["neighbours"], one["group"]) for one in record.rows]
-    assert about == [(window, 1.0, "self_extend", 16, group) for window, group in groups.items()]
-    assert asked == [(group, 1.0) for group in groups.values()]
+    about = [(one["window"], one["scale"], one["method"], one["neighbours"]) for one in record.rows]
+    assert about == [(window, window / 64, "self_extend", 16) for window in groups]
+    assert asked == [(group, window / 64) for window, group in groups.items()]
     assert record.config["method"] == "self_extend" and record.config["neighbours"] == 16
     first, second = record.examples
     assert first["prompt_sha256"] == second["prompt_sha256"]
@@ -267,10 +274,6 @@ def test_leval_runs_the_same_way(tmp_path: Path) -> None:
         ({"tasks": ("lcc", "lcc")}, "each task once"),
         ({"suite": "short", "windows": (64,)}, "short tasks have no window"),
         ({"model": ""}, "model = ''"),
-        ({"method": "self_extend", "batch_size": 4}, "batch_size = 4: self_extend reads one prompt at a time; use 1"),
-        ({"method": "self_extend", "suite": "short", "batch_size": 8}, "batch_size = 8: self_extend reads one"),
-        ({"method": "self_extend", "scales": (2.0,)}, r"scales = \[2\.0\]: self_extend has no scale but 1; leave"),
-        ({"method": "self_extend", "scale_per_request": True}, "scale_per_request = True: self_extend has no scale"),
         ({"method": "yarn", "neighbours": 8}, "neighbours = 8: at least 1, and with method = 'self_extend' only"),
     ],
 )

@@ -15,7 +15,6 @@ from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.run import evaluate, plan_parts
 from e2llm.evaluate.trained import beyond_trained
 from e2llm.hf import install
-from e2llm.hf.self_extend import self_extend
 from e2llm.infer import Engine
 from e2llm.positions.choose import Step
 
@@ -76,10 +75,8 @@ def test_weights_without_scaling_end_at_their_native_window(trained: str) -> Non
 @pytest.mark.parametrize("method", ["none", "yarn", "self_extend"])
 def test_models_without_a_trained_range_are_baselines(method: str) -> None:
     model = tiny_model("llama")
-    install(model, method="yarn" if method == "yarn" else "none")
+    install(model, method=method)
     engine = Engine(model, character_tokenizer(), info=checkpoint_info() if method == "self_extend" else None)
-    if method == "self_extend":
-        self_extend(model, native_window=WINDOW)
     assert len(plan_parts(engine, CORPORA, config(64, 256))) == 2
     rows = evaluate(engine, CORPORA, config(64, 256)).rows
     assert not any("beyond_trained" in row for row in rows)

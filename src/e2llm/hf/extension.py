@@ -87,6 +87,11 @@ class Extension:
         return next(iter(self._wrapper.ropes.values()))
 
     @property
+    def neighbours(self) -> int:
+        """Method `self_extend`: tokens that keep their distance; 0 with any other."""
+        return 0 if self.grouping is None else self.grouping.neighbours
+
+    @property
     def scale(self) -> float | tuple[float, ...] | None:
         """The scale set for inference: one, one a row, or None (the model as it was)."""
         return self._scale

@@ -24,7 +24,7 @@ def tell_of_slow_attention(recipe: Recipe, model: nn.Module, processes: Processe
         return
     window = recipe.data.window
     if recipe.data.document_mask:
-        far = " and placement.far_weight=0, which it cannot weigh" if recipe.placement.far_weight else ""
+        far = " and placement.far_weight=0, which it cannot weigh" if recipe.weighs_by_channels else ""
         _log.warning(
             "data.document_mask = true: sdpa attention holds a mask of %d x %d for each row and cannot use a flash "
             "kernel; model.attn_implementation=flex_attention%s holds none, and skips what no document sees",

@@ -157,7 +157,7 @@ def _run(
     teacher = teacher_of(recipe, model)  # of the weights as they are before anything is trained
     tell_of_slow_attention(recipe, model, Processes.of_environment())
     # Before layers are compiled or sharded: it reads a few tokens to see whether the model can.
-    with attending_far(model) if recipe.placement.far_weight else nullcontext():
+    with attending_far(model) if recipe.weighs_by_channels else nullcontext():
         trainer, (metrics, bar, stop) = _build_trainer(recipe, model, corpus, folder, console, quiet)
         for callback in callbacks:
             trainer.add_callback(callback)

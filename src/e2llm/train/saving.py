@@ -41,6 +41,7 @@ def save(recipe: Recipe, trainer: PlacingTrainer, tokenizer: Any, corpus: Corpus
         placement=to_plain(recipe.placement),
         scales=to_plain(recipe.scales),
         attention=to_plain(recipe.attention),
+        neighbours=trainer.extension.neighbours,
         base_model=base_name(recipe.model.name),
         checkpoint=recipe.name,
         seed=recipe.seed,

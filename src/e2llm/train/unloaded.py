@@ -27,7 +27,7 @@ def check_unloaded(recipe: Recipe) -> None:
         empty: Any = empty_model(config, trust_remote_code=model.trust_remote_code)
     except Exception:
         return
-    if recipe.placement.far_weight:
+    if recipe.weighs_by_channels:
         check_far(model.attn_implementation or empty.config._attn_implementation)
     check_targets(empty, recipe.lora)
     extend_as_told(

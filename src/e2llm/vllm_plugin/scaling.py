@@ -99,6 +99,11 @@ def make_scaling(info: CheckpointInfo | None, native_window: int, settings: Mapp
     e2llm.json. Raises ValueError naming the setting that cannot be.
     """
     _check_settings(settings, info)
+    if "self_extend" in (settings.get("method"), None if info is None else info.method):
+        raise ValueError(
+            "method = 'self_extend': its far tokens are read by an attention that vLLM does not have; serve it with "
+            "`e2llm serve`"
+        )
     attention = AttentionConfig() if info is None else info.attention_config()
     native = native_window if info is None else info.native_window
     max_scale = 1.0 if info is None else float(info.max_scale)
