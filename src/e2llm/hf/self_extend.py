@@ -35,6 +35,7 @@ ATTENTION = "e2llm_self_extend"
 FLASH = "flash_attention_2"
 BLOCK_QUERIES = 512
 """Queries whose scores are made at once, at most: few, so that little is made of keys that stand after them."""
+_HARMLESS = {*HARMLESS, "is_causal", "num_items_in_batch"}
 _PROBE_TOKENS = 6
 _PROBE_SHIFT = 7
 
@@ -80,7 +81,7 @@ def self_extend_attention(
     attention_mask: (B, K), 0 where a token is padding, which nobody sees and which does not count as a place; None
     without any. Raises ValueError for an argument whose meaning is not known: ignoring it would change results.
     """
-    unknown = [name for name, given in others.items() if given is not None and name not in {*HARMLESS, "is_causal"}]
+    unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
     strange = attention_mask is not None and attention_mask.dim() != 2
     if unknown or strange or dropout or sliding_window is not None:
         what = ", ".join(sorted(unknown)) or "a mask, dropout or a sliding window"
