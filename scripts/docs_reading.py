@@ -1,6 +1,8 @@
-"""Speed of reading, a part of docs/results.md: sliding windows against the card's peak and the floor of their shapes.
+"""Speed of evaluation, a part of docs/results.md: sliding windows against the card's peak and the floor of their
+shapes, answers against reading alone.
 
-Flows in: Records of kind `evaluate_speed`. Flows out: Markdown. A Record that is not there has no row.
+Flows in: Records of kinds `evaluate_speed` and `answer_speed`. Flows out: Markdown. A Record that is not there has no
+row.
 """
 
 from __future__ import annotations
@@ -54,6 +56,37 @@ def reading_blocks(records: Sequence[Record]) -> list[str]:
         what = f"{TARGET[2]:.0%} of the peak for {TARGET[0]} at {format_window(TARGET[1])}"
         blocks.append(f"{what} {reached}: {best:.1%}.")
     return blocks
+
+
+def answer_blocks(records: Sequence[Record]) -> list[str]:
+    """How fast prompts are answered, by the tokens that a step reads; none where nothing was measured."""
+    found = [record for record in records if record.kind == "answer_speed" and record.rows]
+    if not found:
+        return []
+    columns = {
+        "tokens_per_second": "tokens/s",
+        "seconds_per_prompt": "a prompt",
+        "ratio_to_reading": "of reading alone",
+    }
+    head = ["model", "window", "prompts at once", "tokens of a step", *columns.values()]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for record in found:
+        groups: dict[tuple[str, int, int, int], dict[str, dict[str, Any]]] = {}
+        for row in record.rows:
+            key = (row["base_model"], row["window"], row["batch_size"], row["chunk_tokens"])
+            groups.setdefault(key, {})[row["metric"]] = row
+        for (name, window, batch, chunk), cells in groups.items():
+            sizes = [name, format_window(window), str(batch), format_window(chunk) if chunk else "–"]
+            lines.append([*sizes, *(_cell(cells.get(metric)) for metric in columns)])
+    config = found[0].config
+    rounds = "one round" if config["rounds"] == 1 else f"medians of {config['rounds']} rounds"
+    card = found[0].environment.get("gpu") or found[0].environment.get("cpu")
+    note = (
+        f"Answers of {config['new_tokens']} tokens to {config['prompts']} prompts of about a window's length: "
+        f"`e2llm benchmark answers` on {card}, {config['dtype']}, {rounds} after one that warms up. Reading alone: a "
+        "window in one pass, its last token scored."
+    )
+    return ["## Answers", note, "\n".join("| " + " | ".join(line) + " |" for line in lines)]
 
 
 def _cell(row: dict[str, Any] | None) -> str:

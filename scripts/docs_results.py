@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from docs_evaluation import evaluation_records
-from docs_reading import reading_blocks
+from docs_reading import answer_blocks, reading_blocks
 from docs_serving import serving_blocks
 
 from e2llm.config import load_recipe
@@ -45,8 +45,8 @@ def named(records: Sequence[Record], prefix: str) -> list[Record]:
 
 def measured(records: Sequence[Record]) -> list[Record]:
     """Those that results are reported on: neither runs of the study (docs/study.md), evaluations of all suites
-    (docs/evaluation.md), calibrations nor training speed (docs/training-speed.md)."""
-    elsewhere = ("study", "study_final", "calibrate", "benchmark_train", "train_losses", "train_resume")
+    (docs/evaluation.md), calibrations, training speed (docs/training-speed.md) nor the speed of answers."""
+    elsewhere = ("study", "study_final", "calibrate", "benchmark_train", "train_losses", "train_resume", "answer_speed")
     apart = {id(record) for record in evaluation_records(records)}
     return [record for record in records if record.kind not in elsewhere and id(record) not in apart]
 
@@ -60,7 +60,7 @@ def results_page(found: Sequence[Record]) -> str:
     checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
     blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
     blocks += calibration_block([record for record in found if record.kind == "calibrate"])
-    blocks += [*serving_blocks(records), *reading_blocks(records)]
+    blocks += [*serving_blocks(records), *reading_blocks(records), *answer_blocks(found)]
     return "\n\n".join(blocks) + "\n"
 
 

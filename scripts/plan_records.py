@@ -79,8 +79,7 @@ def measured_runs() -> tuple[Run, ...]:
 
 @functools.cache
 def plain_runs() -> tuple[Run, ...]:
-    """Those whose layers are not compiled. What fetching a base takes is found by them; the plan's constants for such
-    layers are one other run's, of which there is no Record."""
+    """Those whose layers are not compiled: what such layers and what fetching a base take is found by them."""
     files = sorted(RESULTS.glob("train_*.json"))
     return tuple(run for file in files for run in runs_of(Record.load(file), file.stem, compiled=False))
 

@@ -229,6 +229,22 @@ def test_reading_against_the_peak(docs: ModuleType, tmp_path: Path) -> None:
     assert "is not reached: 21.0%." in found
 
 
+def test_answers_by_the_tokens_of_a_step(docs: ModuleType) -> None:
+    answers = docs.docs_results.answer_blocks
+    assert answers([]) == []
+    rows = []
+    for chunk, speed in ((32768, 900.0), (131072, 1234.0)):
+        labels = {"base_model": "m", "protocol": "answers", "window": 65536, "batch_size": 8, "chunk_tokens": chunk}
+        rows.append(make_row("tokens_per_second", speed, "tokens/s", 1, **labels))
+        rows.append(make_row("ratio_to_reading", 0.5, "ratio", 1, **labels))
+    config = {"new_tokens": 40, "prompts": 8, "dtype": "bfloat16", "rounds": 1}
+    record = Record("answer_speed", config, rows, environment={"gpu": "G"})
+    found = "\n".join(answers([record]))
+    assert "| m | 64k | 8 | 32k | 900 | – | 0.50 |" in found and "| m | 64k | 8 | 128k | 1,234 | – | 0.50 |" in found
+    assert "on G, bfloat16, one round" in found
+    assert docs.docs_results.measured([record]) == [], "no table of another page holds it"
+
+
 def test_every_public_name_command_option_recipe_and_key_is_on_its_page() -> None:
     names = ("api", "cli", "recipes")
     api, cli, recipes = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in names)

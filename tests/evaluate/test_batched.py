@@ -14,7 +14,7 @@ from architectures import WINDOW, tiny_model
 from texts import BYTE_VOCABULARY, byte_tokenizer, character_tokenizer, random_documents
 
 from e2llm.evaluate import asking
-from e2llm.evaluate.batched import Asked, Reply, replies
+from e2llm.evaluate.batched import Asked, Reply, replies, step_tokens
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.documents import Document
 from e2llm.evaluate.fit import make_frame
@@ -42,6 +42,15 @@ def test_the_same_answers_in_order() -> None:
     assert [one.answer for one in together] == [one.answer for one in alone] and told == [512] * 5
     assert len({one.answer for one in alone}) > 1
     assert model.config._attn_implementation == "sdpa" and engine.extension.scale is None
+
+
+@pytest.mark.parametrize(
+    ("device", "longest", "expected"),
+    [("cuda", 32_768, 32_768), ("cuda", 65_536, 131_072), ("cuda", 500_000, 131_072), ("cpu", 65_536, 4096)],
+)
+def test_long_prompts_have_long_steps_on_a_gpu(device: str, longest: int, expected: int) -> None:
+    asked = [Asked(range(tokens), RequestPlan(1.0, tokens, 1, ())) for tokens in (7, longest)]
+    assert step_tokens(device, asked) == expected and step_tokens("xpu", asked) is None
 
 
 @pytest.fixture(scope="module")

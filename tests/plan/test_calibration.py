@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from scripts_of import load_script
 
-from e2llm.plan.calibration import Run, fit, fit_fetched, fit_recomputed, fit_unpacked
+from e2llm.plan.calibration import Run, fit, fit_fetched, fit_plain, fit_recomputed, fit_unpacked
 from e2llm.plan.frozen import FETCHED_PER_SECOND, UNPACKED
 from e2llm.plan.memory import RECOMPUTED, RECOMPUTED_ADAPTERS
-from e2llm.plan.speed import GPUS, SHARES, Shares
+from e2llm.plan.speed import GPUS, PLAIN, SHARES, Shares
 from e2llm.plan.step import step_of
 
 records = load_script(Path(__file__).resolve().parents[2] / "scripts" / "plan_records.py")
@@ -33,7 +33,7 @@ def test_the_plan_is_what_was_measured(run: Run) -> None:
 
 @pytest.mark.parametrize("run", records.plain_runs(), ids=lambda run: run.name)
 def test_layers_that_are_not_compiled(run: Run) -> None:
-    """An offloaded base among them, which the plan had never seen."""
+    """Offloaded bases among them; nothing of their memory was fitted."""
     assert run.recipe.train.compile == "none"
     assert run.memory_ratio() == pytest.approx(1, abs=MEMORY)
     assert run.speed_ratio() == pytest.approx(1, abs=SPEED)
@@ -44,8 +44,8 @@ def test_the_records_hold_what_the_plan_is_said_to_be_tested_on() -> None:
     assert {run.gpu.name for run in RUNS} == {GPUS["h100"].name, GPUS["h200"].name}
     assert {run.recipe.distributed.strategy for run in RUNS if run.gpus == 2} == {"ddp", "fsdp2"}
     assert any(run.recipe.placement.far_weight for run in RUNS), "the default recipe's far keys"
-    assert {run.recipe.model.offload for run in records.plain_runs()} == {"cpu"}
-    assert {run.family for run in RUNS if run.kernels} == {"smollm2-135m", "llama-2-7b"}
+    assert {run.recipe.model.offload for run in records.plain_runs()} == {"none", "cpu"}
+    assert {run.family for run in RUNS if run.kernels} == set(records.FAMILIES)
 
 
 @pytest.mark.parametrize("family", records.FAMILIES)
@@ -97,6 +97,7 @@ def test_the_constants_are_those_that_the_records_give() -> None:
     assert fit_recomputed(recomputed(runs, adapters=False)) == pytest.approx(RECOMPUTED, abs=0.06)
     assert fit_recomputed(recomputed(runs, adapters=True)) == pytest.approx(RECOMPUTED_ADAPTERS, abs=0.06)
     assert fit_unpacked(runs) == pytest.approx(UNPACKED, rel=0.03)
+    assert fit_plain(records.plain_runs()) == pytest.approx(PLAIN, rel=0.03)
     assert fit_fetched(records.plain_runs()) == pytest.approx(FETCHED_PER_SECOND, rel=0.03)
 
 

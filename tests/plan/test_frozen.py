@@ -39,7 +39,7 @@ def test_a_packed_base_is_unpacked_at_every_use(gpu: str, bandwidth: float) -> N
 def test_a_base_in_host_memory_comes_twice_a_batch() -> None:
     settings = (AGAIN, "train.compile=none")
     whole, away = step(*settings), step(*settings, "model.offload=cpu")
-    assert away.frozen == pytest.approx(2 * 2 * MATRICES / 22.6e9)
+    assert away.frozen == pytest.approx(2 * 2 * MATRICES / 23.8e9)
     assert away.seconds - whole.seconds == pytest.approx(away.frozen)
 
 
@@ -52,7 +52,7 @@ def test_the_command_says_what_the_speed_rests_on(tmp_path: Path, capsys: pytest
     assert "% of the time goes into unpacking 4-bit weights, a speed that rests on one run" in told
     assert main([*given, "--set", "model.offload=cpu", "--set", "train.compile=none"]) == 0
     told = capsys.readouterr().out
-    assert "goes into fetching weights from host memory" in told
+    assert "goes into fetching weights from host memory, a speed that rests on two runs" in told
     assert "--set train.compile=layers:" not in told, "a fetched base cannot be compiled"
     assert main([*given, "--set", "model.offload=disk", "--set", "train.compile=none"]) == 0
     assert "speed: not known for" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from e2llm.config import Recipe
 from e2llm.plan.frozen import fetched_bytes, frozen_seconds, uses_of
 from e2llm.plan.memory import packed_parameters, training_memory
 from e2llm.plan.shape import Shape
-from e2llm.plan.speed import SHARES, Gpu, Shares, is_known, work_of
+from e2llm.plan.speed import PLAIN, SHARES, Gpu, Shares, is_known, seconds_per_token, work_of
 from e2llm.plan.step import beside_bytes, step_of
 
 _PRODUCTS = ("matrix products",)
@@ -101,6 +101,23 @@ def fit_unpacked(runs: Sequence[Run]) -> float:
         if weights:
             found.append(_beyond(run) * run.gpu.bytes_per_second / weights)
     return float(np.mean(found))
+
+
+def fit_plain(runs: Sequence[Run]) -> float:
+    """`speed.PLAIN`: least squares of relative differences over the runs whose base lies on the GPU in 16 bits."""
+    rows, values = [], []
+    for run in runs:
+        if run.gpus > 1 or frozen_seconds(run.shape, run.recipe, run.gpu):
+            continue
+        windows, _, copied, updated = beside_bytes(run.shape, run.recipe, run.gpus)
+        tokens = windows * run.recipe.data.window
+        seconds = tokens / run.tokens_per_second
+        moved = work_of(run.shape, run.recipe).moved / run.gpu.bytes_per_second
+        others = seconds_per_token(run.shape, run.recipe, run.gpu) - PLAIN * moved
+        others += (copied + updated) / run.gpu.bytes_per_second / tokens
+        rows.append(moved * tokens / seconds)
+        values.append(1 - others * tokens / seconds)
+    return float(np.dot(rows, values) / np.dot(rows, rows))
 
 
 def fit_fetched(runs: Sequence[Run]) -> float:

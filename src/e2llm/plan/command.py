@@ -116,12 +116,14 @@ def _training(facts: Facts, offload: str, recipe_compiles: bool) -> list[str]:
     speeds = f"{step['tokens_per_second']:,.0f} tokens/s, {step['hours']:,.2f} hours"
     lines.append(f"  {speeds} for {facts['steps']} steps of {step['windows']} windows")
     if step["frozen_seconds"]:
-        what = "fetching weights from host memory" if offload == "cpu" else "unpacking 4-bit weights"
+        what, runs = "unpacking 4-bit weights", "one run"
+        if offload == "cpu":
+            what, runs = "fetching weights from host memory", "two runs"
         share = step["frozen_seconds"] / step["seconds"]
-        lines.append(f"  {share:.0%} of the time goes into {what}, a speed that rests on one run of a 7B model")
+        lines.append(f"  {share:.0%} of the time goes into {what}, a speed that rests on {runs} of a 7B model")
     if not recipe_compiles and (fused := step["tokens_per_second_compiled"]):
         lines.append(
-            "  its layers are not compiled, a speed that rests on one run of a small model; with --set "
+            "  its layers are not compiled, a speed that rests on two runs; with --set "
             f"train.compile=layers: {fused:,.0f} tokens/s"
         )
     if facts["gpus"] > 1:

@@ -1,8 +1,8 @@
 """Memory of training, part by part, for each GPU.
 
 Flows in: a `Shape` and a recipe. Flows out: bytes by part. What a decoder layer keeps for its backward pass is counted
-tensor by tensor for a layer that is compiled and whose attention is flash attention; the two factors beside the count
-are measured ones. B = windows a GPU takes at once, T = tokens of a window.
+tensor by tensor, for a layer that is compiled and for one that is not, both with flash attention; the two factors
+beside the count are measured ones. B = windows a GPU takes at once, T = tokens of a window.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from e2llm.hf.far_tables import added_channels
 from e2llm.plan.masks import masks_of
 from e2llm.plan.shape import Shape
 
-UNCOMPILED = 1.9
-"""Kept bytes of a layer that is not compiled, relative to a compiled one: one measurement of the 135M shape."""
+PLAIN_LOSS = {True: 19.0, False: 17.0}
+"""Bytes for each logit of a piece while its loss is made, not compiled, with logits in 16 bits and in float32: the
+logits, a float32 copy of 16-bit ones, their exponential, the targets as bytes and as float32, and the difference.
+Compiled, the logits and their gradient are all."""
 RECOMPUTED, RECOMPUTED_ADAPTERS = 1.2, 1.8
 """Bytes held while one layer is computed again and its gradients are made, relative to what it keeps, where all weights
 train and where adapters do: least squares over the Records' recomputed runs (`plan.calibration`). The first rests on
@@ -39,7 +41,25 @@ def trained_parameters(shape: Shape, recipe: Recipe) -> int:
 def layer_bytes(shape: Shape, recipe: Recipe) -> float:
     """Bytes that one decoder layer keeps for one token, compiled or not as the recipe has it. Without masks, whose
     bytes grow with the window."""
-    return compiled_layer_bytes(shape, recipe) * (1.0 if recipe.train.compile == "layers" else UNCOMPILED)
+    return (compiled_layer_bytes if recipe.train.compile == "layers" else plain_layer_bytes)(shape, recipe)
+
+
+def plain_layer_bytes(shape: Shape, recipe: Recipe) -> float:
+    """As `compiled_layer_bytes`, of a layer that is not compiled. A norm keeps its input in float32 and, for its
+    weight's gradient, what that multiplies; the MLP what its activation returns, too. Where residuals are float32,
+    autocast makes a copy of a norm's output for each product that reads it; with adapters each of these does, and
+    frozen weights, which have no gradient, keep nothing."""
+    low = recipe.train.precision == "bfloat16"
+    number, residual = (2 if low else 4), _residual_bytes(recipe)
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    kept = compiled_layer_bytes(shape, recipe) + number * inner + 2 * (4 - residual) * hidden
+    if recipe.lora.rank:
+        chosen = set(recipe.lora.target_modules)
+        read = sum(inputs for name, inputs, _ in shape.linear_sizes if not chosen or name in chosen)
+        # In place of the copy that all adapters of a compiled layer share, two normed inputs and the MLP's product.
+        return kept + number * (read / shape.num_layers - 3 * hidden - inner)
+    kept += 2 * residual * hidden
+    return kept + (3 * number * hidden if residual > number else 0)  # five readers, two of them counted
 
 
 def compiled_layer_bytes(shape: Shape, recipe: Recipe) -> float:
@@ -47,8 +67,7 @@ def compiled_layer_bytes(shape: Shape, recipe: Recipe) -> float:
     normed inputs, queries, keys and values, what attention returns, and gate, up and their product in the MLP."""
     low = recipe.train.precision == "bfloat16"
     number = 2 if low else 4
-    whole = low and recipe.model.dtype == "float32" and recipe.distributed.strategy in ("none", "ddp")
-    residual = 4 if whole or not low else 2  # autocast leaves sums of layers in the weights' own type
+    residual = _residual_bytes(recipe)
     wider = wider_attention(shape, recipe)
     masked = masks_of(shape, recipe).layers / shape.num_layers
     keys = shape.num_key_channels + masked * (shape.num_query_channels - shape.num_key_channels)
@@ -58,6 +77,13 @@ def compiled_layer_bytes(shape: Shape, recipe: Recipe) -> float:
     kept += number * (2 * shape.hidden_size + attention + 3 * shape.intermediate_size)
     kept += number * shape.hidden_size if recipe.lora.rank else 0  # adapters read a copy
     return kept
+
+
+def _residual_bytes(recipe: Recipe) -> int:
+    """Of a number that goes from layer to layer: autocast leaves sums of layers in the weights' own type."""
+    low = recipe.train.precision == "bfloat16"
+    whole = low and recipe.model.dtype == "float32" and recipe.distributed.strategy in ("none", "ddp")
+    return 4 if whole or not low else 2
 
 
 def wider_attention(shape: Shape, recipe: Recipe) -> float:
@@ -126,10 +152,8 @@ def training_peak(
         "gradients": trained * (2 if split else 4) / shards,
         "optimizer": trained * (10 if split else 8) / shards,
     }
-    if recipe.model.offload != "none":  # all matrices of a layer are back while it is computed again
-        away = offloaded_bytes(shape, recipe)
-        parts["weights"] -= away
-        parts["fetched layer"] = away / shape.num_layers
+    away = offloaded_bytes(shape, recipe)
+    parts["weights"] -= away
     if train.distill:
         parts["teacher"] = shape.num_parameters * (2.0 if train.precision == "bfloat16" else number)
     if config.cpu_offload:
@@ -148,6 +172,9 @@ def training_peak(
     kept_whole = recipe.accumulation(gpus) > 1 or config.strategy in ("ddp", "deepspeed")
     mask = masks.of_layer if train.gradient_checkpointing else 0.0
     moments = _moments(shape, recipe, parts["gradients"], kept_whole, mask, recomputed)
+    if away:  # all matrices of a layer are back while it is computed again
+        for name, held in moments.items():
+            held["fetched layer"] = 0.0 if name == "in the loss" else away / shape.num_layers
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return moment, parts | moments[moment]
 
@@ -166,7 +193,8 @@ def _moments(
     factor = recomputed or (RECOMPUTED_ADAPTERS if recipe.lora.rank else RECOMPUTED)
     output = shape.vocabulary_size * shape.hidden_size if not recipe.lora.rank or recipe.lora.train_embeddings else 0
     if train.logits_tokens:
-        pieces = min(train.logits_tokens, tokens) * shape.vocabulary_size * (4.0 if low else 8.0)
+        each = (4.0 if low else 8.0) if train.compile == "layers" else PLAIN_LOSS[low]
+        pieces = min(train.logits_tokens, tokens) * shape.vocabulary_size * each
     else:
         pieces = tokens * shape.vocabulary_size * 10.0  # its own type, and two of float32
     kept = shape.num_layers * (hidden * number if train.gradient_checkpointing else layer)
