@@ -27,7 +27,7 @@ TOML file:
     recipe = "recommended"                 # a shipped recipe, or a TOML file (also one beside the plan)
     set = ["placement.max_jumps=63"]       # as --set of e2llm train
     method = "ntk"                         # read the base itself with it, or by self_extend: nothing is trained
-    self_extend = true                     # read the trained weights with SelfExtend, at scale 1
+    self_extend = true                     # read the trained weights with SelfExtend, whatever they were trained with
     planted = 0.1                          # share of windows with facts stated and asked for again (default 0; of
                                            # --text stdlib the quickstart's)
     planted_sets = 2                       # most sets of facts in one of those windows (default 4)
@@ -39,11 +39,10 @@ TOML file:
     interpolations = [0.75]                # everything once more, that share of the way from the first weights to the
                                            # trained ones (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903); first come
                                            # those at the recipe's own train.interpolation
-    ramp = [8, 1]                          # these and the next four are no settings of a recipe: study_tried.py
+    ramp = [8, 1]                          # these and the next three are no settings of a recipe: study_tried.py
     copied = 0.25
     far_loss = true
     end_tokens = 18
-    grouped = true                         # with self_extend = true: trained as it reads
     predicted = "a little better at 128k"  # written down before it is measured
     concluded = "no difference"            # written down afterwards, for the docs
 
@@ -72,7 +71,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study_grouped import check_window
 from study_plan import Defaults, Run, in_equal_time, read_defaults, read_plan, record_file
 from study_text import Text, open_text
 from study_tried import trying, with_copies
@@ -83,7 +81,6 @@ from e2llm.data import build_corpus
 from e2llm.evaluate.config import EvaluateConfig
 from e2llm.evaluate.run import evaluate
 from e2llm.hf import get_extension, install, load_model
-from e2llm.hf.self_extend import get_self_extend, self_extend
 from e2llm.infer import Engine
 from e2llm.quickstart import TINY, arithmetic
 from e2llm.records import Record, portable, write_atomic
@@ -146,16 +143,13 @@ class Study:
         self.last = None
         self.measured.load_state_dict(self.start)
         as_it_was(self.measured)
-        extended = method == "self_extend"
-        extension = install(self.measured, method="none" if extended else method)
-        if extended:
-            self_extend(self.measured, native_window=extension.native_window)
+        install(self.measured, method=method)
 
     @staticmethod
     def _read_with(model: torch.nn.Module, recipe: Recipe, extended: bool = False) -> None:
         as_it_was(model)
         if extended:
-            self_extend(model, native_window=install(model, method="none").native_window)
+            install(model, method="self_extend")
         else:
             install(model, method=recipe.method, attention=recipe.attention)
 
@@ -220,9 +214,9 @@ class Study:
 
 def as_it_was(model: torch.nn.Module) -> None:
     """Take off what the run before read it with."""
-    for handle in (get_self_extend(model), get_extension(model)):
-        if handle is not None:
-            handle.remove()
+    extension = get_extension(model)
+    if extension is not None:
+        extension.remove()
 
 
 class _KeepSignals(TrainerCallback):
@@ -260,8 +254,6 @@ def what_trains(recipe: Recipe) -> dict[str, Any]:
 def study(run: Run, shared: Study, out: Path) -> Record:
     """Train, measure, write the Record."""
     trained: list[dict[str, Any]] = []
-    if run.tried.grouped:
-        check_window(run.recipe)
     with trying(run.tried):
         if run.method is None:
             trained = shared.train(run).rows

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study_grouped import check_grouped
 from study_tried import Tried, read_tried
 
 from e2llm.config import Recipe, load_recipe
@@ -155,15 +154,10 @@ def _run(
             f"{path}: run {row['name']!r}: self_extend = {extended!r}: true for weights that are trained here, else "
             'leave it out; for the base method = "self_extend"'
         )
-    if (method in ("none", "self_extend") or extended) and row.keys() & {"scales", "key_scales", "slopes"}:
-        unscaled = "self_extend" if extended else method
-        raise ValueError(f"{path}: run {row['name']!r}: {unscaled} has no scale but 1; leave scales and slopes out")
+    if method == "none" and row.keys() & {"scales", "key_scales", "slopes"}:
+        raise ValueError(f"{path}: run {row['name']!r}: none has no scale but 1; leave scales and slopes out")
     try:
         tried = read_tried(row)
-        if tried.grouped:
-            check_grouped(recipe)
-            if not extended:
-                raise ValueError("grouped = true without self_extend = true: nothing else reads such weights")
     except ValueError as error:
         raise ValueError(f"{path}: run {row['name']!r}: {error}") from error
     timed = row.get("seconds_of"), row.get("speed_of")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from study_grouped import grouped_training
 
 from e2llm.data import Corpus
 from e2llm.data.order import keyed_hash
@@ -43,8 +42,6 @@ class Tried:
     end_tokens: int = 0
     """For jumps: so many tokens at a window's end stand at the end of the target window, by one jump of those it has
     (an end anchor beside jumps, as EndPrompt's alone is)."""
-    grouped: bool = False
-    """Far keys are told apart by groups of positions, and near ones keep their distance (`study_grouped`)."""
 
     def __post_init__(self) -> None:
         if self.ramp and not (len(self.ramp) == 2 and self.ramp[0] > self.ramp[1] > 0):
@@ -62,7 +59,7 @@ class Tried:
 
 def read_tried(row: dict[str, Any]) -> Tried:
     """Of a plan's row. Raises ValueError naming the key."""
-    kinds = {"ramp": (list,), "copied": (int, float), "far_loss": (bool,), "end_tokens": (int,), "grouped": (bool,)}
+    kinds = {"ramp": (list,), "copied": (int, float), "far_loss": (bool,), "end_tokens": (int,)}
     for key, kind in kinds.items():
         if key in row and type(row[key]) not in kind:
             raise ValueError(f"{key} = {row[key]!r}: use a value of type {' or '.join(one.__name__ for one in kind)}")
@@ -71,14 +68,13 @@ def read_tried(row: dict[str, Any]) -> Tried:
         copied=float(row.get("copied", 0.0)),
         far_loss=row.get("far_loss", False),
         end_tokens=row.get("end_tokens", 0),
-        grouped=row.get("grouped", False),
     )
 
 
 @contextlib.contextmanager
 def trying(tried: Tried) -> Iterator[None]:
     """Within it models read with YaRN have those cut-offs, a training's first segments carry no loss, its jumps end at
-    an anchor, and its far keys stand in groups."""
+    an anchor."""
     yarn, collator, jumps = frequencies.METHODS["yarn"], training.PlacingCollator, placement.PLACEMENTS["jumps"]
     if tried.ramp:
         fast, slow = tried.ramp
@@ -88,8 +84,7 @@ def trying(tried: Tried) -> Iterator[None]:
     if tried.end_tokens:
         placement.PLACEMENTS["jumps"] = functools.partial(_to_the_end, jumps, tried.end_tokens)
     try:
-        with grouped_training() if tried.grouped else contextlib.nullcontext():
-            yield
+        yield
     finally:
         frequencies.METHODS["yarn"], training.PlacingCollator = yarn, collator  # type: ignore[misc]
         placement.PLACEMENTS["jumps"] = jumps

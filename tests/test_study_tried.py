@@ -5,34 +5,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from architectures import VOCABULARY, WINDOW, tiny_model, token_ids
+from architectures import VOCABULARY, tiny_model
 from scripts_of import load_script
 
 from e2llm.data import Corpus
 from e2llm.data.parts import Window
 from e2llm.data.planted import PlantedPart
-from e2llm.hf import get_extension, install
-from e2llm.hf.far_attention import attend_far
-from e2llm.hf.self_extend import get_self_extend, self_extend
-from e2llm.positions.far import far_keys
+from e2llm.hf import get_extension
 from e2llm.positions.frequencies import METHODS, frequencies
-from e2llm.positions.placement import Placement, PlacementConfig, PositionSampler
+from e2llm.positions.placement import PlacementConfig, PositionSampler
 from e2llm.positions.rope import Rope
 from e2llm.positions.scales import ScalesConfig
 from e2llm.train import run as training
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
 WIDTH, BASE = 64, 10_000.0
-GROUPED = """grouped = true
-self_extend = true
-set = ["method=none", "placement.far_weight=1", "data.window=64", "attention.slope=0", "train.compile=none"]"""
 ROPE = Rope(
     rotary_dim=WIDTH, base=BASE, native_window=512, inv_freq=tuple(BASE ** (-2 * j / WIDTH) for j in range(WIDTH // 2))
 )
@@ -141,13 +134,8 @@ class _Windows:
         ("end_tokens = -1", "end_tokens = -1"),
         ("end_tokens = 1.5", "end_tokens = 1.5"),
         ('method = "ntk"\nfar_loss = true', "reads the base untrained"),
-        ('method = "self_extend"\nscales = {512 = [2]}', "no scale but 1"),
-        ("self_extend = true\nscales = {512 = [2]}", "self_extend has no scale but 1"),
+        ('method = "none"\nscales = {512 = [2]}', "none has no scale but 1"),
         ("self_extend = 1", "self_extend = 1"),
-        ("grouped = 1", "grouped = 1"),
-        ("grouped = true\nself_extend = true", "use method = none"),
-        (GROUPED.replace("far_weight=1", "far_weight=0"), "needs placement.far_weight"),
-        (GROUPED.replace("self_extend = true", ""), "without self_extend = true"),
         ('method = "none"\nself_extend = true', "true for weights that are trained here"),
     ],
 )
@@ -167,12 +155,12 @@ def test_self_extend_is_taken_off_again() -> None:
     shared = study.Study.__new__(study.Study)
     shared.measured, shared.start = model, {k: v.clone() for k, v in model.state_dict().items()}
     shared.untrained("self_extend")
-    handle = get_self_extend(model)
-    assert handle is not None
-    handle.group = 4
+    extension = get_extension(model)
+    assert extension is not None
+    extension.set_scale(4)
     assert (model(tokens).logits - own).abs().max() > 1e-4
     shared.untrained("none")
-    assert get_self_extend(model) is None
+    assert model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(model(tokens).logits, own)
 
 
@@ -187,67 +175,6 @@ def test_trained_weights_are_read_with_self_extend(tmp_path: Path) -> None:
     for run in (first, second):  # weights that are there already
         shared.last = ({**study.what_trains(run.recipe), "tried": run.tried}, None)
         shared.train(run)
-        handle, extension = get_self_extend(model), get_extension(model)
-        assert (handle is not None) == run.self_extend and extension is not None
-        assert extension.method == ("none" if run.self_extend else run.recipe.method)
-
-
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_windows_are_trained_as_self_extend_reads_them(tried: Any, scale: float) -> None:
-    """Without jumps a grouped window is a text of SelfExtend's, near keys, far keys and the shift between them."""
-    model, ids = tiny_model("llama"), token_ids(1, 150)
-    plain = model(input_ids=ids).logits
-    extension = install(model, method="none")
-    attend_far(model)
-    with tried.trying(tried.Tried(grouped=True)):
-        model.set_attn_implementation("sdpa")
-        attend_far(model)  # looks its attention up anew
-        extension.place([Placement(scale, np.arange(150), None)])
-        found = model.train()(input_ids=ids).logits
-        found.sum().backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-        torch.testing.assert_close(model.eval()(input_ids=ids).logits, plain, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.train()(input_ids=ids).logits, plain, rtol=1e-4, atol=1e-4)  # the run is over
-    extension.remove()
-    model.set_attn_implementation("sdpa")
-    handle = self_extend(model.eval(), native_window=WINDOW)
-    handle.group = max(1, math.ceil((WINDOW * scale - WINDOW // 4) / (WINDOW - WINDOW // 4)))
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert ((expected - plain).abs().max() > 0.05) == (scale > 1)
-
-
-def test_a_grouped_run_is_read_from_a_plan(tmp_path: Path) -> None:
-    study: Any = load_script(ROOT / "study.py")
-    plan = tmp_path / "plan.toml"
-    plan.write_text(f'[[runs]]\nname = "a"\n{GROUPED}\n')
-    (run,) = study.read_plan(plan, lambda *_: "[]", ["model.name=x"], [])
-    assert run.tried.grouped and run.self_extend and run.tried.changed() == {"grouped": True}
-    long = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, window=4096))
-    with pytest.raises(ValueError, match=r"data.window = 4096 without a GPU"):
-        study.check_window(long)
-
-
-@torch.no_grad()
-def test_every_key_twice_is_the_same_attention() -> None:
-    """As flex attention has it on a GPU, by its own plain form; near, far, leading and weighed keys in one batch."""
-    grouped: Any = load_script(ROOT / "study_grouped.py")
-    random = torch.Generator().manual_seed(0)
-    positions = [np.cumsum([0, *np.where(np.arange(63) % 17 == 9, 60 * row + 3, 1)]) for row in range(3)]
-    model = tiny_model("llama")
-    extension = install(model, method="none")
-    placements = [
-        Placement(1.0 + 3 * row, place, far_keys(place, leading_tokens=4, weight=1.0, most_segments=8))
-        for row, place in enumerate(positions)
-    ]
-    rows = grouped.Rows.of(extension, placements)
-    dim = 2 * len(rows.inv_freq)
-    query, key, value = (torch.randn(3, heads, 64, dim, generator=random) for heads in (4, 2, 2))
-    expected = grouped.written_out(query, key, value, rows, 0.25)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
-        found = grouped.by_flex(query, key, value, rows, 0.25)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    away = dataclasses.replace(rows, bias=torch.zeros_like(rows.bias))
-    assert (grouped.written_out(query, key, value, away, 0.25)[1:] - expected[1:]).abs().max() > 0.01
+        extension = get_extension(model)
+        assert extension is not None
+        assert extension.method == ("self_extend" if run.self_extend else run.recipe.method)

@@ -1,6 +1,9 @@
 """Temporary."""
 from __future__ import annotations
+
 import torch
+
+
 def grouped_training(query, far_query, key, far_key, value, positions, groups, segments, bias, leading, neighbours, scale):  # type: ignore
     shared = query.shape[1] // key.shape[1]
     key, far_key, value = (x.repeat_interleave(shared, 1) for x in (key, far_key, value))
