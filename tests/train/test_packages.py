@@ -21,6 +21,7 @@ from e2llm.hf.packages import check_attention
 from e2llm.train import train
 from e2llm.train.packages import check_packages
 
+FLAT = ("attention.slope=0", "attention.training_slope=0")
 SPLIT = ("model.dtype=bfloat16", "train.optimizer=adamw_split", "train.precision=bfloat16")
 
 
@@ -78,6 +79,7 @@ def test_what_is_installed_is_not_refused(bare: pytest.MonkeyPatch) -> None:
     ("settings", "message"),
     [
         (SPLIT, "train.optimizer = 'adamw_split': .* Triton, .*pip install triton, or use adamw"),
+        (("method=self_extend", *FLAT), "method = 'self_extend': .* Triton, .*pip install triton, or use another"),
         (("train.compile=layers",), "train.compile = 'layers': .* Triton, .*pip install triton, or use .* = none"),
         (("model.attn_implementation=flex_attention",), "attn_implementation = 'flex_attention': .*pip install triton"),
     ],

@@ -23,6 +23,11 @@ from e2llm.records import portable
 
 def check_open(plan: ExportPlan) -> None:
     """Raise ValueError where a scale cannot be told to llama.cpp, before anything is written."""
+    if plan.method == "self_extend":
+        raise ValueError(
+            "method = 'self_extend': llama.cpp does not have the attention that reads its far tokens; serve with "
+            "`e2llm serve`, or give --scale 1, the native window"
+        )
     if plan.method not in METHODS:
         raise ValueError(
             f"method = {plan.method!r}: llama.cpp's contexts are told {', '.join(METHODS)}; give a window, or serve "

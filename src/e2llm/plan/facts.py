@@ -92,12 +92,13 @@ def serving_facts(shape: Shape, recipe: Recipe, info: CheckpointInfo | None) -> 
     native = shape.native_window or recipe.model.native_window
     if not native:
         return []
-    most, schedule = recipe.scales.max_scale, parse_schedule([])
+    most, schedule, method = recipe.scales.max_scale, parse_schedule([]), recipe.method
     if info is not None:
         native, most, schedule = info.native_window, info.max_scale, parse_schedule(info.schedule)
+        method = info.method
     rows, window = [], native
     while window <= native * most:
         scale = choose_scale(window, native, max_scale=most, schedule=schedule).scale
-        rows.append({"window": window, "scale": scale, "cache_bytes": cache_bytes(shape, window)})
+        rows.append({"window": window, "scale": scale, "cache_bytes": cache_bytes(shape, window, method=method)})
         window *= 2
     return rows

@@ -73,6 +73,8 @@ def compiled_layer_bytes(shape: Shape, recipe: Recipe) -> float:
     keys = shape.num_key_channels + masked * (shape.num_query_channels - shape.num_key_channels)
     attention = wider * (2 * shape.num_query_channels + 2 * keys)
     attention += shape.num_query_channels if wider > 1 else 0  # what is left of the answer without added channels
+    if recipe.method == "self_extend":  # queries and keys as they stand in groups
+        attention += shape.num_query_channels + keys
     kept: float = 2 * residual * shape.hidden_size
     kept += number * (2 * shape.hidden_size + attention + 3 * shape.intermediate_size)
     kept += number * shape.hidden_size if recipe.lora.rank else 0  # adapters read a copy
@@ -88,7 +90,7 @@ def _residual_bytes(recipe: Recipe) -> int:
 
 def wider_attention(shape: Shape, recipe: Recipe) -> float:
     """Channels of a head, those added for `placement.far_weight` included, relative to its own."""
-    if not recipe.placement.far_weight:
+    if not recipe.weighs_by_channels:
         return 1.0
     own = shape.num_query_channels / shape.num_heads
     return 1.0 + added_channels(int(recipe.placement.most_segments)) / own

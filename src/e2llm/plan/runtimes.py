@@ -102,9 +102,9 @@ def _said(config: Any, info: CheckpointInfo | None, factors: tuple[float, ...]) 
     if isinstance(told, dict) and "scale" in told:
         return (float(told["scale"]),), notes  # ntk is said as another theta, which has no factor
     if info is not None and info.method != "none" and info.max_scale > 1:
+        remedy = "e2llm alone reads more" if info.method == "self_extend" else "`e2llm export` fixes one"
         notes.append(
-            f"ignores e2llm.json: past {info.native_window:,} tokens there is no scale but the config's own; "
-            "`e2llm export` fixes one"
+            f"ignores e2llm.json: past {info.native_window:,} tokens there is no scale but the config's own; {remedy}"
         )
     return factors, notes
 

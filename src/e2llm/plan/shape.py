@@ -97,8 +97,10 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     )
 
 
-def cache_bytes(shape: Shape, window: int, bytes_per_number: int = 2) -> int:
-    """Keys and values of one request that fills `window` tokens."""
+def cache_bytes(shape: Shape, window: int, *, method: str = "", bytes_per_number: int = 2) -> int:
+    """Keys and values of one request that fills `window` tokens; for method self_extend keys twice, at their own
+    places and at those of their groups."""
     limits = shape.sliding_windows or (None,) * shape.num_layers
     tokens = sum(min(window, limit or window) for limit in limits)
-    return 2 * tokens * shape.num_key_channels * bytes_per_number
+    kept = 3 if method == "self_extend" else 2
+    return kept * tokens * shape.num_key_channels * bytes_per_number

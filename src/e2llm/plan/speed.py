@@ -93,9 +93,10 @@ def attention_flops_per_token(shape: Shape, recipe: Recipe) -> float:
 
 def is_known(recipe: Recipe, shape: Shape) -> bool:
     """Whether the constants cover it: not float32 arithmetic, mixtures of experts, bases on a disk, weights in host
-    memory while they train, a teacher, and documents kept apart by whole masks, which take slower kernels."""
+    memory while they train, a teacher, documents kept apart by whole masks, which take slower kernels, and the kernels
+    of method self_extend."""
     train = recipe.train
-    away = recipe.model.offload == "disk" or recipe.distributed.cpu_offload
+    away = recipe.model.offload == "disk" or recipe.distributed.cpu_offload or recipe.method == "self_extend"
     other = away or train.distill or (recipe.data.document_mask and masks_of(shape, recipe).shared)
     return train.precision == "bfloat16" and not shape.num_experts and not other
 

@@ -34,6 +34,11 @@ def check_packages(recipe: Recipe) -> None:
         )
     if not torch.cuda.is_available() or has_triton():
         return
+    if recipe.method == "self_extend":
+        raise ValueError(
+            "method = 'self_extend': on a GPU its training attention is a kernel in Triton, which is not installed: "
+            "pip install triton, or use another method"
+        )
     if recipe.train.optimizer == "adamw_split":
         raise ValueError(
             "train.optimizer = 'adamw_split': on a GPU it is a kernel in Triton, which is not installed: pip install "
