@@ -92,7 +92,8 @@ def serving_facts(shape: Shape, recipe: Recipe, info: CheckpointInfo | None) -> 
     native = shape.native_window or recipe.model.native_window
     if not native:
         return []
-    most, schedule, method = recipe.scales.max_scale, parse_schedule([]), recipe.method
+    most, schedule = recipe.scales.max_scale, parse_schedule([])
+    method: str = recipe.method
     if info is not None:
         native, most, schedule = info.native_window, info.max_scale, parse_schedule(info.schedule)
         method = info.method
