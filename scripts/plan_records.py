@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from e2llm.benchmark.shapes import SHAPES
-from e2llm.benchmark.train_contestants import parallel_settings
+from e2llm.benchmark.train_contestants import POSITIONS, SELF_EXTEND, parallel_settings
 from e2llm.config import load_recipe
 from e2llm.plan.calibration import Run, fit, fit_recomputed
 from e2llm.plan.shape import Shape, shape_of
@@ -16,7 +16,12 @@ from e2llm.records import Record
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 _PLAIN = ("placement.far_weight=0",)
-OURS: dict[str, tuple[str, ...]] = {"e2llm": _PLAIN, "full-length": _PLAIN, "e2llm-far-keys": ()}
+OURS: dict[str, tuple[str, ...]] = {
+    "e2llm": _PLAIN,
+    "full-length": _PLAIN,
+    "e2llm-far-keys": (),
+    SELF_EXTEND: POSITIONS[SELF_EXTEND],
+}
 """Trainers that are planned -> what differs from the recipe."""
 FAMILIES = ("smollm2-135m", "llama-1b", "llama-2-7b")
 """Shapes, with and without adapters."""

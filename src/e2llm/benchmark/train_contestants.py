@@ -17,6 +17,7 @@ LITGPT = "litgpt"
 FULL_LENGTH = "full-length"
 PLAIN_POSITIONS = "e2llm-plain-positions"
 FAR_KEYS = "e2llm-far-keys"
+SELF_EXTEND = "e2llm-self-extend"
 LIGER_COMPILE: dict[str, dict[str, bool]] = {
     "hf-liger-compile": {},
     "hf-liger-compile-own-loss": {"fused_linear_cross_entropy": False},
@@ -44,6 +45,10 @@ _ONE_PIECE = ("placement.kind=none", "placement.native_kind=same", "placement.fa
 POSITIONS: dict[str, tuple[str, ...]] = {
     "e2llm": ("placement.far_weight=0",),
     FAR_KEYS: (),
+    SELF_EXTEND: (
+        *("method=self_extend", "attention.slope=0", "attention.training_slope=0"),
+        *("placement.max_jumps=7", "placement.far_weight=1"),
+    ),
     PLAIN_POSITIONS: (
         *("scales.distribution=fixed", "scales.max_scale=1", *_NO_WEIGHTS),
         *_ONE_PIECE,
@@ -55,7 +60,8 @@ POSITIONS: dict[str, tuple[str, ...]] = {
 }
 """Trainer of ours -> changes of the recommended recipe. e2llm: random scales and positions through the attention that
 the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window /
-native window; far keys: those that count for others, as the recipe has them, which makes heads wider."""
+native window; far keys: those that count for others, as the recipe has them, which makes heads wider; self-extend:
+the recipe of that name, whose far keys stand in groups."""
 
 
 @dataclass(frozen=True)
