@@ -86,9 +86,7 @@ def find_bounds(
 
 
 @triton.jit
-def tile(
-    base, start, stride, tokens, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDEN: tl.constexpr
-):
+def tile(base, start, stride, tokens, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WIDEN: tl.constexpr):
     """(ROWS, BLOCK) from row `start` on. Past the last token it is that token again: no mask, which would cost time."""
     rows = tl.minimum(tl.arange(0, ROWS), tokens - 1 - start)
     channels = tl.arange(0, BLOCK)

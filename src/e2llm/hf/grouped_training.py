@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,37 +20,49 @@ from e2llm.hf.paged_decode import device_of, tile_side
 
 MOST_SCORES = 2**26
 """Held at once where they are written out, without those that autograd keeps."""
-CHUNK = 1024
-"""Tokens that a search for segments reads at once."""
+MOST_CHANNELS = 256
+CHUNK = 1024  # tokens that a search for segments reads at once
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """How one kernel cuts its work."""
 
     queries: int
     keys: int
     warps: int
     stages: int
-    """How many blocks are loaded ahead, and the one in use."""
 
 
+KERNELS = ("attend", "back_to_queries", "back_to_keys")
 CHOSEN: dict[str, Tile] = {}
-"""By kernel (attend, back_to_queries, back_to_keys): tiles in the place of `tile_of`'s, for tests and measurements."""
+"""By kernel: tiles in the place of `tile_of`'s, for tests and measurements."""
+_ROOM = 200 * 1024  # bytes of shared memory that a program of large tiles may need
+_LARGE = {
+    (2, 64): (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 2)),
+    (2, 128): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+    (2, 256): (Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Tile(32, 64, 8, 2)),
+    (4, 64): (Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(32, 64, 4, 2)),
+    (4, 128): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    (4, 256): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+"""By bytes of a number and channels at most, in the order of `KERNELS`."""
+_SMALL = {
+    (2, 64): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    (2, 128): (Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(32, 64, 4, 1)),
+    (2, 256): (Tile(32, 32, 4, 1), Tile(32, 16, 4, 1), Tile(16, 32, 4, 1)),
+    (4, 64): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    (4, 128): (Tile(32, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+    (4, 256): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
 
 
-def tile_of(kernel: str, block: int, itemsize: int) -> Tile:
-    """The tile of a `kernel` for heads of `block` channels (a power of two) of so many bytes each."""
+def tile_of(kernel: str, block: int, itemsize: int, room: int) -> Tile:
+    """The tile of a `kernel` for heads of `block` channels (a power of two, at most 256) of so many bytes each, where
+    a program may have `room` bytes of shared memory."""
     if kernel in CHOSEN:
         return CHOSEN[kernel]
-    row = block * itemsize
-    if row <= 128:
-        return {
-            "attend": Tile(128, 64, 4, 3),
-            "back_to_queries": Tile(128, 64, 8, 3),
-            "back_to_keys": Tile(64, 128, 8, 2),
-        }[kernel]
-    return Tile(64, 32, 4, 2)
+    table = _LARGE if room > _ROOM else _SMALL
+    return table[itemsize, max(block, 64)][KERNELS.index(kernel)]
 
 
 def grouped_training(
@@ -88,7 +100,7 @@ def grouped_training(
             "at least 1 and more than 0"
         )
     rest = (positions, groups, segments, bias, leading, neighbours, float(scale))
-    if not query.is_cuda:
+    if not query.is_cuda or query.dtype == torch.float64:
         return written_out(query, far_query, key, far_key, value, *rest)
     try:
         import triton  # type: ignore[import-not-found, unused-ignore] # noqa: F401
@@ -138,8 +150,8 @@ def written_out(
 
 def _products(rows: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     """(B, H, N, K) @ (B, G, K, M) -> (B, H, N, M), each of the G with its H / G heads, none of them copied."""
-    batch, heads, many, width = rows.shape
-    return (rows.reshape(batch, shared.shape[1], -1, width) @ shared).view(batch, heads, many, -1)
+    found = rows.reshape(rows.shape[0], shared.shape[1], -1, rows.shape[-1]) @ shared
+    return found.view(*rows.shape[:3], -1)
 
 
 def _check(
@@ -156,6 +168,11 @@ def _check(
         raise ValueError(
             f"grouped training: query {tuple(query.shape)}, key {tuple(key.shape)}: rows, tokens and channels must be "
             "the same, and heads of keys a divisor of those of queries"
+        )
+    if max(query.shape[-1], value.shape[-1]) > MOST_CHANNELS:
+        raise ValueError(
+            f"grouped training: heads of {query.shape[-1]} channels and values of {value.shape[-1]}; use at most "
+            f"{MOST_CHANNELS}"
         )
     if not query.is_floating_point() or any(x.dtype != query.dtype for x in (far_query, key, far_key, value)):
         dtypes = ", ".join(str(x.dtype) for x in (query, far_query, key, far_key, value))
@@ -223,8 +240,10 @@ def _launch(kernel: str, query: torch.Tensor, value: torch.Tensor) -> dict[str, 
     """Constants and options of one of the three kernels."""
     width, value_width = query.shape[-1], value.shape[-1]
     block, value_block = tile_side(width, 16), tile_side(value_width, 16)
-    tile = tile_of(kernel, max(block, value_block), query.element_size())
     interpreted = query.device.type == "cpu"
+    device = None if interpreted else torch.cuda.get_device_properties(query.device)
+    room = getattr(device, "shared_memory_per_block_optin", 0)
+    tile = tile_of(kernel, max(block, value_block), query.element_size(), room)
     return {
         "QUERIES": tile.queries,
         "KEYS": tile.keys,
