@@ -146,6 +146,7 @@ CASES = {
     "odd heads": Case(dim=24, value_dim=20, tokens=37),
     "fewer tokens than a block": Case(tokens=5, neighbours=2),
     "a block": Case(tokens=32),
+    "one token": Case(tokens=1),
 }
 
 
@@ -244,6 +245,28 @@ def test_without_groups_and_bias_it_is_causal_attention(kernels: bool, small: No
 
 
 @needs_interpreter
+@pytest.mark.parametrize("case", [Case(), Case(tokens=130, segment=33, neighbours=64), Case(biased=False)])
+def test_bounds_are_tight(case: Case) -> None:
+    """No block of keys is met by both products, or weighed, that need not be."""
+    positions, groups, segments, bias, leading, neighbours, _ = case.rest()
+    order, size = torch.arange(case.tokens), 16
+    distance = positions[:, :, None] - positions[:, None, :]
+    far = (distance >= neighbours) & (groups > 1)[:, None, None]
+    same = (segments[:, :, None] == segments[:, None, :]) & (bias > 0)[:, :, None]
+    rows = training._Rows.of(*case.rest())
+    for keys, counts in ((False, far.sum(2)), (True, (~far).sum(1))):
+        turns, bounds = rows.bounds(size, keys=keys)
+        assert turns.equal(counts.int())
+        for block, found in enumerate(bounds.unbind(1)):
+            own = slice(block * size, (block + 1) * size)
+            assert found[:, 0].equal(counts[:, own].amin(1).int()) and found[:, 1].equal(counts[:, own].amax(1).int())
+            weighed = same[:, :, own].any(2) | (bias > 0) * (block * size < leading) if keys else same[:, own].any(1)
+            ends = torch.where(weighed, order + 1, 0).amax(1) if keys else torch.where(weighed, order, 999).amin(1)
+            assert found[:, 2].equal(ends.clamp(max=case.tokens).int())
+            assert keys or found[:, 3].equal(torch.where((bias[:, own] > 0).any(1), leading, 0).int())
+
+
+@needs_interpreter
 def test_the_operator_is_well_formed(small: None) -> None:
     """Schema, shapes and strides of what it promises to a compiler, registration of its gradient."""
     case = Case(tokens=20, groups=(3,), heads=2)
@@ -322,6 +345,7 @@ def test_gpu_float32(dim: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 def test_gpu_compiled() -> None:
     case = replace(GPU, dtype=torch.bfloat16)
     tensors, rest, weights = case.tensors(), case.rest(), case.weights()
