@@ -112,23 +112,17 @@ def graded(out: torch.Tensor, tensors: Tensors, weights: torch.Tensor) -> list[t
     return [out.detach(), *gradients]
 
 
-def compare(case: Case, attend: Any, close: float, close_gradients: float | None = None) -> None:
-    """Largest error over the largest number, of each of the six."""
+def compare(case: Case, attend: Any, close: float) -> None:
+    """Largest error over the largest number, of each of the six; over 0.1 where all are less, for there it is rounding."""
     tensors, rest, weights = case.tensors(), case.rest(), case.weights()
     found = graded(attend(*tensors, *rest), tensors, weights)
     doubles = tuple(x.detach().double().requires_grad_() for x in tensors)
     wanted = graded(by_elements(doubles, *rest), doubles, weights)
     assert found[0].dtype == case.dtype
-    for name, limit, a, b in zip(
-        ("out", "query", "far_query", "key", "far_key", "value"),
-        (close, *[close_gradients or close] * 5),
-        found,
-        wanted,
-        strict=True,
-    ):
+    for name, a, b in zip(("out", "query", "far_query", "key", "far_key", "value"), found, wanted, strict=True):
         assert a.shape == b.shape
-        error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1e-3)
-        assert error < limit, f"{name}: {error:.2e}"
+        error = (a.double() - b).abs().max() / b.abs().max().clamp(min=0.1)
+        assert error < close, f"{name}: {error:.2e}"
 
 
 CASES = {
