@@ -6,7 +6,6 @@ The kernels run through Triton's interpreter, with blocks so small that every ki
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,7 +112,7 @@ def graded(out: torch.Tensor, tensors: Tensors, weights: torch.Tensor) -> list[t
 
 
 def compare(case: Case, attend: Any, close: float) -> None:
-    """Largest error over the largest number, of each of the six; over 0.1 where all are less, for there it is rounding."""
+    """Largest error over the largest number, of each of the six; over 0.1 where all are less, from rounding."""
     tensors, rest, weights = case.tensors(), case.rest(), case.weights()
     found = graded(attend(*tensors, *rest), tensors, weights)
     doubles = tuple(x.detach().double().requires_grad_() for x in tensors)
@@ -168,8 +167,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def by_kernels(*given: Any) -> torch.Tensor:
-    out: torch.Tensor = fused(*given)[0]
-    return out
+    """`grouped_training` as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_fuses", lambda query: True)
+        return grouped_training(*given)
 
 
 @needs_interpreter
@@ -268,16 +269,18 @@ def test_the_operator_is_well_formed(small: None) -> None:
 
 
 @needs_interpreter
-def test_a_compiled_layer_goes_around_it(small: None) -> None:
+def test_a_compiled_layer_goes_around_it(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one graph, forward and backward; strides of what comes back are those it was compiled for."""
     case = Case(tokens=20, groups=(3,), neighbours=9)
     tensors, rest, weights = case.tensors(), case.rest(), case.weights()
 
     def layer(query: torch.Tensor, *others: Any) -> torch.Tensor:
-        return by_kernels(query * 2, *others) + 1
+        return grouped_training(query * 2, *others) + 1
 
-    found = graded(torch.compile(layer, backend="aot_eager", fullgraph=True)(*tensors, *rest), tensors, weights)
-    for a, b in zip(found, graded(layer(*tensors, *rest), tensors, weights), strict=True):
+    monkeypatch.setattr(training, "_fuses", lambda query: True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    found, wanted = (graded(f(*tensors, *rest), tensors, weights) for f in (compiled, layer))
+    for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -303,7 +306,7 @@ def test_what_does_not_fit_is_said(message: str) -> None:
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(training, "_TRITON", False)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     with pytest.raises(ValueError, match="pip install triton"):
         grouped_training(*Case().tensors(), *Case().rest())
