@@ -1,8 +1,7 @@
-"""Attention of grouped training windows on a GPU: right against the written-out path, then how fast, tile by tile.
+"""Attention of grouped training windows on a GPU: right against the written-out path, then how fast, tile by tile
+(queries,keys,warps,stages); TFLOP/s count one score a pair, as of causal scaled_dot_product_attention, the floor.
 
     python benchmarks/grouped_gpu.py --attend "128,64,4,3 128,128,8,3" --back_to_keys "64,128,8,2"
-
-A tile: queries,keys,warps,stages. TFLOP/s count one score a pair, as of causal scaled_dot_product_attention, the floor.
 """
 
 import argparse
@@ -32,10 +31,9 @@ def tensors(batch: int, tokens: int) -> list[torch.Tensor]:
 parser = argparse.ArgumentParser()
 for kernel in training.KERNELS:
     parser.add_argument(f"--{kernel}", default="", metavar="TILES")
-options = parser.parse_args()
 small, rest = tensors(2, 2048), (*rows(2, 2048), 4, 512, D**-0.5)
 out, wanted = training.grouped_training(*small, *rest), training.written_out(*(x.double() for x in small), *rest)
-step = torch.randn_like(out)
+options, step = parser.parse_args(), torch.randn_like(out)
 pairs = zip(torch.autograd.grad(out, small, step), torch.autograd.grad(wanted, small, step.double()), strict=True)
 errors = ((a.double() - b).norm() / b.norm() for a, b in ((out.detach(), wanted.detach()), *pairs))
 print("relative errors of out and five gradients:", *(f"{e:.1e}" for e in errors))

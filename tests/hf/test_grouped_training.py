@@ -6,7 +6,6 @@ The kernels run through Triton's interpreter, with blocks so small that every ki
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,23 +111,17 @@ def graded(out: torch.Tensor, tensors: Tensors, weights: torch.Tensor) -> list[t
     return [out.detach(), *gradients]
 
 
-def compare(case: Case, attend: Any, close: float, close_gradients: float | None = None) -> None:
-    """Largest error over the largest number, of each of the six."""
+def compare(case: Case, attend: Any, close: float) -> None:
+    """Largest error over the largest number, of each of the six; over 0.1 where all are less, from rounding."""
     tensors, rest, weights = case.tensors(), case.rest(), case.weights()
     found = graded(attend(*tensors, *rest), tensors, weights)
     doubles = tuple(x.detach().double().requires_grad_() for x in tensors)
     wanted = graded(by_elements(doubles, *rest), doubles, weights)
     assert found[0].dtype == case.dtype
-    for name, limit, a, b in zip(
-        ("out", "query", "far_query", "key", "far_key", "value"),
-        (close, *[close_gradients or close] * 5),
-        found,
-        wanted,
-        strict=True,
-    ):
+    for name, a, b in zip(("out", "query", "far_query", "key", "far_key", "value"), found, wanted, strict=True):
         assert a.shape == b.shape
-        error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1e-3)
-        assert error < limit, f"{name}: {error:.2e}"
+        error = (a.double() - b).abs().max() / b.abs().max().clamp(min=0.1)
+        assert error < close, f"{name}: {error:.2e}"
 
 
 CASES = {
@@ -146,6 +139,7 @@ CASES = {
     "odd heads": Case(dim=24, value_dim=20, tokens=37),
     "fewer tokens than a block": Case(tokens=5, neighbours=2),
     "a block": Case(tokens=32),
+    "one token": Case(tokens=1),
 }
 
 
@@ -173,8 +167,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def by_kernels(*given: Any) -> torch.Tensor:
-    out: torch.Tensor = fused(*given)[0]
-    return out
+    """`grouped_training` as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_fuses", lambda query: True)
+        return grouped_training(*given)
 
 
 @needs_interpreter
@@ -244,6 +240,28 @@ def test_without_groups_and_bias_it_is_causal_attention(kernels: bool, small: No
 
 
 @needs_interpreter
+@pytest.mark.parametrize("case", [Case(), Case(tokens=130, segment=33, neighbours=64), Case(biased=False)])
+def test_bounds_are_tight(case: Case) -> None:
+    """No block of keys is met by both products, or weighed, that need not be."""
+    positions, groups, segments, bias, leading, neighbours, _ = case.rest()
+    order, size = torch.arange(case.tokens), 16
+    distance = positions[:, :, None] - positions[:, None, :]
+    far = (distance >= neighbours) & (groups > 1)[:, None, None]
+    same = (segments[:, :, None] == segments[:, None, :]) & (bias > 0)[:, :, None]
+    rows = training._Rows.of(*case.rest())
+    for keys, counts in ((False, far.sum(2)), (True, (~far).sum(1))):
+        turns, bounds = rows.bounds(size, keys=keys)
+        assert turns.equal(counts.int())
+        for block, found in enumerate(bounds.unbind(1)):
+            own = slice(block * size, (block + 1) * size)
+            assert found[:, 0].equal(counts[:, own].amin(1).int()) and found[:, 1].equal(counts[:, own].amax(1).int())
+            weighed = same[:, :, own].any(2) | (bias > 0) * (block * size < leading) if keys else same[:, own].any(1)
+            ends = torch.where(weighed, order + 1, 0).amax(1) if keys else torch.where(weighed, order, 999).amin(1)
+            assert found[:, 2].equal(ends.clamp(max=case.tokens).int())
+            assert keys or found[:, 3].equal(torch.where((bias[:, own] > 0).any(1), leading, 0).int())
+
+
+@needs_interpreter
 def test_the_operator_is_well_formed(small: None) -> None:
     """Schema, shapes and strides of what it promises to a compiler, registration of its gradient."""
     case = Case(tokens=20, groups=(3,), heads=2)
@@ -251,16 +269,18 @@ def test_the_operator_is_well_formed(small: None) -> None:
 
 
 @needs_interpreter
-def test_a_compiled_layer_goes_around_it(small: None) -> None:
+def test_a_compiled_layer_goes_around_it(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one graph, forward and backward; strides of what comes back are those it was compiled for."""
     case = Case(tokens=20, groups=(3,), neighbours=9)
     tensors, rest, weights = case.tensors(), case.rest(), case.weights()
 
     def layer(query: torch.Tensor, *others: Any) -> torch.Tensor:
-        return by_kernels(query * 2, *others) + 1
+        return grouped_training(query * 2, *others) + 1
 
-    found = graded(torch.compile(layer, backend="aot_eager", fullgraph=True)(*tensors, *rest), tensors, weights)
-    for a, b in zip(found, graded(layer(*tensors, *rest), tensors, weights), strict=True):
+    monkeypatch.setattr(training, "_fuses", lambda query: True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    found, wanted = (graded(f(*tensors, *rest), tensors, weights) for f in (compiled, layer))
+    for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -286,7 +306,7 @@ def test_what_does_not_fit_is_said(message: str) -> None:
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(training, "_TRITON", False)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     with pytest.raises(ValueError, match="pip install triton"):
         grouped_training(*Case().tensors(), *Case().rest())
@@ -322,6 +342,7 @@ def test_gpu_float32(dim: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 def test_gpu_compiled() -> None:
     case = replace(GPU, dtype=torch.bfloat16)
     tensors, rest, weights = case.tensors(), case.rest(), case.weights()

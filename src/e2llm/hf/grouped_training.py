@@ -8,6 +8,7 @@ custom operator stands for them all, so that a compiled layer goes around it in 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ class Tile(NamedTuple):
 KERNELS = ("attend", "back_to_queries", "back_to_keys")
 CHOSEN: dict[str, Tile] = {}
 """By kernel: tiles in the place of `tile_of`'s, for tests and measurements."""
+_TRITON = importlib.util.find_spec("triton") is not None
 _ROOM = 200 * 1024  # bytes of shared memory that a program of large tiles may need
 _LARGE = {
     (2, 64): (Tile(128, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 128, 8, 2)),
@@ -100,12 +102,8 @@ def grouped_training(
             "at least 1 and more than 0"
         )
     rest = (positions, groups, segments, bias, leading, neighbours, float(scale))
-    if not query.is_cuda or query.dtype == torch.float64:
+    if not _fuses(query):
         return written_out(query, far_query, key, far_key, value, *rest)
-    try:
-        import triton  # type: ignore[import-not-found, unused-ignore] # noqa: F401
-    except ImportError as error:
-        raise ValueError("grouped training on a GPU needs Triton, which is not there; pip install triton") from error
     out: torch.Tensor = fused(query, far_query, key, far_key, value, *rest)[0]
     return out
 
@@ -152,6 +150,14 @@ def _products(rows: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     """(B, H, N, K) @ (B, G, K, M) -> (B, H, N, M), each of the G with its H / G heads, none of them copied."""
     found = rows.reshape(rows.shape[0], shared.shape[1], -1, rows.shape[-1]) @ shared
     return found.view(*rows.shape[:3], -1)
+
+
+def _fuses(query: torch.Tensor) -> bool:
+    if not query.is_cuda or query.dtype == torch.float64:
+        return False
+    if not _TRITON:
+        raise ValueError("grouped training on a GPU needs Triton, which is not there; pip install triton")
+    return True
 
 
 def _check(
@@ -351,16 +357,6 @@ def fused_backward(
     return of_query, of_far_query, of_key, of_far_key, of_value
 
 
-@fused.register_fake
-def _(query: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return _made(query, others[3])
-
-
-@fused_backward.register_fake
-def _(*given: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(_empty(x) for x in given[:5])
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     ctx.save_for_backward(*inputs[:9], *output)
     ctx.sizes = inputs[9:]
@@ -375,6 +371,8 @@ def _backward(ctx: Any, out_gradient: torch.Tensor | None, _: torch.Tensor | Non
     return (*found, *(None,) * 7)
 
 
+fused.register_fake(lambda query, *others: _made(query, others[3]))
+fused_backward.register_fake(lambda *given: tuple(_empty(x) for x in given[:5]))
 fused.register_autograd(_backward, setup_context=_keep)
 
 
