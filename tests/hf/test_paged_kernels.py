@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not
 
 TENSORS = "query store part stat out key value sinks"
 INDICES = {"tables": "*i32", "row_of": "*i32", "length_of": "*i32", "items": "*i32", "item_of": "*i32"}
-INDICES |= {"far_of": "*i32", "turns": "*fp32", "count_of": "*i32", "slots": "*i64", "sources": "*i64", "targets": "*i64", "old": "*fp32", "new": "*fp32"}
+INDICES |= {"count_of": "*i32", "slots": "*i64", "sources": "*i64", "targets": "*i64", "old": "*fp32", "new": "*fp32"}
+INDICES |= {"far_of": "*i32", "turns": "*fp32"}
 FLOATS = {"scaling", "softcap", "ratio"}
 
 
