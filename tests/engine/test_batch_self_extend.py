@@ -23,6 +23,10 @@ NEIGHBOURS = 22
 """No multiple of a page."""
 
 
+LONG_ANSWERS = [Request(prompt_ids=prompt(n, n), max_new_tokens=45, scale=s) for n, s in ((20, 2.0), (90, 4.0))]
+"""So long that keys of new tokens become far ones."""
+
+
 @functools.cache
 def model_of(model_type: str) -> Any:
     model: Any = tiny_model(model_type, **NO_END)
@@ -79,7 +83,7 @@ def check(model_type: str, found: list[tuple[Request, float, Answer]]) -> None:
     ids=str,
 )
 def test_mixed_batches(options: dict[str, Any]) -> None:
-    requests = mixed_requests()
+    requests = mixed_requests() + LONG_ANSWERS
     random.Random(0).shuffle(requests)
     with serving(**options) as engine:
         found = served(engine, requests)
@@ -151,12 +155,13 @@ def test_with_kernels_interpreted() -> None:
 def test_kernels_change_nothing(model_type: str) -> None:
     options: dict[str, Any] = {"run_ahead": True, "chunk_tokens": 133, "page_tokens": 8}
     with serving(model_type, attention="kernels", **options) as engine:
-        found = served(engine, mixed_requests()[:: 3 if model_type == "llama" else 6])
+        requests = mixed_requests()[::3] + LONG_ANSWERS if model_type == "llama" else mixed_requests()[::6]
+        found = served(engine, requests)
     check(model_type, found)
 
 
 @needs_interpreter
 def test_one_size_for_every_batch_changes_nothing() -> None:
     with serving(attention="kernels", one_graph=True, max_running=5) as engine:
-        found = served(engine, mixed_requests()[::4])
+        found = served(engine, mixed_requests()[::4] + LONG_ANSWERS)
     check("llama", found)

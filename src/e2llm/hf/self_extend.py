@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -187,10 +187,12 @@ def read_in_groups(
     finer type than these. By kernels where they can, else scores are made for a block of queries at a time.
     """
     queries, keys, shared = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
-    if softcap is None and not torch.is_grad_enabled() and _by_kernels(query, key, value, neighbours):
+    added = _queries_to_add(query, key, value, neighbours)
+    if softcap is None and not torch.is_grad_enabled() and added is not None:
         key, far_key, value = (x.to(value.dtype).repeat_interleave(shared, 1) for x in (key, far_key, value))
-        found = grouped_attention(query, far_query.to(query.dtype), key, far_key, value, neighbours, scale)
-        return found.transpose(1, 2).contiguous()
+        query, far_query = (pad(x.to(query.dtype), (0, 0, added, 0)) for x in (query, far_query))
+        found = grouped_attention(query, far_query, key, far_key, value, neighbours, scale)
+        return found[:, :, added:].transpose(1, 2).contiguous()
     query, far_query = (x.unflatten(1, (key.shape[1], shared)) for x in (query, far_query))  # (B, G, H / G, Q, D)
     block = max(1, min(BLOCK_QUERIES, SCORE_ELEMENTS // (query[..., 0, 0].numel() * keys)))
     blocks = zip(
@@ -203,9 +205,16 @@ def read_in_groups(
     return torch.cat(out, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
 
 
-def _by_kernels(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, neighbours: int) -> bool:
-    fits = can_group(query.shape[2], key.shape[2], neighbours) and value.shape[-1] == key.shape[-1]
-    return fits and key.shape[2] > neighbours and has_kernels(query)
+def _queries_to_add(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, neighbours: int) -> int | None:
+    """Queries before the first with which kernels can read these; None where they cannot, or where they would read more
+    that nobody asked for than what is asked for (on a CPU scores then cost less)."""
+    queries, keys = query.shape[2], key.shape[2]
+    if keys <= neighbours or value.shape[-1] != key.shape[-1] or not has_kernels(query):
+        return None
+    if can_group(queries, keys, neighbours):
+        return 0
+    before = keys - queries
+    return before if 1 < queries and before <= queries else None
 
 
 def _block(
