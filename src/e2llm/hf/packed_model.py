@@ -2,7 +2,8 @@
 
 Flows in: an extended model, then steps of pieces with their scales. Flows out: logits of the tokens that are asked
 for. A model whose attention we would get wrong is refused when it is set up: its layers are watched in a forward pass,
-and the logits of a probe, packed in pieces at two scales, must be those of its own attention.
+and the logits of a probe, packed in pieces at two scales (where far keys stand in groups: with few near ones), must be
+those of its own attention.
 """
 
 from __future__ import annotations
