@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import statically_scaled, tiny_model
+from architectures import WINDOW, statically_scaled, tiny_model
 from batches import NO_END, STATIC, collect, in_dtype, mixed_requests, prompt
 
 from e2llm.engine import forward as forward_module
@@ -60,6 +60,42 @@ def test_log_probabilities_equal_static_scaling(model_type: str, dtype: torch.dt
         with torch.no_grad():
             logits = static[stream.admission.scale](ids).logits[0, len(request.prompt_ids) - 1 : -1]
         expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
+        found = torch.tensor([one.logprob for one in answer.logprobs])
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"chunk_tokens": 32, "page_tokens": 32}, {"graphs": False}, {"attention": "plain"}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("model_type", ["llama", "glm"])
+def test_log_probabilities_in_groups(model_type: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """Method self_extend: 27 requests in five groups in one batch, against the model's own attention on the CPU in
+    float32, one text at a time."""
+    tolerance = 2e-3 if dtype == torch.float32 else 0.1
+    plain: Any = tiny_model(model_type, **NO_END)
+    requests = [
+        Request(prompt_ids=r.prompt_ids, max_new_tokens=6, scale=r.scale, sampling=Sampling(logprobs=0))
+        for r in mixed_requests()
+    ]
+    model = on_device(plain, dtype)
+    groups: dict[str, Any] = {"method": "self_extend", "native_window": WINDOW, "neighbours": 22}
+    install(model, **groups)
+    with BatchEngine(model, None, max_scale=8.0, **options) as engine:
+        if not options:
+            assert engine.stats().attention == "kernels, recorded in CUDA graphs"
+        streams = [engine.submit(request) for request in requests]
+        answers = [collect(stream) for stream in streams]
+        engine.clear_prefix_cache()
+        assert engine.stats().kv_tokens_used == 0
+    own = install(plain, **groups)
+    for request, stream, answer in zip(requests, streams, answers, strict=True):
+        assert answer.finish_reason == "length", answer.error
+        own.set_scale(stream.admission.scale)
+        with torch.no_grad():
+            logits = plain(torch.tensor([request.prompt_ids + answer.tokens])).logits[0]
+        expected = torch.log_softmax(logits[len(request.prompt_ids) - 1 : -1], -1)
+        expected = expected.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
         found = torch.tensor([one.logprob for one in answer.logprobs])
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 

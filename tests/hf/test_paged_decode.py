@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from interpreted import needs_interpreter, run_interpreted, starts_interpreter
-from paged_cases import TOLERANCE, by_hand, check, make, singles
+from paged_cases import TOLERANCE, by_hand, check, check_in_groups, make, singles, turned_by_hand
 
+from e2llm.hf.packed_groups import turns
 from e2llm.hf.paged import Extras, LayerShape
 from e2llm.hf.paged_decode import BlockTables, attend, cut, most_items, write
 
@@ -100,6 +101,64 @@ def test_keys_are_written_where_they_belong(key_dim: int, value_dim: int) -> Non
     torch.testing.assert_close(flat[slots], torch.cat((key, value), dim=-1), rtol=0, atol=0)
     flat[slots] = 0
     assert not store.any()
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("pairs", ["halves", "neighbours"])
+def test_far_keys_in_groups(dtype: torch.dtype, pairs: str) -> None:
+    """Around the edge between near and far, around pages, empty places and other groups beside them."""
+    lengths = [1, 36, 37, 38, 39, 47, 48, 49, 0, 53, 54, 70, 165, 166, 700]
+    groups = [3, 3, 3, 3, 1, 2, 2, 5, 4, 7, 7, 1, 2, 3, 43]
+    check_in_groups(lengths, groups, 37, pairs=pairs, dtype=dtype)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("neighbours", [1, 16, 300, 5000])
+def test_few_and_many_near_keys(neighbours: int) -> None:
+    check_in_groups([1, 17, 300, 301, 900], [2, 3, 4, 5, 6], neighbours)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("page", [1, 4, 48])
+@pytest.mark.parametrize(("key_dim", "value_dim", "rotated"), [(8, 8, 8), (80, 80, 20), (96, 64, 96), (128, 128, 64)])
+def test_far_keys_of_any_size(key_dim: int, value_dim: int, rotated: int, page: int) -> None:
+    check_in_groups([1, 150], [2, 3], 50, key_dim=key_dim, value_dim=value_dim, rotated=rotated, page=page)
+    check_in_groups([40, 150], [2, 3], 30, heads=9, kv_heads=3, key_dim=16, value_dim=8, pairs="neighbours", page=page)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("pairs", ["halves", "neighbours"])
+def test_far_keys_are_written_behind_values(pairs: str) -> None:
+    shape = LayerShape(2, 24, 16, torch.float32, None, far_dim=24)
+    store = torch.zeros(4, 8, 2, shape.width)
+    key = torch.randn(2, 3, 24).transpose(0, 1)  # (G, N, D), as a model gives it
+    value, slots, inv_freq = torch.randn(3, 2, 16), torch.tensor([9, 31, 8]), torch.tensor([1.0, 0.1, 0.01])
+    by = torch.tensor([[0, 5], [-7, 1], [-300, 9]], dtype=torch.int32)
+    write(store, shape, key, value, slots, turns(by, inv_freq, pairs))
+    far = torch.stack([turned_by_hand(key[n], int(by[n, 0]), inv_freq, pairs) for n in range(3)]).float()
+    flat = store.flatten(0, 1)
+    torch.testing.assert_close(flat[slots], torch.cat((key, value, far), dim=-1), rtol=1e-4, atol=1e-5)
+    flat[slots] = 0
+    assert not store.any()
+
+
+def test_pieces_are_of_one_kind_and_cover_every_key_once() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        count = int(random.integers(1, 40))
+        lengths = random.integers(0, 3000, size=count)
+        lengths[random.integers(count)] = random.integers(0, 200_000)
+        far = np.minimum(lengths, random.integers(0, 3000, size=count)) * random.integers(0, 2, size=count)
+        most = 2 * count + int(random.integers(1, 200))
+        items, firsts, counts = cut(lengths, most, far)
+        assert items.shape == (most, 3)
+        for token, (length, edge) in enumerate(zip(lengths, far, strict=True)):
+            mine = items[firsts[token] : firsts[token] + counts[token]]
+            assert (mine[:, 0] == token).all() and (mine[:, 1] < mine[:, 2]).all()
+            assert mine[:, 1].tolist() == [0, *mine[:-1, 2]][: len(mine)] and (not length or mine[-1, 2] == length)
+            assert not ((mine[:, 1] < edge) & (mine[:, 2] > edge)).any()
+        assert (items[counts.sum() :, 0] == -1).all()
 
 
 def test_pieces_are_even_and_cover_every_key_once() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paged_cases import TOLERANCE, check
+from paged_cases import TOLERANCE, check, check_in_groups, turned_by_hand
 
+from e2llm.hf.packed_groups import turns
 from e2llm.hf.paged import Extras, LayerShape
 from e2llm.hf.paged_decode import write
 
@@ -52,3 +53,36 @@ def test_keys_are_written_where_they_belong() -> None:
     assert torch.equal(flat[slots], torch.cat((key, value), dim=-1))
     flat[slots] = 0
     assert not store.any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("pairs", ["halves", "neighbours"])
+@pytest.mark.parametrize("dim", [16, 64, 80, 128])
+def test_far_keys_in_groups(dim: int, pairs: str, dtype: torch.dtype) -> None:
+    lengths = [1, 36, 37, 38, 39, 47, 48, 49, 0, 53, 54, 70, 165, 166, 700, 9000]
+    groups = [3, 3, 3, 3, 1, 2, 2, 5, 4, 7, 7, 1, 2, 3, 43, 5]
+    sizes = {"heads": 8, "key_dim": dim, "value_dim": dim, "rotated": dim // 2 if dim == 64 else dim}
+    check_in_groups(lengths, groups, 37, pairs=pairs, dtype=dtype, device="cuda", **sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_far_keys_of_a_long_request(dtype: torch.dtype) -> None:
+    sizes = {"heads": 8, "key_dim": 64, "value_dim": 64}
+    check_in_groups([131_072], [21], 2048, dtype=dtype, device="cuda", **sizes)
+    check_in_groups([3, 40_000, 0, 2049, 2048], [5, 5, 1, 3, 3], 2048, dtype=dtype, device="cuda", **sizes)
+
+
+@pytest.mark.parametrize("pairs", ["halves", "neighbours"])
+def test_far_keys_are_written_behind_values(pairs: str) -> None:
+    shape = LayerShape(2, 24, 16, torch.float32, None, far_dim=24)
+    store = torch.zeros(4, 8, 2, shape.width, device="cuda")
+    key, value = torch.randn(3, 2, 24), torch.randn(3, 2, 16)
+    slots, inv_freq = torch.tensor([9, 31, 8]), torch.tensor([1.0, 0.1, 0.01])
+    by = torch.tensor([[0, 5], [-7, 1], [-300, 9]], dtype=torch.int32)
+    tables = turns(by.cuda(), inv_freq.cuda(), pairs)
+    write(store, shape, key.cuda(), value.cuda(), slots.cuda(), tables)
+    far = torch.stack([turned_by_hand(key[n], int(by[n, 0]), inv_freq, pairs) for n in range(3)]).float()
+    flat = store.flatten(0, 1).cpu()
+    torch.testing.assert_close(flat[slots], torch.cat((key, value, far), dim=-1), rtol=1e-4, atol=1e-4)
+    flat[slots] = 0
+    assert not flat.any()

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not
 TENSORS = "query store part stat out key value sinks"
 INDICES = {"tables": "*i32", "row_of": "*i32", "length_of": "*i32", "items": "*i32", "item_of": "*i32"}
 INDICES |= {"count_of": "*i32", "slots": "*i64", "sources": "*i64", "targets": "*i64", "old": "*fp32", "new": "*fp32"}
+INDICES |= {"far_of": "*i32", "turns": "*fp32"}
 FLOATS = {"scaling", "softcap", "ratio"}
 
 
@@ -39,11 +40,17 @@ def compiled(name: str, dtype: str, constants: dict[str, Any], **options: int) -
     return triton_compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True} | options)
 
 
+NO_GROUPS = {"GROUPED": False, "PAIRS": 1, "INTERLEAVED": False}
+GROUPS = [NO_GROUPS, {"GROUPED": True, "PAIRS": 32, "INTERLEAVED": False}]
+GROUPS += [{"GROUPED": True, "PAIRS": 16, "INTERLEAVED": True}]
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=["each at its place", "in groups", "in groups, interleaved"])
 @pytest.mark.parametrize(("dtype", "dim", "keys"), [("bf16", 64, 64), ("fp16", 128, 64), ("fp32", 128, 32)])
-def test_attention_of_pieces(dtype: str, dim: int, keys: int) -> None:
+def test_attention_of_pieces(dtype: str, dim: int, keys: int, groups: dict[str, Any]) -> None:
     sizes = {"H": 32, "R": 4, "S": 16, "KEY_DIM": dim, "VALUE_DIM": dim, "ROWS": 16, "KEYS": keys, "WIDEN": False}
     blocks = {"KEY_BLOCK": dim, "VALUE_BLOCK": dim, "CAPPED": False, "WINDOWED": False}
-    found = compiled("attend_items", dtype, sizes | blocks, num_warps=4, num_stages=3)
+    found = compiled("attend_items", dtype, sizes | blocks | groups, num_warps=4, num_stages=3)
     text = found.asm["ptx"]
     assert found.metadata.shared <= 64 * 1024, "three programs at least share a multiprocessor"
     assert "cp.async.cg.shared.global" in text, "keys and values are copied sixteen bytes at a time, ahead of their use"
@@ -54,7 +61,8 @@ def test_the_others() -> None:
     sizes: dict[str, Any] = {"H": 32, "VALUE_DIM": 64, "ITEMS": 16, "VALUE_BLOCK": 64, "HAS_SINKS": True}
     assert compiled("combine_items", "bf16", sizes)
     sizes = {"KEY_DIM": 80, "VALUE_DIM": 80, "KEY_BLOCK": 128, "VALUE_BLOCK": 128}
-    assert compiled("write_keys", "bf16", sizes)
+    for groups in GROUPS:
+        assert compiled("write_keys", "bf16", sizes | groups)
     sizes = {"G": 8, "S": 16, "WIDTH": 128, "PAIRS": 32, "FIRST": 0, "INTERLEAVED": False}
     turned = compiled(
         "turn_pages", "bf16", sizes | {"HEADS_BLOCK": 8, "PAIRS_BLOCK": 32, "WIDTH_BLOCK": 128}, enable_fp_fusion=False

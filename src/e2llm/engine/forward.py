@@ -165,12 +165,16 @@ class Forward:
 
     def _mixed(self, step: Step, decoding: int, index: np.ndarray, asking: set[Running]) -> torch.Tensor:
         """Logits of the requests in `asking`; the first `decoding` ones go on from tokens on the device."""
-        pieces = [Piece(row.table, row.computed, count) for row, count in step]
+        grouping = self.packed.extension.grouping
+        groups = [1 if grouping is None else grouping.group(row.scale) for row, _ in step]
+        pieces = [
+            Piece(row.table, row.computed, count, group) for (row, count), group in zip(step, groups, strict=True)
+        ]
         counts = [count for _, count in step]
         singles = None
         if self._tables is not None:
             singles = np.array([row.place for row, count in step if count == 1], dtype=np.int64)
-        packed = PackedStep(self.store, pieces, self._tables, singles)
+        packed = PackedStep(self.store, pieces, self._tables, singles, grouping)
         known = [row.tokens[row.computed : row.computed + count] for row, count in step[decoding:]]
         read = np.array([0] * decoding + [token for tokens in known for token in tokens])
         ids = torch.from_numpy(read).to(self._last.device, non_blocking=True)

@@ -18,6 +18,7 @@ import torch
 
 from e2llm.hf import paged_decode
 from e2llm.hf.packed import KeyValuePages
+from e2llm.hf.packed_groups import TokenGroups, Turns, groups_of, token_groups, turns
 from e2llm.hf.packed_model import PackedModel
 from e2llm.hf.paged import Extras, attending
 from e2llm.hf.row_tables import RowTables
@@ -49,13 +50,13 @@ class _Batch:
     staged: torch.Tensor
     """int32, of `paged_decode.pack`."""
     rope: RowTables
+    singles: paged_decode.Singles
+    """Views of `staged`."""
+    turns: Turns | None = None
+    """Of the step that runs, where far keys stand in groups."""
     graph: torch.cuda.CUDAGraph | None = None
     logits: torch.Tensor | None = None
     """(N, V), written by each replay."""
-
-    @property
-    def singles(self) -> paged_decode.Singles:
-        return paged_decode.unpack(self.staged, self.size)
 
     def attend(
         self,
@@ -68,8 +69,9 @@ class _Batch:
     ) -> torch.Tensor:
         """(H, N, D), (G, N, D), (G, N, D) -> (N, H, D)."""
         shape, store, singles = self.store.shapes[layer], self.store.layers[layer], self.singles
-        paged_decode.write(store, shape, key.transpose(0, 1), value.transpose(0, 1), singles.slots)
-        return paged_decode.attend(query.transpose(0, 1), store, shape, self.tables.table, singles, window, extras)
+        paged_decode.write(store, shape, key.transpose(0, 1), value.transpose(0, 1), singles.slots, self.turns)
+        query, tables = query.transpose(0, 1), self.tables.table
+        return paged_decode.attend(query, store, shape, tables, singles, window, extras, self.turns)
 
 
 class DecodeRunner:
@@ -96,6 +98,9 @@ class DecodeRunner:
         self._batches: dict[int, _Batch] = {}
         self._pool: Any = None
         self._stride = tables.table.stride(0)
+        self._grouping = packed.extension.grouping
+        if self._grouping is not None:
+            self._inv_freq = torch.tensor(self._grouping.inv_freq, device=packed.device)
         if record:  # whether the model's step can be recorded is found out now and not in the first request
             with torch.inference_mode(), torch.cuda.device(packed.device):
                 self._record_if_possible(self._new_batch(self._sizes[0], (1.0,)))
@@ -125,14 +130,16 @@ class DecodeRunner:
         size = next(size for size in self._sizes if size >= count)
         batch = self._batches.get(size) or self._new_batch(size, scales)
         empty = size - count
+        positions, token_scale = np.pad(positions, (0, empty), constant_values=-1), np.pad(token_scale, (0, empty))
         packed = paged_decode.pack(
             np.pad(rows, (0, empty)),
-            np.pad(positions, (0, empty), constant_values=-1),
+            positions,
             np.pad(slots, (0, empty)),  # the page of zeros, which is masked wherever it is read
             batch.most_items,
+            self._groups(positions, scales, token_scale),
         )
         batch.staged.copy_(self._pinned(packed), non_blocking=True)
-        which = self._pinned(np.pad(token_scale, (0, empty))).to(self.packed.device, non_blocking=True)
+        which = self._pinned(token_scale).to(self.packed.device, non_blocking=True)
         batch.rope.copy_(self.packed.extension.token_tables(scales, which))
         if batch.graph is None:
             self._record_if_possible(batch)
@@ -143,6 +150,12 @@ class DecodeRunner:
         assert batch.logits is not None
         return batch.logits[:count]
 
+    def _groups(self, positions: np.ndarray, scales: Sequence[float], token_scale: np.ndarray) -> TokenGroups | None:
+        if self._grouping is None:
+            return None
+        groups = groups_of(self._grouping, scales, token_scale)
+        return token_groups(positions, groups, self._grouping.neighbours)
+
     def _pinned(self, values: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         return tensor.pin_memory() if self.packed.device.type == "cuda" else tensor
@@ -150,12 +163,15 @@ class DecodeRunner:
     def _new_batch(self, size: int, scales: Sequence[float]) -> _Batch:
         device = self.packed.device
         heads = min(shape.kv_heads for shape in self.store.shapes.values())
-        most = paged_decode.most_items(size, heads, device)
-        empty = np.full(size, -1)
-        staged = torch.from_numpy(paged_decode.pack(np.zeros(size, dtype=int), empty, np.zeros(size, dtype=int), most))
+        grouped = self._grouping is not None
+        most = paged_decode.most_items(size, heads, device, grouped=grouped)
+        empty, zeros = np.full(size, -1), np.zeros(size, dtype=int)
+        packed = paged_decode.pack(zeros, empty, zeros, most, self._groups(empty, scales, zeros))
+        staged = torch.from_numpy(packed).to(device)
         which = torch.zeros(size, dtype=torch.int64, device=device)
         rope = self.packed.extension.token_tables(scales, which)
-        batch = _Batch(size, self.store, self.tables, most, staged.to(device), rope)
+        singles = paged_decode.unpack(staged, size, grouped=grouped)
+        batch = _Batch(size, self.store, self.tables, most, staged, rope, singles)
         self._batches[size] = batch
         return batch
 
@@ -164,6 +180,9 @@ class DecodeRunner:
         singles = batch.singles
         ids = self.last.index_select(0, singles.rows)[None]
         positions = (singles.lengths - 1).clamp(min=0).long()[None]
+        if self._grouping is not None:
+            assert singles.by is not None, "staged with groups"
+            batch.turns = turns(singles.by, self._inv_freq, self._grouping.pairs)
         with self.packed.extension.using(batch.rope), attending(batch):
             found: torch.Tensor = self.packed.model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
         return found

@@ -7,7 +7,7 @@ layers' attention (`hf.self_extend`). Knows no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from e2llm.positions.placement import Placement
 
 GROUP_TABLES = "group_tables"
 """Argument of the base model's forward that its layers hand on to their attention."""
+Group = TypeVar("Group", int, np.ndarray)
 PAIRS = ("halves", "neighbours")
 """halves: channel j is turned with j + R/2 (Llama); neighbours: 2j with 2j + 1 (GLM, Cohere)."""
 
@@ -41,9 +42,9 @@ class Grouping(NamedTuple):
         return group_of_scale(scale, self.native_window, self.neighbours)
 
 
-def far_shift(neighbours: int, group: int) -> int:
+def far_shift(neighbours: int, group: Group) -> Group:
     """Places that a far query stands behind its group, so that far distances go on where near ones end (Sect. 3.2 of
-    arXiv 2401.01325)."""
+    arXiv 2401.01325). Of one group or of an array of them."""
     return neighbours - neighbours // group
 
 
@@ -93,7 +94,7 @@ def placed_groups(placements: Sequence[Placement], grouping: Grouping, device: t
     segments = np.stack([none[0] if f is None else f.segments for f in far])
     bias = np.stack([none[0] if f is None else f.bias for f in far]).astype(np.float32)
     groups = np.array([grouping.group(p.scale) for p in placements])
-    shift = np.array([far_shift(grouping.neighbours, int(group)) for group in groups])
+    shift = far_shift(grouping.neighbours, groups)
     grouped = positions // groups[:, None]
     inv_freq = sent(torch.tensor(grouping.inv_freq), device)
     return PlacedGroups(

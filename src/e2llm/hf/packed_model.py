@@ -2,13 +2,15 @@
 
 Flows in: an extended model, then steps of pieces with their scales. Flows out: logits of the tokens that are asked
 for. A model whose attention we would get wrong is refused when it is set up: its layers are watched in a forward pass,
-and the logits of a probe, packed in pieces at two scales, must be those of its own attention.
+and the logits of a probe, packed in pieces at two scales (where far keys stand in groups: with few near ones), must be
+those of its own attention.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -25,6 +27,8 @@ from e2llm.hf.rotary import unwrap
 # T = tokens of a step, V = vocabulary size
 
 PROBE_TOKENS = 24
+PROBE_NEIGHBOURS = 6
+"""At most, where far keys stand in groups: few enough for most of the probe's keys to be far."""
 _PROBE_TOLERANCE = {torch.float32: 2e-2, torch.float16: 0.05, torch.bfloat16: 0.15}
 _CPU_TOLERANCE = 1e-4
 """Relative distance of the probe's logits. On a CPU float32 is exact to 1e-6; on a GPU it may be tf32. A missing
@@ -38,8 +42,6 @@ class PackedModel:
     def __init__(self, model: Any, extension: Extension, *, kernels: bool = False) -> None:
         """`kernels`: the probe's single tokens go through them. Raises ValueError, naming the model type, for a model
         that we would not read as it reads itself."""
-        if extension.grouping is not None:
-            raise ValueError(f"method = 'self_extend': the batch engine does not know its attention; {_REMEDY}")
         self.model, self.extension, self.kernels = model, extension, kernels
         self._inner = cast(Any, unwrap(model))
         self.device: torch.device = self._inner.device
@@ -50,12 +52,13 @@ class PackedModel:
         self._own_attention: str = self._inner.config._attn_implementation
         self._takes_places = "logits_to_keep" in inspect.signature(self._inner.forward).parameters
         self._own_scale = extension.scale
-        probe, expected = self._own_logits()
-        AttentionInterface.register(ATTENTION, paged_attention)
-        self._inner.set_attn_implementation(ATTENTION)
         try:
-            self.shapes = self._watch(probe[0])
-            self._compare(probe, expected)
+            with self._few_neighbours():
+                probe, expected = self._own_logits()
+                AttentionInterface.register(ATTENTION, paged_attention)
+                self._inner.set_attn_implementation(ATTENTION)
+                self.shapes = self._watch(probe[0])
+                self._compare(probe, expected)
         except BaseException:
             self.restore()
             raise
@@ -106,15 +109,27 @@ class PackedModel:
         self.extension.set_scale(self._own_scale)
         return list(probe), expected
 
+    @contextlib.contextmanager
+    def _few_neighbours(self) -> Iterator[None]:
+        """Within it, far keys are nearer than they are, so that a short probe has some."""
+        own = self.extension.grouping
+        if own is not None:
+            self.extension.grouping = own._replace(neighbours=min(own.neighbours, PROBE_NEIGHBOURS))
+        try:
+            yield
+        finally:
+            self.extension.grouping = own
+            self.extension.set_scale(self._own_scale)  # its tables know the neighbours
+
     def _probe_scales(self) -> tuple[float, float]:
         return 1.0, min(2.0, self.extension.rope.max_scale or 2.0)
 
     @torch.no_grad()
     def _watch(self, ids: torch.Tensor) -> dict[int, LayerShape]:
         """What every layer keeps, seen in one forward pass."""
-        watcher = _Watcher()
+        watcher = _Watcher(grouped=self.extension.grouping is not None)
         try:
-            with attending(watcher):
+            with self.extension.using(None), attending(watcher):
                 self.model(input_ids=ids[None], use_cache=False)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise self._refusal(f"its attention cannot be paged ({error})") from error
@@ -124,6 +139,8 @@ class PackedModel:
             raise self._refusal(
                 f"{watcher.calls} of its {layers} layers take their attention from transformers' interface"
             )
+        if watcher.grouped and not watcher.plain:
+            raise self._refusal("method = 'self_extend' with softcap or sinks is not served in batches")
         types = getattr(config, "layer_types", None)
         window = getattr(config, "sliding_window", None)
         for layer, shape in watcher.shapes.items():
@@ -145,10 +162,13 @@ class PackedModel:
         for row, table in enumerate(tables if on_device is not None else []):
             on_device.set(row, table)  # type: ignore[union-attr]
         found: list[list[torch.Tensor]] = [[], []]
+        grouping = self.extension.grouping
         cuts = [0, 7, 8, 17, PROBE_TOKENS]
         for start, end in pairwise(cuts):
             singles = np.arange(2 if end - start == 1 else 0)
-            step = PackedStep(pages, [Piece(table, start, end - start) for table in tables], on_device, singles)
+            groups = [1 if grouping is None else grouping.group(scale) for scale in self._probe_scales()]
+            pieces = [Piece(table, start, end - start, group) for table, group in zip(tables, groups, strict=True)]
+            step = PackedStep(pages, pieces, on_device, singles, grouping)
             ids = torch.cat([row[start:end] for row in probe]).cpu().numpy()
             rows = np.repeat(np.arange(2), end - start)
             logits = self.logits(step, ids, self._probe_scales(), rows, range(2 * (end - start)))
@@ -167,9 +187,10 @@ class PackedModel:
 class _Watcher:
     """Notes what every layer asks for; answers zeros."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, grouped: bool) -> None:
         self.shapes: dict[int, LayerShape] = {}
         self.calls = 0
+        self.grouped, self.plain = grouped, True
 
     def attend(
         self,
@@ -181,5 +202,7 @@ class _Watcher:
         extras: Extras,
     ) -> torch.Tensor:
         self.calls += 1
-        self.shapes[layer] = LayerShape(key.shape[0], key.shape[-1], value.shape[-1], key.dtype, window)
+        self.plain = self.plain and extras.plain
+        far_dim = key.shape[-1] if self.grouped else 0
+        self.shapes[layer] = LayerShape(key.shape[0], key.shape[-1], value.shape[-1], key.dtype, window, far_dim)
         return value.new_zeros(query.shape[1], query.shape[0], value.shape[-1])

@@ -41,10 +41,17 @@ class LayerShape:
     dtype: torch.dtype
     sliding_window: int | None
     """Keys that a token sees, itself included; None: all."""
+    far_dim: int = 0
+    """Of the key turned on to its group's place (`hf.packed_groups`), as many as of the key; 0: there is none."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of one head: key, value and far key, in this order."""
+        return self.key_dim + self.value_dim + self.far_dim
 
     @property
     def token_bytes(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+        return self.kv_heads * self.width * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,24 @@ def attention(
     block = max(1, SCORE_ELEMENTS // (q[..., 0, 0].numel() * k.shape[-2]))
     parts = zip(q.split(block, dim=-2), _split(mask, queries, block), _split(sinks, queries, block), strict=True)
     return torch.cat([_by_hand(part, k, v, extras, its_mask, its_sinks) for part, its_mask, its_sinks in parts], dim=-2)
+
+
+def selected_attention(
+    q: torch.Tensor,
+    far_q: torch.Tensor,
+    k: torch.Tensor,
+    far_k: torch.Tensor,
+    v: torch.Tensor,
+    far: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """q, far_q (…, Q, D) over k, far_k, v (…, K, D): a key counts as `far_q` · `far_k` where `far` (bool) says so, else
+    as `q` · `k`; `mask` is additive. Scores are written out, in float32."""
+    scores = torch.where(far, far_q.float() @ far_k.float().mT, q.float() @ k.float().mT)
+    scores = scores * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = scores if mask is None else scores + mask
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 def _split(rows: torch.Tensor | None, queries: int, block: int) -> Sequence[torch.Tensor | None]:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from e2llm.hf.packed_groups import TokenGroups, Turns
 from e2llm.hf.paged import Extras, LayerShape
 
-# N = single tokens, H = query heads, G = key-value heads, D = head dim
+# N = single tokens, H = query heads, G = key-value heads, D = head dim, R = rotated channels
 
 FILL = 4
 """Programs a multiprocessor should have."""
@@ -53,27 +54,34 @@ def processors(device: torch.device) -> int:
     return CPU_PROCESSORS
 
 
-def most_items(tokens: int, kv_heads: int, device: torch.device) -> int:
-    """Pieces that `cut` makes of `tokens` tokens at most."""
-    return tokens + -(-FILL * processors(device) // kv_heads)
+def most_items(tokens: int, kv_heads: int, device: torch.device, *, grouped: bool = False) -> int:
+    """Pieces that `cut` makes of `tokens` tokens at most; `grouped`: whose far keys are cut apart."""
+    return tokens * (1 + grouped) + -(-FILL * processors(device) // kv_heads)
 
 
-def cut(lengths: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut(lengths: np.ndarray, most: int, far: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut tokens that see `lengths` (N,) keys into at most `most` pieces of one size (most > N).
 
     Items (most, 3) int32 (token, first key, end; token -1: none), and of each token its first item and their number,
-    (N,) int32 each. A length of 0 is an empty place.
+    (N,) int32 each. A length of 0 is an empty place. far: (N,) so many of the first keys are far ones, which share no
+    piece with the others (most > 2 N).
     """
-    size = max(SMALLEST_PIECE, -(-int(lengths.sum()) // (most - len(lengths))))
+    ends = lengths[:, None] if far is None else np.stack((far, lengths), axis=1)  # of each token's ranges
+    starts = np.zeros_like(ends)
+    starts[:, 1:] = ends[:, :-1]
+    tokens = np.repeat(np.arange(len(lengths)), ends.shape[1])
+    starts, ends = starts.reshape(-1), ends.reshape(-1)
+    size = max(SMALLEST_PIECE, -(-int(lengths.sum()) // (most - len(ends))))
     size = -(-size // 64) * 64
-    counts = -(-lengths // size)
+    counts = -(-(ends - starts) // size)
     firsts = np.cumsum(counts) - counts
     items = np.full((most, 3), -1, dtype=np.int32)
     made = int(counts.sum())
-    tokens = np.repeat(np.arange(len(lengths)), counts)
-    begins = (np.arange(made) - firsts[tokens]) * size
-    items[:made] = np.stack((tokens, begins, np.minimum(begins + size, lengths[tokens])), axis=1)
-    return items, firsts.astype(np.int32), counts.astype(np.int32)
+    ranges = np.repeat(np.arange(len(ends)), counts)
+    begins = starts[ranges] + (np.arange(made) - firsts[ranges]) * size
+    items[:made] = np.stack((tokens[ranges], begins, np.minimum(begins + size, ends[ranges])), axis=1)
+    by_token = counts.reshape(len(lengths), -1).sum(axis=1)
+    return items, (np.cumsum(by_token) - by_token).astype(np.int32), by_token.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -92,39 +100,58 @@ class Singles:
     """(N,) int32."""
     counts: torch.Tensor
     """(N,) int32."""
+    far: torch.Tensor | None = None
+    """(N,) int32, of `TokenGroups`; None: no key is far."""
+    by: torch.Tensor | None = None
+    """(N, 2) int32, of `TokenGroups`."""
 
 
-def pack(rows: np.ndarray, positions: np.ndarray, slots: np.ndarray, most: int) -> np.ndarray:
+def pack(
+    rows: np.ndarray, positions: np.ndarray, slots: np.ndarray, most: int, groups: TokenGroups | None = None
+) -> np.ndarray:
     """All of `Singles` and the positions as one array of int32, so that one transfer a step brings them over.
 
     rows, slots (N,); positions (N,), -1 for an empty place.
     """
-    items, firsts, counts = cut(positions + 1, most)
-    parts = (slots.astype(np.int64).view(np.int32), rows, positions + 1, firsts, counts, items.reshape(-1))
-    return np.concatenate([part.astype(np.int32, copy=False) for part in parts])
+    items, firsts, counts = cut(positions + 1, most, None if groups is None else groups.far)
+    parts = [slots.astype(np.int64).view(np.int32), rows, positions + 1, firsts, counts]
+    parts += [] if groups is None else [groups.far, groups.by.reshape(-1)]
+    return np.concatenate([part.astype(np.int32, copy=False) for part in (*parts, items.reshape(-1))])
 
 
-def unpack(packed: torch.Tensor, tokens: int) -> Singles:
-    """Views into what `pack` made, on whatever device it is now."""
+def unpack(packed: torch.Tensor, tokens: int, *, grouped: bool = False) -> Singles:
+    """Views into what `pack` made (with groups: `grouped`), on whatever device it is now."""
     slots, rest = packed[: 2 * tokens].view(torch.int64), packed[2 * tokens :]
     rows, lengths, firsts, counts = rest[: 4 * tokens].split(tokens)
-    return Singles(rows, lengths, slots, rest[4 * tokens :].view(-1, 3), firsts, counts)
+    rest, far, by = rest[4 * tokens :], None, None
+    if grouped:
+        far, by, rest = rest[:tokens], rest[tokens : 3 * tokens].view(-1, 2), rest[3 * tokens :]
+    return Singles(rows, lengths, slots, rest.view(-1, 3), firsts, counts, far, by)
 
 
-def write(store: torch.Tensor, shape: LayerShape, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
-    """key (N, G, D), value (N, G, D) of single tokens to their `slots` (N,) in `store` (pages, S, G, 2 D)."""
+def write(
+    store: torch.Tensor,
+    shape: LayerShape,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    slots: torch.Tensor,
+    turns: Turns | None = None,
+) -> None:
+    """key (N, G, D), value (N, G, D) of single tokens to their `slots` (N,) in `store` (pages, S, G, 2 D), and with
+    `turns` the far keys to where they belong."""
     from e2llm.hf import paged_kernels as kernels
 
     key, value = _last_dense(key), _last_dense(value)
     with device_of(store):
         kernels.write_keys[(key.shape[0], shape.kv_heads)](
-            *(key, value, store, slots),
+            *(key, value, store, slots, key if turns is None else turns.tables),
             *(key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
             *(store.stride(1), store.stride(2)),
             KEY_DIM=shape.key_dim,
             VALUE_DIM=shape.value_dim,
             KEY_BLOCK=tile_side(shape.key_dim, 1),
             VALUE_BLOCK=tile_side(shape.value_dim, 1),
+            **_grouped(turns),
             enable_fp_fusion=True,
         )
 
@@ -137,8 +164,12 @@ def attend(
     singles: Singles,
     window: int | None,
     extras: Extras,
+    turns: Turns | None = None,
 ) -> torch.Tensor:
-    """Single tokens' queries (N, H, D) over `store` (pages, S, G, 2 D) -> (N, H, D of values), contiguous."""
+    """Single tokens' queries (N, H, D) over `store` (pages, S, G, 2 D) -> (N, H, D of values), contiguous.
+
+    turns: of these tokens, where some of their keys are far ones; for layers without a sliding window.
+    """
     from e2llm.hf import paged_kernels as kernels
 
     query = _last_dense(query)
@@ -148,9 +179,10 @@ def attend(
     stat = torch.empty(items, heads, 2, dtype=torch.float32, device=query.device)
     out = torch.empty(tokens, heads, shape.value_dim, dtype=query.dtype, device=query.device)
     value_block = tile_side(shape.value_dim, 16)
+    of_groups = (stat, stat) if turns is None else (singles.far, turns.tables)
     with device_of(store):
         kernels.attend_items[(items, shape.kv_heads)](
-            *(query, store, tables, singles.rows, singles.lengths, singles.items, part, stat),
+            *(query, store, tables, singles.rows, singles.lengths, singles.items, *of_groups, part, stat),
             *(query.stride(0), query.stride(1), *store.stride()[:3], tables.stride(0)),
             query.shape[-1] ** -0.5 if extras.scaling is None else float(extras.scaling),
             extras.softcap or 1.0,
@@ -166,6 +198,7 @@ def attend(
             CAPPED=extras.softcap is not None,
             WINDOWED=window is not None,
             WIDEN=query.device.type == "cpu" and query.dtype == torch.bfloat16,
+            **_grouped(turns),
             **_tile(shape),
         )
         kernels.combine_items[(tokens, heads)](
@@ -179,6 +212,13 @@ def attend(
             enable_fp_fusion=True,
         )
     return out
+
+
+def _grouped(turns: Turns | None) -> dict[str, Any]:
+    """What kernels are compiled for."""
+    if turns is None:
+        return {"GROUPED": False, "PAIRS": 1, "INTERLEAVED": False}
+    return {"GROUPED": True, "PAIRS": turns.tables.shape[-1], "INTERLEAVED": turns.interleaved}
 
 
 def _tile(shape: LayerShape) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Triton kernels over paged keys: attention of single tokens, split over their keys; writing keys; turning them.
 
 Imported only where they are used: `triton` is not on every machine. Flows in: pointers, strides, sizes
-(`paged_decode.py` and `rerotate.py` launch). A page holds S tokens of G heads, a head's key and value side by side.
-Stored keys are rotated already, so no kernel that reads them knows a scale.
+(`paged_decode.py` and `rerotate.py` launch). A page holds S tokens of G heads, a head's key and value side by side,
+and behind them, where keys stand in groups, its far key. Stored keys are rotated already, so no kernel that reads them
+knows a scale.
 """
 
 from __future__ import annotations
@@ -14,13 +15,34 @@ import triton.language as tl
 
 
 @triton.jit
+def turned(x, place, channels, there, table, most, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """`x`, loaded from `place` + `channels` where `there`, in float32, with its first `most` channels (all that turn,
+    2 · PAIRS, or none) turned by `table` (cos, then sin)."""
+    if INTERLEAVED:
+        first = channels % 2 == 0
+        pair = channels // 2
+        others = tl.where(first, channels + 1, channels - 1)
+    else:
+        first = channels < PAIRS
+        pair = tl.where(first, channels, channels - PAIRS)
+        others = tl.where(first, channels + PAIRS, channels - PAIRS)
+    rotated = channels < most
+    cos = tl.load(table + pair, mask=rotated, other=1.0)
+    sin = tl.load(table + PAIRS + pair, mask=rotated, other=0.0)
+    y = tl.load(place + others, mask=there & rotated, other=0.0).to(tl.float32)
+    return x.to(tl.float32) * cos + y * tl.where(first, -sin, sin)
+
+
+@triton.jit
 def attend_items(
     query,  # (N, H, key dim)
-    store,  # (pages, S, G, key dim + value dim)
+    store,  # (pages, S, G, key dim + value dim + far key dim)
     tables,  # (rows, pages of a row) int32
     row_of,  # (N,) int32
     length_of,  # (N,) int32, keys that the token sees, itself included
     items,  # (items, 3) int32: token, first key, end; token -1 where there is no work
+    far_of,  # (N,) int32, so many of the first keys are far ones; an item is of one kind; or nothing
+    turns,  # (N, 4, PAIRS) float32: cos and sin of far keys, of far queries; or nothing
     part,  # (items, H, value dim) float32, out: sums of weighted values
     stat,  # (items, H, 2) float32, out: largest score, sum of weights
     query_n,
@@ -44,6 +66,9 @@ def attend_items(
     CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
     WIDEN: tl.constexpr,  # multiply in float32: the interpreter has no product of bfloat16
+    GROUPED: tl.constexpr,
+    PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):
     """One piece of one token's keys, for the R query heads that share a key head: a partial softmax."""
     item = tl.program_id(0)
@@ -61,8 +86,16 @@ def attend_items(
     key_channels = tl.arange(0, KEY_BLOCK)
     value_channels = tl.arange(0, VALUE_BLOCK)
     some = heads < R
-    place = query + token.to(tl.int64) * query_n + (group * R + heads)[:, None] * query_h + key_channels[None, :]
-    q = tl.load(place, mask=some[:, None] & (key_channels < KEY_DIM)[None, :], other=0.0)
+    place = query + token.to(tl.int64) * query_n + (group * R + heads)[:, None] * query_h
+    there = some[:, None] & (key_channels < KEY_DIM)[None, :]
+    q = tl.load(place + key_channels[None, :], mask=there, other=0.0)
+    key_offset = 0
+    if GROUPED:
+        far = first < tl.load(far_of + token)
+        key_offset = far.to(tl.int32) * (KEY_DIM + VALUE_DIM)
+        most = far.to(tl.int32) * (2 * PAIRS)
+        table = turns + (token.to(tl.int64) * 4 + 2) * PAIRS
+        q = turned(q, place, key_channels[None, :], there, table, most, PAIRS, INTERLEAVED).to(query.dtype.element_ty)
     if WIDEN:
         q = q.to(tl.float32)
 
@@ -75,7 +108,7 @@ def attend_items(
         page = tl.load(tables + row * table_stride + spots // S, mask=seen, other=0).to(tl.int64)
         base = store + page * page_stride + (spots % S) * token_stride + group * head_stride
         k = tl.load(
-            base[None, :] + key_channels[:, None],
+            base[None, :] + key_offset + key_channels[:, None],
             mask=(key_channels < KEY_DIM)[:, None] & seen[None, :],
             other=0,
         )
@@ -162,8 +195,9 @@ def combine_items(
 def write_keys(
     key,  # (N, G, key dim)
     value,  # (N, G, value dim)
-    store,  # (pages · S, G, key dim + value dim)
+    store,  # (pages · S, G, key dim + value dim + far key dim)
     slots,  # (N,) int64
+    turns,  # (N, 4, PAIRS) float32, as of `attend_items`; or nothing
     key_n,
     key_g,
     value_n,
@@ -174,14 +208,22 @@ def write_keys(
     VALUE_DIM: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
     VALUE_BLOCK: tl.constexpr,
+    GROUPED: tl.constexpr,
+    PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):
-    """One head of one token's key and value to its place in a page."""
+    """One head of one token's key and value, and of its far key, to its place in a page."""
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     target = store + tl.load(slots + token) * slot_stride + group * head_stride
     channels = tl.arange(0, KEY_BLOCK)
-    k = tl.load(key + token * key_n + group * key_g + channels, mask=channels < KEY_DIM, other=0)
+    place = key + token * key_n + group * key_g
+    k = tl.load(place + channels, mask=channels < KEY_DIM, other=0)
     tl.store(target + channels, k, mask=channels < KEY_DIM)
+    if GROUPED:
+        there = channels < KEY_DIM
+        far = turned(k, place, channels, there, turns + token * 4 * PAIRS, 2 * PAIRS, PAIRS, INTERLEAVED)
+        tl.store(target + KEY_DIM + VALUE_DIM + channels, far.to(store.dtype.element_ty), mask=there)
     channels = tl.arange(0, VALUE_BLOCK)
     v = tl.load(value + token * value_n + group * value_g + channels, mask=channels < VALUE_DIM, other=0)
     tl.store(target + KEY_DIM + channels, v, mask=channels < VALUE_DIM)

@@ -59,6 +59,11 @@ class Rerotation:
     """Turns cached pages of one engine. Raises ValueError for a model whose keys it cannot turn."""
 
     def __init__(self, packed: PackedModel, store: KeyValuePages) -> None:
+        if packed.extension.grouping is not None:
+            raise ValueError(
+                "method = 'self_extend': cached keys are not turned from one scale's groups to another's; leave "
+                "rerotate out: a conversation that outgrows its scale is then read again"
+            )
         self.packed, self.store = packed, store
         self.pairings = find_pairings(packed)
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -162,42 +162,70 @@ def _read_rows(
         causal = 1 < queries == keys
         found = scaled_dot_product_attention(query, key, value, attn_mask=order, is_causal=causal, scale=scale)
         return found.transpose(1, 2).contiguous()
-    far_key = key
+    far_query, far_key = query, key
     if tables is not None and keys > near:
         places = torch.arange(keys, device=key.device)
-        far_key = rotate(key.float(), places // group - places, tables.inv_freq, tables.pairs)
-        if softcap is None and not torch.is_grad_enabled() and _by_kernels(query, key, value, near):
-            far_query = _far_query(query, places[-queries:], tables, group).to(query.dtype)
-            key, far_key, value = (x.repeat_interleave(shared, 1) for x in (key, far_key.to(key.dtype), value))
-            found = grouped_attention(query, far_query, key, far_key, value, near, scale)
-            return found.transpose(1, 2).contiguous()
-    query = query.unflatten(1, (key.shape[1], shared))  # (B, G, H / G, Q, D)
+        by = places // group - places
+        far_key = rotate(key.float(), by, tables.inv_freq, tables.pairs)
+        by = by[-queries:] + far_shift(near, group)
+        far_query = rotate(query.float(), by, tables.inv_freq, tables.pairs)
+    return read_in_groups(query, far_query, key, far_key, value, near, scale, softcap)
+
+
+def read_in_groups(
+    query: torch.Tensor,
+    far_query: torch.Tensor,
+    key: torch.Tensor,
+    far_key: torch.Tensor,
+    value: torch.Tensor,
+    neighbours: int,
+    scale: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Queries (B, H, Q, D), the last Q of K places, over (B, G, K, D) -> (B, Q, H, D) of value's type.
+
+    A key nearer than `neighbours` counts as `query` · `key`, another as `far_query` · `far_key`, which may be of a
+    finer type than these. By kernels where they can, else scores are made for a block of queries at a time.
+    """
+    queries, keys, shared = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    added = _queries_to_add(query, key, value, neighbours)
+    if softcap is None and not torch.is_grad_enabled() and added is not None:
+        key, far_key, value = (x.to(value.dtype).repeat_interleave(shared, 1) for x in (key, far_key, value))
+        query, far_query = (pad(x.to(query.dtype), (0, 0, added, 0)) for x in (query, far_query))
+        found = grouped_attention(query, far_query, key, far_key, value, neighbours, scale)
+        return found[:, :, added:].transpose(1, 2).contiguous()
+    query, far_query = (x.unflatten(1, (key.shape[1], shared)) for x in (query, far_query))  # (B, G, H / G, Q, D)
     block = max(1, min(BLOCK_QUERIES, SCORE_ELEMENTS // (query[..., 0, 0].numel() * keys)))
-    blocks = zip(query.split(block, dim=3), range(keys - queries, keys, block), strict=True)
-    out = [_block(part, key, far_key, value, first, near, tables, group, scale, softcap) for part, first in blocks]
+    blocks = zip(
+        query.split(block, dim=3), far_query.split(block, dim=3), range(keys - queries, keys, block), strict=True
+    )
+    out = [
+        _block(part, far_part, key, far_key, value, first, neighbours, scale, softcap)
+        for part, far_part, first in blocks
+    ]
     return torch.cat(out, dim=3).flatten(1, 2).transpose(1, 2).contiguous()
 
 
-def _by_kernels(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, neighbours: int) -> bool:
-    fits = can_group(query.shape[2], key.shape[2], neighbours) and value.shape[-1] == key.shape[-1]
-    return fits and has_kernels(query)
-
-
-def _far_query(query: torch.Tensor, places: torch.Tensor, tables: GroupTables, group: int) -> torch.Tensor:
-    """float32 `query` (…, Q, D) of tokens at `places` (Q,), turned on to where far keys are seen from."""
-    by = places // group + far_shift(tables.neighbours, group) - places
-    return rotate(query.float(), by, tables.inv_freq, tables.pairs)
+def _queries_to_add(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, neighbours: int) -> int | None:
+    """Queries before the first with which kernels can read these; None where they cannot, or where they would read more
+    that nobody asked for than what is asked for (on a CPU scores then cost less)."""
+    queries, keys = query.shape[2], key.shape[2]
+    if keys <= neighbours or value.shape[-1] != key.shape[-1] or not has_kernels(query):
+        return None
+    if can_group(queries, keys, neighbours):
+        return 0
+    before = keys - queries
+    return before if 1 < queries and before <= queries else None
 
 
 def _block(
     query: torch.Tensor,
+    far_query: torch.Tensor,
     key: torch.Tensor,
     far_key: torch.Tensor,
     value: torch.Tensor,
     first: int,
     neighbours: int,
-    tables: GroupTables | None,
-    group: int,
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
@@ -218,8 +246,7 @@ def _block(
     distance = places - torch.arange(begin, last, device=query.device)
     found = near.masked_fill_((distance < 0) | (distance >= neighbours), float("-inf"))
     if far_keys:
-        assert tables is not None, "without tables every key is near"
-        far = scores(_far_query(query, places[:, 0], tables, group), far_key[:, :, :far_keys])
+        far = scores(far_query, far_key[:, :, :far_keys])
         edge = torch.arange(begin, far_keys, device=query.device)  # keys before it are far from all of these queries
         far[..., begin:].masked_fill_(places - edge < neighbours, float("-inf"))
         found = torch.cat((far, near), dim=-1)
