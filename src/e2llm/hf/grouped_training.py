@@ -40,7 +40,7 @@ CHOSEN: dict[str, Tile] = {}
 _TRITON = importlib.util.find_spec("triton") is not None
 _ROOM = 200 * 1024  # bytes of shared memory that a program of large tiles may need
 _LARGE = {
-    (2, 64): (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 2)),
+    (2, 64): (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
     (2, 128): (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
     (2, 256): (Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Tile(32, 64, 8, 2)),
     (4, 64): (Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(32, 64, 4, 2)),
