@@ -134,7 +134,7 @@ def back_to_queries(
     """A block of one head's queries, as in `attend`."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     row = (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
+    head = (tl.program_id(1) % H).to(tl.int64)
     start = block * QUERIES
     queries = start + tl.arange(0, QUERIES)
     there = queries < tokens
@@ -317,7 +317,7 @@ def back_to_keys(
     """A block of one key head over the queries from itself on, of all heads that share it."""
     block = tl.program_id(0)
     row = (tl.program_id(1) // G).to(tl.int64)
-    shared = tl.program_id(1) % G
+    shared = (tl.program_id(1) % G).to(tl.int64)
     start = block * KEYS
     keys = start + tl.arange(0, KEYS)
     there = keys < tokens

@@ -211,7 +211,7 @@ def attend(
     """A block of one head's queries over the keys up to itself. The longest blocks start first."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     row = (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
+    head = (tl.program_id(1) % H).to(tl.int64)
     start = block * QUERIES
     queries = start + tl.arange(0, QUERIES)
     there = queries < tokens
