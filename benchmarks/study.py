@@ -151,7 +151,8 @@ class Study:
         if extended:
             install(model, method="self_extend")
         else:
-            install(model, method=recipe.method, attention=recipe.attention)
+            near = recipe.neighbours or None
+            install(model, method=recipe.method, attention=recipe.attention, neighbours=near)
 
     def measure(self, run: Run) -> list[Record]:
         """Perplexity at every window, pass keys in the first corpus's documents, of the weights that the recipe saves

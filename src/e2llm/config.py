@@ -37,7 +37,9 @@ class Recipe:
     """Seed of scales, placements and adapters. With the sample's index it decides every draw; the order of windows and
     what is held out follow data.seed."""
     method: Method = "yarn"
-    """Frequency method that is trained."""
+    """Frequency method that is trained; with self_extend the scale is that of far keys' groups instead."""
+    neighbours: int = 0
+    """Method self_extend: tokens that keep their distance; 0: a quarter of the native window."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scales: ScalesConfig = field(default_factory=ScalesConfig)
@@ -63,6 +65,8 @@ class Recipe:
             self._check_offloaded()
         if self.method == "self_extend":
             self._check_grouped()
+        text = f"only method self_extend has them, not {self.method}: leave it out"
+        require(self.neighbours == 0 or self.method == "self_extend", "neighbours", self.neighbours, text)
         split = self.train.optimizer == "adamw_split"
         low_precision = self.model.dtype in ("bfloat16", "float16")
         require(
@@ -168,6 +172,7 @@ class Recipe:
         )
 
     def _check_grouped(self) -> None:
+        require(self.neighbours >= 0, "neighbours", self.neighbours, "use tokens, or 0 for a quarter of the window")
         name, value, own = "method", self.method, self.model.attn_implementation
         text = f"brings its own attention: leave model.attn_implementation = {own} out"
         require(own in (None, "sdpa"), name, value, text)

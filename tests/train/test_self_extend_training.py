@@ -85,6 +85,16 @@ def test_the_checkpoint_is_read_as_it_was_trained(trained: Path) -> None:
     assert all((logits[a] - logits[b]).abs().max() > 1e-5 for a, b in ((1, 4), (4, 8), (1, 8)))
 
 
+def test_neighbours_of_a_recipe(base: Path, tmp_path: Path) -> None:
+    result = train(small(base, tmp_path / "run", *GROUPED, "neighbours=9", "train.steps=1"), quiet=True)
+    model, _, info = load_model(str(result.model_folder))
+    extension = get_extension(model)
+    assert info is not None and extension is not None and info.neighbours == extension.neighbours == 9
+    with pytest.raises(ValueError, match="neighbours = 64: use at least 1 and less than the native window"):
+        train(small(base, tmp_path / "other", *GROUPED, "neighbours=64"), quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
 def test_other_trainers_draw_groups_too(base: Path, tmp_path: Path) -> None:
     model, tokenizer, _ = load_model(str(base / "model"), method="none")
     e2llm.restore(model)
@@ -117,12 +127,14 @@ def test_other_trainers_draw_groups_too(base: Path, tmp_path: Path) -> None:
     [
         ("data.document_mask=true", "method = 'self_extend': reads one document a row"),
         ("distributed.strategy=fsdp2", "method = 'self_extend': needs whole layers, not distributed.strategy = fsdp2"),
+        ("neighbours=-1", "neighbours = -1: use tokens, or 0"),
+        ("method=yarn neighbours=8", "neighbours = 8: only method self_extend has them, not yarn"),
         ("model.attn_implementation=eager", "method = 'self_extend': brings its own attention"),
     ],
 )
 def test_recipes_that_cannot_be(more: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_recipe("recommended", [*GROUPED, more])
+        load_recipe("recommended", [*GROUPED, *more.split(" ")])
 
 
 def test_other_runtimes_are_refused_beyond_the_native_window(trained: Path, tmp_path: Path) -> None:

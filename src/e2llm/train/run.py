@@ -98,6 +98,7 @@ def train(
         method=recipe.method,
         native_window=recipe.model.native_window,
         attention=recipe.attention,
+        neighbours=recipe.neighbours or None,
         once=distributed.reads_once(recipe, processes),
     )
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():  # the others find its cache
@@ -126,7 +127,9 @@ def train_loaded(
     another extension, for weights that are elsewhere, and where the run folder holds a run.
     """
     extension = get_extension(model)
-    if extension is None or (extension.method, extension.attention) != (recipe.method, recipe.attention):
+    own = None if extension is None else (extension.method, extension.attention)
+    other = extension is not None and recipe.neighbours not in (0, extension.neighbours)
+    if own != (recipe.method, recipe.attention) or other:
         raise ValueError(f"model: its extension is {extension!r}; install it with {recipe.method!r} and its slopes")
     folder = recipe.run_folder
     if recipe.model.offload != "none":

@@ -37,4 +37,5 @@ def check_unloaded(recipe: Recipe) -> None:
         method=recipe.method,
         native_window=model.native_window,
         attention=recipe.attention,
+        neighbours=recipe.neighbours or None,
     )
