@@ -32,6 +32,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "adapters": ("lora.rank=4",),
     "distilled": ("train.distill=0.5",),
     "compiled": ("train.compile=layers",),
+    "autocast": ("train.precision=bfloat16",),
 }
 
 

@@ -102,9 +102,10 @@ def _placed(
     """(B, H, T, D) of training windows, which may be longer than what is read of them."""
     tokens = query.shape[2]
     cos, sin = (table[:, :, :tokens] for table in tables.of_queries)
-    far_query = turned(query.float(), cos, sin, tables.pairs).to(query.dtype)
+    number = value.dtype  # autocast leaves what was rotated in float32
+    far_query, query = turned(query.float(), cos, sin, tables.pairs).to(number), query.to(number)
     cos, sin = (table[:, :, :tokens] for table in tables.of_keys)
-    far_key = turned(key.float(), cos, sin, tables.pairs).to(key.dtype)
+    far_key, key = turned(key.float(), cos, sin, tables.pairs).to(number), key.to(number)
     positions, segments, bias = (t[:, :tokens] for t in (tables.positions, tables.segments, tables.bias))
     rows = (positions, tables.groups, segments, bias, tables.leading, tables.neighbours)
     return grouped_training(query, far_query, key, far_key, value, *rows, scale)
@@ -124,6 +125,7 @@ def _read(
     watched = _WATCHED.get()
     if watched is not None:
         watched.append((query, tables is not None))
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what was rotated in float32
     groups = [1] if tables is None else tables.groups.tolist()
     if len(groups) not in (1, query.shape[0]):
         raise ValueError(
