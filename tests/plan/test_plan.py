@@ -19,7 +19,6 @@ from e2llm.cli import main
 from e2llm.config import Recipe, load_recipe
 from e2llm.hf import CheckpointInfo
 from e2llm.plan.checks import warnings_of
-from e2llm.plan.facts import serving_facts
 from e2llm.plan.memory import RECOMPUTED, UNCOMPILED, layer_bytes, trained_parameters, training_memory, training_peak
 from e2llm.plan.shape import cache_bytes, shape_of
 from e2llm.plan.speed import GPUS, Work, flops_per_token, work_of
@@ -48,14 +47,6 @@ def test_a_sliding_window_bounds_its_layers_cache() -> None:
     shape = shape_of(tiny_config("gemma3_text", sliding_window=16))
     one = 2 * shape.num_key_channels * 2
     assert cache_bytes(shape, 1000) == one * (16 + 1000)
-
-
-def test_far_keys_are_kept_beside_keys() -> None:
-    shape = shape_of(tiny_config("llama"))
-    plain, grouped = (serving_facts(shape, recipe(f"method={method}"), None) for method in ("yarn", "self_extend"))
-    assert plain
-    for one, other in zip(plain, grouped, strict=True):
-        assert 3 * one["cache_bytes"] == 2 * other["cache_bytes"]
 
 
 @pytest.mark.parametrize("targets", [(), ("q_proj", "v_proj")])

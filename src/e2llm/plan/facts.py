@@ -93,12 +93,11 @@ def serving_facts(shape: Shape, recipe: Recipe, info: CheckpointInfo | None) -> 
     if not native:
         return []
     most, schedule = recipe.scales.max_scale, parse_schedule([])
-    far_keys = (recipe.method if info is None else info.method) == "self_extend"
     if info is not None:
         native, most, schedule = info.native_window, info.max_scale, parse_schedule(info.schedule)
     rows, window = [], native
     while window <= native * most:
         scale = choose_scale(window, native, max_scale=most, schedule=schedule).scale
-        rows.append({"window": window, "scale": scale, "cache_bytes": cache_bytes(shape, window, far_keys=far_keys)})
+        rows.append({"window": window, "scale": scale, "cache_bytes": cache_bytes(shape, window)})
         window *= 2
     return rows

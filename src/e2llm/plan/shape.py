@@ -97,9 +97,8 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     )
 
 
-def cache_bytes(shape: Shape, window: int, bytes_per_number: int = 2, *, far_keys: bool = False) -> int:
-    """Keys and values of one request that fills `window` tokens. `far_keys`: the serving engine keeps each key a second
-    time, as the far key that method self_extend sees."""
+def cache_bytes(shape: Shape, window: int, bytes_per_number: int = 2) -> int:
+    """Keys and values of one request that fills `window` tokens."""
     limits = shape.sliding_windows or (None,) * shape.num_layers
     tokens = sum(min(window, limit or window) for limit in limits)
-    return (2 + far_keys) * tokens * shape.num_key_channels * bytes_per_number
+    return 2 * tokens * shape.num_key_channels * bytes_per_number
