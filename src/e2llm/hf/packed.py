@@ -190,15 +190,15 @@ class PackedStep:
         kept = store.index_select(0, singles.table).view(count, -1, shape.kv_heads, store.shape[-1])
         kept = kept[:, singles.keys].transpose(1, 2)
         key, value, far_key = kept.split((shape.key_dim, shape.value_dim, shape.far_dim), dim=-1)
-        grouped = self._by_key_head(query, shape)
+        queries = self._by_key_head(query, shape)
         if singles.far is not None:
             far_query = self._by_key_head(self._far_query(query, singles.first), shape)
             found = selected_attention(
-                grouped, far_query, key, far_key, value, singles.far, singles.mask, extras.scaling
+                queries, far_query, key, far_key, value, singles.far, singles.mask, extras.scaling
             )
             return found.reshape(count, query.shape[0], -1)
         sinks = None if extras.sinks is None else extras.sinks.view(1, shape.kv_heads, -1, 1)
-        found = attention(grouped, key, value, extras, mask=singles.mask, sinks=sinks)
+        found = attention(queries, key, value, extras, mask=singles.mask, sinks=sinks)
         return found.reshape(count, query.shape[0], -1)
 
     def _attend_chunk(
@@ -224,9 +224,9 @@ class PackedStep:
             return found[0]
         shared = query.shape[0] // shape.kv_heads
         key, value = (t.transpose(0, 1)[:, None].expand(-1, shared, -1, -1) for t in (key, value))
-        grouped = query.reshape(shape.kv_heads, shared, chunk.count, -1)
+        queries = query.reshape(shape.kv_heads, shared, chunk.count, -1)
         sinks = None if extras.sinks is None else extras.sinks.view(shape.kv_heads, shared, 1, 1)
-        found = attention(grouped, key, value, extras, mask=chunk.mask, causal=chunk.mask is None, sinks=sinks)
+        found = attention(queries, key, value, extras, mask=chunk.mask, causal=chunk.mask is None, sinks=sinks)
         return found.flatten(0, 1).transpose(0, 1)
 
     def _by_key_head(self, query: torch.Tensor, shape: LayerShape) -> torch.Tensor:
@@ -281,8 +281,8 @@ class PackedStep:
         if len(group) == 1:
             offset, end = first_pages[0] * size, group[0].start + 1
             first = 0 if window is None else max(0, end - window)
-            far = self._far(group, torch.arange(first, end, device=self.pages.device)[None])
-            return _Singles(place, 1, self._device(tables[0].copy()), None, slice(first - offset, end - offset), far)
+            seen = slice(first - offset, end - offset)
+            return _Singles(place, 1, self._device(tables[0].copy()), None, seen, self._far(group, end))
         width = max(len(table) for table in tables)
         padded = np.full((len(group), width), NULL_PAGE, dtype=np.int64)
         for row, table in zip(padded, tables, strict=True):
@@ -290,13 +290,15 @@ class PackedStep:
         starts = self._device(np.array([piece.start for piece in group]))[:, None]
         keys = self._device(np.array(first_pages) * size)[:, None] + torch.arange(width * size, device=starts.device)
         mask = _additive(keys, starts, window, dtype)[:, None, None]
-        far = self._far(group, keys)
+        far = self._far(group, width * size)
         return _Singles(place, len(group), self._device(padded.reshape(-1)), mask, slice(None), far)
 
-    def _far(self, group: list[Piece], keys: torch.Tensor) -> torch.Tensor | None:
-        """Which of `keys` (pieces or 1, K), by position, are far ones, (pieces, 1, 1, K); None where none is."""
+    def _far(self, group: list[Piece], keys: int) -> torch.Tensor | None:
+        """Which of the first `keys` keys are far ones, (pieces, 1, 1, K); None where none is."""
         far = np.array([self._far_keys(piece) for piece in group])
-        return (keys < self._device(far)[:, None])[:, None, None] if far.any() else None
+        if not far.any():
+            return None
+        return torch.arange(keys, device=self.pages.device) < self._device(far)[:, None, None, None]
 
     def _chunk(self, piece: Piece, place: int, window: int | None, plain: bool, dtype: torch.dtype) -> _Chunk:
         size, device = self.pages.page_tokens, self.pages.device
