@@ -37,7 +37,6 @@ from e2llm.evaluate.config import EvaluateConfig
         ({"depths": (0.5, 1.1)}, r"depths = \[0\.5, 1\.1\]"),
         ({"depths": (0, 0.5), "protocols": ("whole",)}, "depths: pass_key and uuid_kv alone read it"),
         ({"neighbours": 8}, "self_extend"),
-        ({"method": "self_extend", "protocols": ("attention",)}, "protocols: attention watches the model's own"),
         ({"out": ""}, "out"),
     ],
 )

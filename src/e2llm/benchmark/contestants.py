@@ -163,7 +163,7 @@ def decode(engine: BatchEngine, prompts: Sequence[tuple[int, ...]]) -> Round:
     # In the middle of what was counted a request has written what came before, and half of it.
     written = sum(sum(at <= begin for at in times) for times in arrivals) / count
     keys = count * (length + written + statistics.mean(counted) / 2)
-    bytes_a_step = weight_bytes(engine.model) + keys * engine.token_bytes
+    bytes_a_step = weight_bytes(engine.model) + keys * engine.read_bytes
     bandwidth = copy_bandwidth(engine.model.device)
     return {
         "output_tokens_per_second": speed,

@@ -105,6 +105,7 @@ class BatchEngine:
         self._ends = end_tokens(model, tokenizer)
         self._share = prefix_cache
         self._packed = packed = PackedModel(model, self.extension, kernels=kernels)
+        self.read_bytes = packed.read_bytes
         largest = int(self.native_window * self.max_scale)
         try:
             num_pages = kv_pages(

@@ -104,11 +104,6 @@ class EvaluateConfig:
         self._check_read()
         self._check_depths()
         check_neighbours_named(self.method, self.neighbours)
-        if self.method == "self_extend" and "attention" in self.protocols:
-            raise ValueError(
-                "protocols: attention watches the model's own attention, and self_extend puts another in its place; "
-                "leave attention out, or name another method"
-            )
         if self.compile not in ("none", "layers"):
             raise ValueError(f"compile = {self.compile!r}: use 'none' or 'layers'")
         if not self.out:

@@ -16,8 +16,10 @@ from typing import Any, cast
 import torch
 from transformers import AttentionInterface
 
+from e2llm.hf.group_tables import GroupTables
 from e2llm.hf.paged import HARMLESS
 from e2llm.hf.rotary import unwrap
+from e2llm.hf.self_extend import in_groups
 
 # H = query heads, G = key-value heads, K = keys, D = head dim
 
@@ -64,6 +66,7 @@ def observed_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    group_tables: GroupTables | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention signature for one token: query (1, H, 1, D), key and value (1, G, K, D) -> (1, 1, H, D).
@@ -80,8 +83,11 @@ def observed_attention(
         what = ", ".join(unknown) or "a mask, dropout, several rows or several tokens at once"
         raise ValueError(f"{type(module).__name__} asks its watched attention for {what}")
     heads, keys = query.shape[1], key.shape[2]
-    grouped = query[0, :, 0].view(key.shape[1], heads // key.shape[1], -1).float()
-    scores = (grouped @ key[0].float().transpose(-1, -2)).reshape(heads, keys)
+    scores = _scores(query, key)
+    group, near = (1, keys) if group_tables is None else (int(group_tables.groups[0]), group_tables.neighbours)
+    if group_tables is not None and group > 1 and keys > near:
+        far = _scores(*in_groups(query, key, group_tables, group))
+        scores[:, : keys - near] = far[:, : keys - near]
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
@@ -93,3 +99,10 @@ def observed_attention(
     onlooker(int(module.layer_idx), weights)
     found = weights.view(key.shape[1], -1, keys) @ value[0].float()
     return found.reshape(1, 1, heads, -1).to(query.dtype), None
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """(H, K) float32, before they are scaled."""
+    heads, keys = query.shape[1], key.shape[2]
+    grouped = query[0, :, 0].view(key.shape[1], heads // key.shape[1], -1).float()
+    return (grouped @ key[0].float().transpose(-1, -2)).reshape(heads, keys)

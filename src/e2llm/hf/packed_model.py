@@ -68,6 +68,11 @@ class PackedModel:
         """Bytes that one token's keys and values take in all layers."""
         return sum(shape.token_bytes for shape in self.shapes.values())
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of them that a later token reads: of a key that has a far key beside it, the one or the other."""
+        return sum(s.kv_heads * (s.key_dim + s.value_dim) * s.dtype.itemsize for s in self.shapes.values())
+
     def restore(self) -> None:
         """The model's own attention again, at the scale it had."""
         self._inner.set_attn_implementation(self._own_attention)

@@ -166,12 +166,20 @@ def _read_rows(
         return found.transpose(1, 2).contiguous()
     far_query, far_key = query, key
     if tables is not None and keys > near:
-        places = torch.arange(keys, device=key.device)
-        by = places // group - places
-        far_key = rotate(key.float(), by, tables.inv_freq, tables.pairs)
-        by = by[-queries:] + far_shift(near, group)
-        far_query = rotate(query.float(), by, tables.inv_freq, tables.pairs)
+        far_query, far_key = in_groups(query, key, tables, group)
     return read_in_groups(query, far_query, key, far_key, value, near, scale, softcap)
+
+
+def in_groups(
+    query: torch.Tensor, key: torch.Tensor, tables: GroupTables, group: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries (…, Q, D) of the last of K tokens and keys (…, K, D), float32, as far ones: turned on from their own
+    places to those of their groups."""
+    places = torch.arange(key.shape[-2], device=key.device)
+    by = places // group - places
+    far_key = rotate(key.float(), by, tables.inv_freq, tables.pairs)
+    by = by[-query.shape[-2] :] + far_shift(tables.neighbours, group)
+    return rotate(query.float(), by, tables.inv_freq, tables.pairs), far_key
 
 
 def read_in_groups(
