@@ -178,9 +178,6 @@ class Recipe:
         require(own in (None, "sdpa"), name, value, text)
         text = "reads one document a row: use data.document_mask = false"
         require(not self.data.document_mask, name, value, text)
-        strategy, parallel = self.distributed.strategy, self.distributed.tensor_parallel
-        text = f"needs whole layers, not distributed.strategy = {strategy}, tensor_parallel = {parallel}; use ddp"
-        require(strategy in ("none", "ddp") and parallel == 1, name, value, text)
 
     @property
     def weighs_by_channels(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from processes import placement_key, run, seen, seen_file, torchrun
 from tiny_run import WINDOW, logged, make_base, small, weights, write
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from e2llm.config import Recipe
 from e2llm.positions.placement import PositionSampler
@@ -142,6 +142,27 @@ def test_layers_that_are_compiled_and_recomputed(base: Path, tmp_path: Path) -> 
         for key in ("loss", "grad_norm"):
             expected = logged(tmp_path / "full", key)
             assert len(expected) == 6 and logged(tmp_path / kind, key) == pytest.approx(expected, rel=1e-4), kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind_of_model", ["llama", "glm"])
+def test_groups_are_those_of_one_process(kind_of_model: str, tmp_path: Path) -> None:
+    """Under fsdp2 the first process says how the model pairs channels: the others have no weights to try it with."""
+    (tmp_path / "base").mkdir()
+    base = make_base(tmp_path / "base")
+    if kind_of_model == "glm":  # neighbouring channels are a pair
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300, "head_dim": 16}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+        config = AutoConfig.for_model("glm", **sizes, **heads, pad_token_id=0, eos_token_id=0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(base / "model")
+    grouped = (*BATCH, *TIGHT, "method=self_extend", "attention.slope=0", "placement.max_jumps=3")
+    train(small(base, tmp_path / "full", *grouped), quiet=True)
+    kinds = ("ddp", "fsdp2")
+    torchrun(2, *(write(base, tmp_path, kind, *grouped, f"distributed.strategy={kind}") for kind in kinds))
+    for kind in kinds:
+        check_same_run(tmp_path, kind)
+    train(small(base, tmp_path / "plain", *BATCH, *TIGHT, "placement.max_jumps=3"), quiet=True)
+    assert logged(tmp_path / "plain", "loss") != logged(tmp_path / "full", "loss")
 
 
 @pytest.mark.slow

@@ -115,6 +115,15 @@ def test_groups_beside_each_other_and_checkpoints_of_and_for_plain_fsdp2(base: P
         check_same_run(runs / name, runs / "one")
 
 
+@pytest.mark.slow
+@processes
+def test_groups_with_half_of_the_heads_each(base: Path, tmp_path: Path) -> None:
+    grouped = (*BATCH, "method=self_extend", "attention.slope=0", "placement.max_jumps=3")
+    train(small(base, tmp_path / "one", *grouped), quiet=True)
+    torchrun(2, write(base, tmp_path, "two", *grouped, *TENSOR))
+    check_same_run(tmp_path / "two", tmp_path / "one")
+
+
 CONFIG: dict[str, Any] = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300, "head_dim": 8},
     **{"max_position_embeddings": 64, "eos_token_id": 0, "bos_token_id": None, "tie_word_embeddings": True, **HEADS},

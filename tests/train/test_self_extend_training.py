@@ -127,7 +127,6 @@ def test_other_trainers_draw_groups_too(base: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ("data.document_mask=true", "method = 'self_extend': reads one document a row"),
-        ("distributed.strategy=fsdp2", "method = 'self_extend': needs whole layers, not distributed.strategy = fsdp2"),
         ("neighbours=-1", "neighbours = -1: use tokens, or 0"),
         ("method=yarn neighbours=8", "neighbours = 8: only method self_extend has them, not yarn"),
         ("model.attn_implementation=eager", "method = 'self_extend': brings its own attention"),

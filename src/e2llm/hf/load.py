@@ -20,7 +20,7 @@ from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.hf.extended import extend_as_told
 from e2llm.hf.extension import get_extension
 from e2llm.hf.packages import check_attention
-from e2llm.hf.read_once import read_once
+from e2llm.hf.read_once import as_first, read_once
 from e2llm.hf.rotary import unwrap
 from e2llm.positions.attention import AttentionConfig
 
@@ -178,7 +178,12 @@ def load_model(
     model = (read_once(read, lambda: _build_empty(base or name, arguments)) if once else read()).eval()
     info = load_info(name)
     read_as = functools.partial(extend_as_told, method=method, native_window=native_window, attention=attention)
-    read_as(model, name, info, neighbours=neighbours)
+    extend = functools.partial(read_as, model, name, info, neighbours=neighbours)
+    if once:  # who has no weights cannot try how a model pairs channels
+        extension, grouping = as_first(extend, lambda found: found.grouping)
+        extension.grouping = grouping
+    else:
+        extend()
     return model, load_tokenizer(name, trust_remote_code=trust_remote_code), info
 
 

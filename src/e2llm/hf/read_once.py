@@ -40,6 +40,20 @@ def read_once(read: Callable[[], Any], build: Callable[[], Any]) -> Any:
     return model
 
 
+def as_first(do: Callable[[], Any], say: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """`do()` in every process, and what the first one says of what it got: a meeting of all. Raises ValueError in every
+    process where the first one's `do` did."""
+    try:
+        found = do()
+    except ValueError as error:
+        _tell({"error": str(error)})
+        raise
+    told = _tell({"said": say(found)})
+    if "error" in told:
+        raise ValueError(told["error"])
+    return found, told["said"]
+
+
 def _empty(build: Callable[[], Any]) -> Any:
     with torch.device("meta"):
         return build()
