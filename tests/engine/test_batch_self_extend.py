@@ -29,7 +29,8 @@ LONG_ANSWERS = [Request(prompt_ids=prompt(n, n), max_new_tokens=45, scale=s) for
 
 @functools.cache
 def model_of(model_type: str) -> Any:
-    model: Any = tiny_model(model_type, **NO_END)
+    local = {"sliding_window": 16} if model_type == "gemma3_text" else {}
+    model: Any = tiny_model(model_type, **local, **NO_END)
     model.generation_config.eos_token_id = None
     install(model, method="self_extend", native_window=WINDOW, neighbours=NEIGHBOURS)
     return model
@@ -91,7 +92,7 @@ def test_mixed_batches(options: dict[str, Any]) -> None:
     check("llama", found)
 
 
-@pytest.mark.parametrize("model_type", ["glm", "gpt_neox", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["glm", "gpt_neox", "qwen3", "qwen3_moe", "gemma3_text"])
 def test_families(model_type: str) -> None:
     with serving(model_type, chunk_tokens=77) as engine:
         found = served(engine, mixed_requests()[::2])
@@ -151,7 +152,7 @@ def test_with_kernels_interpreted() -> None:
 
 
 @needs_interpreter
-@pytest.mark.parametrize("model_type", ["llama", "glm"])
+@pytest.mark.parametrize("model_type", ["llama", "glm", "gemma3_text"])
 def test_kernels_change_nothing(model_type: str) -> None:
     options: dict[str, Any] = {"run_ahead": True, "chunk_tokens": 133, "page_tokens": 8}
     with serving(model_type, attention="kernels", **options) as engine:

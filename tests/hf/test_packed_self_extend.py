@@ -30,7 +30,8 @@ CPU = torch.device("cpu")
 
 
 def extended(name: str = "llama", neighbours: int = NEIGHBOURS, **options: Any) -> tuple[Any, Extension]:
-    model = tiny_model(name, **options)
+    local = {"sliding_window": 16} if name == "gemma3_text" else {}
+    model = tiny_model(name, **local, **options)
     return model, install(model, method="self_extend", native_window=WINDOW, neighbours=neighbours)
 
 
@@ -103,7 +104,7 @@ def read_in_cuts(name: str, *, kernels: bool = False, neighbours: int = NEIGHBOU
 
 
 @pytest.mark.parametrize("neighbours", [1, NEIGHBOURS, 16, 63])
-@pytest.mark.parametrize("name", ["llama", "glm", "gpt_neox", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "glm", "gpt_neox", "qwen3", "gemma3_text"])
 def test_pieces_of_any_length_at_any_scale(name: str, neighbours: int) -> None:
     """Partial rotary, interleaved channels, query norms; groups from 1 to many in one row."""
     read_in_cuts(name, neighbours=neighbours).check()
@@ -151,7 +152,7 @@ def test_with_kernels_interpreted() -> None:
 
 
 @needs_interpreter
-@pytest.mark.parametrize("name", ["llama", "glm", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "glm", "gpt_neox", "gemma3_text"])
 def test_single_tokens_by_kernels(name: str) -> None:
     read_in_cuts(name, kernels=True).check()
 

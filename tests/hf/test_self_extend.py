@@ -184,10 +184,76 @@ def test_the_group_is_the_smallest_that_holds_the_window() -> None:
     assert group_of_scale(0.1 * 30, 1000, 250) == group_of(3000, 1000, 250)  # 3.0000000000000004
 
 
+def gemma(**more: Any) -> Any:
+    return tiny_model("gemma3_text", sliding_window=16, **more)
+
+
+def only_full_layers(model: Any) -> Any:
+    """A Gemma of layers of full attention alone, with the weights of one whose first layer is local."""
+    other = tiny_model("gemma3_text", layer_types=["full_attention"] * 2)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@torch.no_grad()
+def test_local_layers_stay_as_they_were() -> None:
+    model = gemma()
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    ids = token_ids(2, 100)
+    own = model(input_ids=ids).logits
+    extension = extended(model)
+    torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=1e-4, atol=1e-4)
+    extension.set_scale(4)
+    found = model(input_ids=ids).logits
+    assert (found - own).abs().max() > 1e-3
+    mask = torch.ones_like(ids)
+    mask[1, 80:] = 0
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits[1, :80], found[1, :80])
+    padded, mask = torch.cat((ids.new_zeros(2, 9), ids), 1), torch.cat((ids.new_zeros(2, 9), torch.ones_like(ids)), 1)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    before = model(input_ids=padded, attention_mask=mask, position_ids=places).logits[:, 9:]
+    torch.testing.assert_close(before, found, rtol=1e-4, atol=1e-4)
+    whole = Engine(model, None).prefill(ids[0].tolist())[0]
+    chunked = Engine(model, None, chunk_tokens=17).prefill(ids[0].tolist())[0]  # over a cache that forgets
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-4)
+    # The second layer is grouped: hidden states into it are the model's own, and what it makes of them is another's.
+    full = only_full_layers(model)
+    extended(full).set_scale(4)
+    states = [one(input_ids=ids, output_hidden_states=True).hidden_states for one in (model, full)]
+    layer, same = full.model.layers[1], states[0][1]
+    assert (states[0][1] - states[1][1]).abs().max() > 1e-3, "the local layer of the one is a full one of the other"
+    swapped = layer.register_forward_pre_hook(lambda module, args: (same, *args[1:]))
+    try:
+        moved = full.model(input_ids=ids).last_hidden_state
+    finally:
+        swapped.remove()
+    torch.testing.assert_close(moved, model.model(input_ids=ids).last_hidden_state, rtol=1e-4, atol=1e-4)
+
+
+def test_local_layers_train_at_their_own_places() -> None:
+    model = gemma().train()
+    ids = token_ids(2, 80)
+    extension = extended(model)
+    sampler = PositionSampler(
+        native_window=WINDOW,
+        training_window=80,
+        scales=ScalesConfig(distribution="fixed", max_scale=3),
+        placement=PlacementConfig(kind="none"),
+        seed=0,
+    )
+    extension.place([sampler.draw(index, 80) for index in range(2)])
+    trained = model(input_ids=ids).logits
+    trained.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        extension.set_scale(3)
+        torch.testing.assert_close(model(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_extended_is_refused_and_left_as_it_was() -> None:
-    model = tiny_model("gemma3_text")
+    model = tiny_model("mistral", sliding_window=16)
     rotary = model.model.rotary_emb
-    with pytest.raises(ValueError, match=r"gemma3_text.*several kinds"):
+    with pytest.raises(ValueError, match=r"mistral.*not every layer of full attention"):
         install(model, method="self_extend", native_window=64)
     assert model.config._attn_implementation == "sdpa" and get_extension(model) is None
     assert model.model.rotary_emb is rotary

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_run import make_base, small
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import e2llm
 from e2llm.config import load_recipe
@@ -68,6 +69,26 @@ def test_groups_reach_the_steps_and_the_checkpoint(way: str, base: Path, trained
     train(small(base, tmp_path / "other", *ungrouped, *WAYS[way]), quiet=True)
     other = losses(tmp_path / "other")  # the same windows at the same places
     assert found[0] != other[0] and found[0] == pytest.approx(other[0], abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own tracing
+@pytest.mark.parametrize("way", ["plain", "recomputed", "compiled"])
+def test_models_with_local_layers(way: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "eos_token_id": 0}
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma3_text", **sizes, **heads, **kinds)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base / "model")
+    found = {}
+    for method in ("self_extend", "none"):
+        run = tuple(f"method={method}" if one.startswith("method") else one for one in GROUPED)
+        train(small(base, tmp_path / method, *run, *WAYS[way]), quiet=True)
+        found[method] = losses(tmp_path / method)
+    assert found["self_extend"][0] != found["none"][0] == pytest.approx(found["self_extend"][0], abs=0.1)
+    engine = Engine.load(str(tmp_path / "self_extend" / "model"))
+    assert engine.generate("w1 w2 w3 " * 50, max_new_tokens=4).scale == 8
 
 
 def test_the_checkpoint_is_read_as_it_was_trained(trained: Path) -> None:

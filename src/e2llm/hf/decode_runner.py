@@ -69,9 +69,10 @@ class _Batch:
     ) -> torch.Tensor:
         """(H, N, D), (G, N, D), (G, N, D) -> (N, H, D)."""
         shape, store, singles = self.store.shapes[layer], self.store.layers[layer], self.singles
-        paged_decode.write(store, shape, key.transpose(0, 1), value.transpose(0, 1), singles.slots, self.turns)
+        its_turns = self.turns if shape.far_dim else None
+        paged_decode.write(store, shape, key.transpose(0, 1), value.transpose(0, 1), singles.slots, its_turns)
         query, tables = query.transpose(0, 1), self.tables.table
-        return paged_decode.attend(query, store, shape, tables, singles, window, extras, self.turns)
+        return paged_decode.attend(query, store, shape, tables, singles, window, extras, its_turns)
 
 
 class DecodeRunner:

@@ -67,15 +67,15 @@ def install(
 
 
 def _grouped(model: nn.Module, extension: Extension, neighbours: int | None) -> tuple[Grouping, str]:
-    """How keys of `model` are told apart, and the attention that it had. Raises ValueError for a model with layers of
-    several kinds."""
+    """How keys of `model` are told apart, and the attention that it had. Raises ValueError for a model whose layers of
+    full attention are of several kinds."""
     near = usual_neighbours(extension.native_window) if neighbours is None else neighbours
     check_neighbours(near, extension.native_window)
     inner = cast(Any, unwrap(model))
-    if extension.layer_types != [None]:
+    if len(extension.layer_types) > 1:
         raise ValueError(
-            f"method = 'self_extend': layers of model type {inner.config.model_type!r} are of several kinds, and its "
-            "attention knows one; use another method"
+            f"method = 'self_extend': layers of model type {inner.config.model_type!r} that see every token are of "
+            f"several kinds ({', '.join(map(str, extension.layer_types))}), and its attention knows one; use another"
         )
     own, inv_freq = inner.config._attn_implementation, extension.rope.inv_freq
     pairs = attend_in_groups(model, inv_freq)

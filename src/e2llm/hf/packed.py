@@ -159,7 +159,8 @@ class PackedStep:
         """(H, T, D), (G, T, D), (G, T, D) -> (T, H, D)."""
         key, value = key.transpose(0, 1), value.transpose(0, 1)
         shape, store = self.pages.shapes[layer], self.pages.layers[layer]
-        far_key = key if self._turns is None else self._turns.key(key)
+        step_turns = self._turns if shape.far_dim else None
+        far_key = key if step_turns is None else step_turns.key(key)
         written = (key, value, far_key) if shape.far_dim else (key, value)
         store.flatten(0, 1).index_copy_(0, self._slots, torch.cat(written, dim=-1))
         kind = (window, extras.plain, query.dtype)
@@ -170,7 +171,7 @@ class PackedStep:
             assert self._tables is not None
             count = len(self._by_kernel.rows)
             singly = query[:, :count].transpose(0, 1)
-            its_turns = None if self._turns is None else self._turns.of(slice(count))
+            its_turns = None if step_turns is None else step_turns.of(slice(count))
             out[:count] = paged_decode.attend(
                 singly, store, shape, self._tables.table, self._by_kernel, window, extras, its_turns
             )
@@ -282,7 +283,8 @@ class PackedStep:
             offset, end = first_pages[0] * size, group[0].start + 1
             first = 0 if window is None else max(0, end - window)
             seen = slice(first - offset, end - offset)
-            return _Singles(place, 1, self._device(tables[0].copy()), None, seen, self._far(group, end))
+            far = self._far(group, end) if window is None else None
+            return _Singles(place, 1, self._device(tables[0].copy()), None, seen, far)
         width = max(len(table) for table in tables)
         padded = np.full((len(group), width), NULL_PAGE, dtype=np.int64)
         for row, table in zip(padded, tables, strict=True):
@@ -290,7 +292,7 @@ class PackedStep:
         starts = self._device(np.array([piece.start for piece in group]))[:, None]
         keys = self._device(np.array(first_pages) * size)[:, None] + torch.arange(width * size, device=starts.device)
         mask = _additive(keys, starts, window, dtype)[:, None, None]
-        far = self._far(group, width * size)
+        far = self._far(group, width * size) if window is None else None
         return _Singles(place, len(group), self._device(padded.reshape(-1)), mask, slice(None), far)
 
     def _far(self, group: list[Piece], keys: int) -> torch.Tensor | None:
@@ -306,7 +308,7 @@ class PackedStep:
         table = None if piece.start == 0 else self._device(piece.pages[first_page : (end - 1) // size + 1])
         keys = end - first_page * size
         binding = window is not None and window < end
-        grouped = self._far_keys(piece) > 0
+        grouped = window is None and self._far_keys(piece) > 0
         if grouped or (plain and not binding and (piece.start == 0 or device.type == "cuda")):
             return _Chunk(place, piece.count, table, keys, None, grouped)  # kernels that are causal by themselves
         spots = torch.arange(first_page * size, end, device=device)

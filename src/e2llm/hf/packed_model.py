@@ -208,6 +208,6 @@ class _Watcher:
     ) -> torch.Tensor:
         self.calls += 1
         self.plain = self.plain and extras.plain
-        far_dim = key.shape[-1] if self.grouped else 0
+        far_dim = key.shape[-1] if self.grouped and window is None else 0
         self.shapes[layer] = LayerShape(key.shape[0], key.shape[-1], value.shape[-1], key.dtype, window, far_dim)
         return value.new_zeros(query.shape[1], query.shape[0], value.shape[-1])

@@ -24,9 +24,9 @@ from e2llm.hf.compiled import uncompiled
 from e2llm.hf.group_tables import GROUP_TABLES, PAIRS, GroupTables, PlacedGroups, far_shift, rotate, turned
 from e2llm.hf.grouped_attention import can_group, grouped_attention, has_kernels
 from e2llm.hf.grouped_training import grouped_training
-from e2llm.hf.paged import HARMLESS, SCORE_ELEMENTS
+from e2llm.hf.paged import HARMLESS, SCORE_ELEMENTS, Extras, attention
 from e2llm.hf.read_once import is_placeholder
-from e2llm.hf.rotary import unwrap
+from e2llm.hf.rotary import is_local, unwrap
 
 # B = batch, H = query heads, G = key-value heads, Q = queries, K = keys, D = head dim, R = rotated channels
 
@@ -83,10 +83,13 @@ def self_extend_attention(
     """
     unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
     strange = attention_mask is not None and attention_mask.dim() != 2
-    if unknown or strange or dropout or sliding_window is not None:
-        what = ", ".join(sorted(unknown)) or "a mask, dropout or a sliding window"
+    if unknown or strange or dropout:
+        what = ", ".join(sorted(unknown)) or "a mask or dropout"
         raise ValueError(f"{type(module).__name__} asks for {what}, which SelfExtend's attention does not know")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if sliding_window is not None:  # a layer that meets no distance that it was not made for
+        extras = Extras(scale, softcap)
+        return _near_alone(query, key, value, attention_mask, sliding_window, extras).transpose(1, 2).contiguous(), None
     if isinstance(group_tables, PlacedGroups):
         if softcap is not None:
             raise ValueError(f"{type(module).__name__} caps its scores (softcap), which training in groups cannot")
@@ -94,6 +97,27 @@ def self_extend_attention(
             raise ValueError("attention_mask: training in groups knows no padding before a row's text; pad behind it")
         return _placed(query, key, value, group_tables, scale).transpose(1, 2).contiguous(), None
     return _read(query, key, value, attention_mask, group_tables, scale, softcap), None
+
+
+def _near_alone(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    window: int,
+    extras: Extras,
+) -> torch.Tensor:
+    """(B, H, Q, D) of the last Q of K tokens, each over itself and the window - 1 before it."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what was rotated in float32
+    queries, keys, shared = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    places = torch.arange(keys, device=key.device)
+    distance = places[keys - queries :, None] - places
+    seen = (distance >= 0) & (distance < window)
+    if attention_mask is not None:  # a query that is padding sees itself: nobody reads it, and it must be a number
+        seen = seen & (attention_mask[:, None, None, :keys].bool() | (distance == 0))
+    mask = torch.zeros(seen.shape, dtype=value.dtype, device=key.device).masked_fill(~seen, float("-inf"))
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    return attention(query, key, value, extras, mask=mask)
 
 
 def _placed(
@@ -301,9 +325,11 @@ def _seen_by_layers(inner: Any, ids: torch.Tensor, places: torch.Tensor, tables:
         raise ValueError(f"model type {kind!r}: SelfExtend cannot stand in for its attention ({error})") from error
     finally:
         _WATCHED.reset(token)
-    if len(seen) != inner.config.get_text_config().num_hidden_layers or not all(told for _, told in seen):
+    config = inner.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or [None] * config.num_hidden_layers
+    if not seen or len(seen) != sum(not is_local(kind) for kind in kinds) or not all(told for _, told in seen):
         raise ValueError(
-            f"model type {kind!r}: not every layer takes its attention from transformers' interface and hands on what "
-            "that needs"
+            f"model type {kind!r}: not every layer of full attention takes it from transformers' interface and hands "
+            "on what that needs"
         )
     return seen[0][0].float()

@@ -99,8 +99,8 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
 
 def cache_bytes(shape: Shape, window: int, *, method: str = "", bytes_per_number: int = 2) -> int:
     """Keys and values of one request that fills `window` tokens; for method self_extend keys twice, at their own
-    places and at those of their groups."""
+    places and at those of their groups, where a layer sees them all."""
     limits = shape.sliding_windows or (None,) * shape.num_layers
-    tokens = sum(min(window, limit or window) for limit in limits)
-    kept = 3 if method == "self_extend" else 2
-    return kept * tokens * shape.num_key_channels * bytes_per_number
+    twice = method == "self_extend"
+    kept = sum(min(window, limit or window) * (3 if twice and not limit else 2) for limit in limits)
+    return kept * shape.num_key_channels * bytes_per_number
