@@ -296,6 +296,14 @@ def test_generate_pads_before_its_prompts() -> None:
     assert both[1, 50:].tolist() == alone.tolist()
 
 
+@torch.no_grad()
+def test_caches_of_fixed_length_are_refused() -> None:
+    model = tiny_model("llama")
+    extended(model).set_scale(4)
+    with pytest.raises(ValueError, match='cache_implementation = "dynamic"'):
+        model.generate(token_ids(1, 30), max_new_tokens=4, cache_implementation="static", pad_token_id=0)
+
+
 def test_training_takes_padding_behind_its_text_only() -> None:
     model = tiny_model("llama").train()
     extension = extended(model)

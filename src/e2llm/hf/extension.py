@@ -254,6 +254,12 @@ class Extension:
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In training mode, draw this batch; in evaluation mode, put the scale that is set back. The forward gets the
         tables of far keys, where there are any."""
+        # The argument's name depends on the version of transformers.
+        if self.grouping is not None and any(getattr(x, "is_compileable", False) for x in (*args, *kwargs.values())):
+            raise ValueError(
+                "cache: of fixed length, whose empty places method self_extend would take for tokens; "
+                'use one that grows (cache_implementation = "dynamic")'
+            )
         self._draw(module, args, kwargs)
         if self._groups is not None:
             return args, {**kwargs, GROUP_TABLES: self._groups}
