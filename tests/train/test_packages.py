@@ -99,16 +99,20 @@ def test_triton_is_asked_for_on_a_gpu(
     check_packages(recipe)
 
 
-def test_a_compiler_is_asked_for_on_a_cpu(base: Path, tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("bare")
+def test_a_compiler_is_asked_for_on_a_cpu(base: Path, tmp_path: Path) -> None:
     recipe = small(base, tmp_path / "run", "train.compile=layers")
     if not torch.cuda.is_available():
-        bare.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-        with pytest.raises(ValueError, match=r"train.compile = 'layers': .* apt-get install g\+\+\), .* = none"):
+        # torch's own way: what pytest puts back would hide the setting from whoever compiles later
+        missing = {"cpp.cxx": (None, "no-such-compiler")}
+        refused = pytest.raises(ValueError, match=r"train.compile = 'layers': .* apt-get install g\+\+\), .* = none")
+        with torch._inductor.config.patch(missing), refused:
             train(recipe, quiet=True)
         assert not (tmp_path / "run").exists()
-        check_packages(small(base, tmp_path / "run"))
-    bare.setattr(torch._inductor.config.cpp, "cxx", "sh")  # any program
-    assert packages.has_cpp_compiler()
+        with torch._inductor.config.patch(missing):
+            check_packages(small(base, tmp_path / "run"))
+    with torch._inductor.config.patch({"cpp.cxx": "sh"}):  # any program
+        assert packages.has_cpp_compiler()
 
 
 @pytest.mark.usefixtures("bare")
