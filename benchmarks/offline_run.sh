@@ -30,7 +30,7 @@ start() {
   fi
   awk '!/^#/ && !seen[$0]++' "${@:2}" > "$WORK/jobs.txt"  # two files may begin alike
   mkdir -p "$RECORDS" "$WORK/logs" "$WORK/repository"
-  cp -r "$root"/{src,benchmarks,pyproject.toml} "$WORK/repository/"
+  cp -r "$root"/{src,benchmarks,tests,pyproject.toml} "$WORK/repository/"
   [ -d "$WORK/site" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" \
     "$WORK"/received/wheels/*.whl
   cp -n "$root"/benchmarks/results/{evaluate,study}_*.json "$RECORDS/" || true  # what is measured is not measured again
