@@ -64,7 +64,9 @@ def test_files_of_jobs(file: Path) -> None:
     for job in lanes.read_jobs(file.read_text(encoding="utf-8")):
         scripts = re.findall(r"benchmarks/(\w+\.py)([^&]*)", job.command)
         ours = re.findall(r"-m e2llm ([^&]*)", job.command)
-        assert scripts or ours, job
+        assert scripts or ours or "-m pytest" in job.command, job
+        for tested in re.findall(r"tests/[\w/]+\.py", job.command):
+            assert (BENCHMARKS.parent / tested).is_file(), (job.name, tested)
         for words in ours:
             build_parser().parse_args(shlex.split(words.replace("{left}", "60")))
         for script, options in scripts:
