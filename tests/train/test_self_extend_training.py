@@ -34,6 +34,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "distilled": ("train.distill=0.5",),
     "compiled": ("train.compile=layers",),
     "autocast": ("train.precision=bfloat16",),
+    "compiled autocast": ("train.compile=layers", "train.precision=bfloat16"),
 }
 
 
