@@ -40,12 +40,14 @@ def extend(
     training_window: int = 4096,
     native_window: int | None = None,
     attention: AttentionConfig | None = None,
+    neighbours: int | None = None,
     seed: int = 0,
 ) -> Extension:
     """Make a transformers causal LM draw a scale and positions for every row while it is in training mode.
 
     What is left out is as in the recipe `recommended`: its placement, its scales, and with its method its slopes of the
-    attention scale. `max_scale` with no distribution named draws integers 1…max_scale.
+    attention scale. `max_scale` with no distribution named draws integers 1…max_scale. `neighbours`: for method
+    self_extend, tokens that keep their distance; None: a quarter of the native window.
     Works with any trainer: nothing has to pass through its collator. Evaluation mode is untouched until
     `serve_window`. `training_window` (tokens) is the longest window that will be trained; shorter batches draw for
     their own length. Row b of the n-th batch is drawn as sample n*B + b of `seed` (per rank under torch.distributed);
@@ -64,7 +66,9 @@ def extend(
         scales = ScalesConfig(distribution=scales or "uniform_integers", max_scale=largest)
     if attention is None and method == recommended.method:
         attention = recommended.attention
-    extension = install(model, method=method, native_window=native_window, attention=attention)
+    extension = install(
+        model, method=method, native_window=native_window, attention=attention, neighbours=neighbours
+    )
     try:
         extension.sampler = PositionSampler(
             native_window=extension.native_window,

@@ -127,6 +127,7 @@ def test_other_trainers_draw_groups_too(base: Path, tmp_path: Path) -> None:
         training_window=48,
         placement=PlacementConfig(kind="jumps", far_weight=1.0, leading_tokens=4),
         max_scale=8,
+        neighbours=9,
     )
     model.train()
     ids = torch.randint(0, 300, (4, 48), generator=torch.Generator().manual_seed(0))
@@ -139,7 +140,7 @@ def test_other_trainers_draw_groups_too(base: Path, tmp_path: Path) -> None:
     assert found[0] == found[1]
     e2llm.save(model, tokenizer, tmp_path / "saved")
     info = CheckpointInfo.load(tmp_path / "saved")
-    assert info is not None and (info.method, info.neighbours) == ("self_extend", 16)
+    assert info is not None and (info.method, info.neighbours) == ("self_extend", 9)
     e2llm.restore(model)
     assert model.config._attn_implementation == "sdpa"
     assert model(input_ids=ids, labels=ids).loss.item() != found[0]
