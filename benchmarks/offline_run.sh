@@ -31,6 +31,9 @@ start() {
   awk '!/^#/ && !seen[$0]++' "${@:2}" > "$WORK/jobs.txt"  # two files may begin alike
   mkdir -p "$RECORDS" "$WORK/logs" "$WORK/repository"
   cp -r "$root"/{src,benchmarks,tests,pyproject.toml} "$WORK/repository/"
+  for first in "$WORK"/received/wheels/*.whl.part0; do  # a wheel that is too large for one call
+    if [ -f "$first" ]; then cat "${first%0}"* > "${first%.part0}" && rm "${first%0}"*; fi
+  done
   [ -d "$WORK/site" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" \
     "$WORK"/received/wheels/*.whl
   cp -n "$root"/benchmarks/results/{evaluate,study}_*.json "$RECORDS/" || true  # what is measured is not measured again
