@@ -45,7 +45,7 @@ class CheckpointInfo:
     attention: dict[str, Any] = field(default_factory=dict)
     """The attention section of the recipe: slopes of the attention scale. Empty: the method's own."""
     neighbours: int = 0
-    """Method self_extend: tokens that keep their distance, a quarter of L in training. 0 with other methods."""
+    """Method self_extend: tokens that keep their distance, as in training. 0 with other methods."""
     schedule: list[dict[str, Any]] = field(default_factory=list)
     """Calibrated scale for each window, [{"window": tokens, "scale": g}, …], windows rising. Empty: the ladder."""
     base_model: str = ""

@@ -61,7 +61,8 @@ class Extension:
         """Method `self_extend`: how far keys stand in groups; None with any other: each key at its own place."""
         self._groups: GroupTables | PlacedGroups | None = None
         self._inference_groups: GroupTables | None = None
-        self._own_attention: str | None = None
+        self.own_attention: str | None = None
+        """The attention that method `self_extend` took the place of, which `remove` puts back."""
         self._scale: float | tuple[float, ...] | None = None
         self._inference_rows: RowTables | None = None
         self._packed: tuple[tuple[float, ...], RowTables] | None = None
@@ -227,8 +228,8 @@ class Extension:
         owner = self._owner()
         if owner is not None and owner.rotary_emb is self._wrapper:
             owner.rotary_emb = self._wrapper.inner
-        if owner is not None and self._own_attention is not None:
-            cast(Any, owner).set_attn_implementation(self._own_attention)
+        if owner is not None and self.own_attention is not None:
+            cast(Any, owner).set_attn_implementation(self.own_attention)
 
     def _frequencies(self, layer_type: LayerType, scale: float, slope: float | None = None) -> Frequencies:
         key = (layer_type, scale, slope)

@@ -59,7 +59,7 @@ def install(
     extension = Extension(owner, wrapper, method, window, attention)
     if method == "self_extend":
         try:
-            extension.grouping, extension._own_attention = _grouped(model, extension, neighbours)
+            extension.grouping, extension.own_attention = _grouped(model, extension, neighbours)
         except BaseException:
             extension.remove()
             raise

@@ -177,8 +177,16 @@ def load_model(
 
     model = (read_once(read, lambda: _build_empty(base or name, arguments)) if once else read()).eval()
     info = load_info(name)
-    read_as = functools.partial(extend_as_told, method=method, native_window=native_window, attention=attention)
-    extend = functools.partial(read_as, model, name, info, neighbours=neighbours)
+    extend = functools.partial(
+        extend_as_told,
+        model,
+        name,
+        info,
+        method=method,
+        native_window=native_window,
+        attention=attention,
+        neighbours=neighbours,
+    )
     if once:  # who has no weights cannot try how a model pairs channels
         extension, grouping = as_first(extend, lambda found: found.grouping)
         extension.grouping = grouping

@@ -130,7 +130,8 @@ def train_loaded(
     own = None if extension is None else (extension.method, extension.attention)
     other = extension is not None and recipe.neighbours not in (0, extension.neighbours)
     if own != (recipe.method, recipe.attention) or other:
-        raise ValueError(f"model: its extension is {extension!r}; install it with {recipe.method!r} and its slopes")
+        asked = f"{recipe.method!r}, its slopes and neighbours"
+        raise ValueError(f"model: its extension is {extension!r}; install it with {asked}")
     folder = recipe.run_folder
     if recipe.model.offload != "none":
         raise ValueError(f"model.offload = {recipe.model.offload!r}: the model is loaded already; use train()")
