@@ -95,8 +95,6 @@ def _measured() -> list[str]:
 def _links(records: Sequence[Record]) -> str:
     """What is known of the links inside a node: the plan's constant, and each Record's slowest collective."""
     text = f"**The links inside a node** are taken to move {INSIDE / 1e9:g} GB/s (`INSIDE`), "
-    if not records:
-        return f"{text}timed once by hand between two H100s and without a Record (`benchmarks/links.py` makes one)."
     found = []
     for record in records:
         size = max(row["buffer_bytes"] for row in record.rows)
@@ -104,7 +102,7 @@ def _links(records: Sequence[Record]) -> str:
         who = f"{slow['gpus']} × {record.environment.get('gpu')}"
         speed = f"{slow['value'] / 1e9:.0f} GB/s ({slow['low'] / 1e9:.0f}–{slow['high'] / 1e9:.0f})"
         found.append(f"{speed} between {who} ({slow['collective']} of {size / 1e9:.1f} GB)")
-    return f"{text}timed by hand between two H100s. Measured, of the slowest collective: {'; '.join(found)}."
+    return f"{text}the slowest collective that was measured: {'; '.join(found)}."
 
 
 def _most_gpus() -> str:

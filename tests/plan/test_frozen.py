@@ -32,7 +32,7 @@ def test_a_packed_base_is_unpacked_at_every_use(gpu: str, bandwidth: float) -> N
     for settings, uses in (((), 2), ((AGAIN,), 3), ((AGAIN, "train.gradient_accumulation=4"), 12)):
         whole, four = step(*settings, gpu=gpu), step(*settings, packed, gpu=gpu)
         assert whole.frozen == 0
-        assert four.frozen == pytest.approx(uses * MATRICES * 17 / bandwidth)
+        assert four.frozen == pytest.approx(uses * MATRICES * 15.7 / bandwidth)
         assert four.seconds - whole.seconds == pytest.approx(four.frozen)
 
 
@@ -49,7 +49,7 @@ def test_the_command_says_what_the_speed_rests_on(tmp_path: Path, capsys: pytest
     packed = ["--set", "model.quantization=nf4", "--set", "train.compile=layers"]
     assert main([*given, *packed]) == 0
     told = capsys.readouterr().out
-    assert "% of the time goes into unpacking 4-bit weights, a speed that rests on one run" in told
+    assert "% of the time goes into unpacking 4-bit weights, a speed that rests on five runs" in told
     assert main([*given, "--set", "model.offload=cpu", "--set", "train.compile=none"]) == 0
     told = capsys.readouterr().out
     assert "goes into fetching weights from host memory, a speed that rests on two runs" in told

@@ -116,7 +116,7 @@ def _training(facts: Facts, offload: str, recipe_compiles: bool) -> list[str]:
     speeds = f"{step['tokens_per_second']:,.0f} tokens/s, {step['hours']:,.2f} hours"
     lines.append(f"  {speeds} for {facts['steps']} steps of {step['windows']} windows")
     if step["frozen_seconds"]:
-        what, runs = "unpacking 4-bit weights", "one run"
+        what, runs = "unpacking 4-bit weights", "five runs"
         if offload == "cpu":
             what, runs = "fetching weights from host memory", "two runs"
         share = step["frozen_seconds"] / step["seconds"]

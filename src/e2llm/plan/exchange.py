@@ -16,10 +16,10 @@ from e2llm.plan.shape import Shape
 
 NODE = 8
 """GPUs of a node."""
-INSIDE = 329e9
-"""Bytes a second of one GPU's links inside a node: an all-reduce of 1 GiB between two H100 over NVLink, timed once by
-hand. Records of training cannot tell it from another, because no measured step waits for its exchange;
-`benchmarks/links.py` measures it."""
+INSIDE = 268e9
+"""Bytes a second of one GPU's links inside a node: the slowest collective of 4 GiB between two H200 over NVLink
+(`benchmarks/links.py`, the Record `links_2`). Records of training cannot tell it from another, because no measured step
+waits for its exchange."""
 BETWEEN = 40e9
 """Bytes a second of one GPU's network card: 400 Gbit/s, of which four fifths; not measured."""
 
