@@ -45,7 +45,8 @@ from e2llm.infer import Engine
 from e2llm.records import Record, portable, write_atomic
 
 HERE = Path(__file__).parent
-OURS = ("plain", "paper", "recommended", "recommended-planted", "recommended-six-of-ten", "self-extend")
+OURS = ("plain", "paper", "recommended", "recommended-yarn", "recommended-yarn-without-facts")
+OURS += ("recommended-six-of-ten",)
 FORMER = "jumps"
 """What was recommended before: nobody's rival."""
 SPEED = ("train_seconds", "tokens_per_second", "peak_memory_bytes")

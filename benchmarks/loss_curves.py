@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--shape", required=True, help="the model's shape, as rows name it: smollm2-135m")
     parser.add_argument("--text", type=Path, required=True, help="folder of .txt files")
-    parser.add_argument("--recipe", default="recommended")
+    parser.add_argument("--recipe", default="recommended-yarn")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, default=Path("runs/loss-curves"))

@@ -47,7 +47,7 @@ def command(folder: Path, text: Path, processes: int, *, resume: bool = False) -
     ]
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     words = [word for setting in settings for word in ("--set", setting)]
-    start = [sys.executable, "-m", *(launcher if launched else []), "e2llm", "train", "recommended"]
+    start = [sys.executable, "-m", *(launcher if launched else []), "e2llm", "train", "recommended-yarn"]
     return [*start, *words, *(["--resume"] if resume else [])]
 
 

@@ -13,7 +13,7 @@ from e2llm.positions.scales import ScalesConfig
 
 SCALE, NATIVE, PARTS = 16, 8192, 8
 """Drawn at one scale, for SmolLM2's window; the target window is cut into so many equal parts."""
-RECIPES = ("without-offset", "paper", "end-anchor", "pose", "jumps", "recommended", "randpos")
+RECIPES = ("without-offset", "paper", "end-anchor", "pose", "jumps", "recommended-yarn", "recommended", "randpos")
 DRAWS, PAIRS = 1000, 512
 
 TEXT = """## What training sees

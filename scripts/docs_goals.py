@@ -24,16 +24,14 @@ KEY_PROMPTS = 100
 BUDGET_STEPS = 1200
 """Steps below which a run of the study is too short to be held against the goals."""
 REFERENCE = "plain"
-SHOWN = ("recommended", "recommended-planted", "recommended+planted")
+SHOWN = ("recommended", "recommended-yarn", "recommended-yarn-without-facts")
 
 NOTE = (
     "Perplexities are of whole windows, relative to those at 8k on the same documents and target tokens, each window "
     "read at the checkpoint's own scale for it (window / 8k in a study's run). A goal counts as met only where it "
     "holds on every corpus that was measured; keys need 100 prompts a length. Runs of the study are measured on the "
     "development documents; early ones did not score the very same tokens at each window and make no ratio. A value "
-    "without the number of its seeds rests on one. `recommended-planted` is the final comparison's, "
-    "`recommended+planted` are earlier runs whose planted facts held no long codes and which were calibrated at 32k "
-    "and 128k only."
+    "without the number of its seeds rests on one."
 )
 
 

@@ -25,9 +25,9 @@ from e2llm.report.tables import window_table
 
 STUDY = "smollm2_"
 QUICKSTART = "quickstart"
-COVERED = ("paper", "recommended")
+COVERED = ("paper", "recommended", "recommended-yarn")
 """Recipes whose coverage is drawn."""
-OURS = ("recommended", "recommended+planted")
+OURS = ("recommended", "recommended-yarn")
 """Checkpoints that claims are about."""
 COVERAGE_WINDOW = 8192
 """Native window of the coverage pictures, tokens: SmolLM2's."""
@@ -57,7 +57,8 @@ def results_page(found: Sequence[Record]) -> str:
     head, tables = results_markdown(records).split("\n\n## ", 1)
     head = head.replace("`e2llm report --markdown`", "`python scripts/docs.py`")
     images = "\n\n".join(f"![{title}](images/{file})" for file, title, _ in _figures(records))
-    checked = f"## What the study set out to show\n\n{claims(named(records, STUDY))}"
+    finals = [record for record in found if record.kind == "study_final"]
+    checked = f"## What the study set out to show\n\n{claims(finals)}"
     blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
     blocks += calibration_block([record for record in found if record.kind == "calibrate"])
     blocks += [*serving_blocks(records), *reading_blocks(records), *answer_blocks(found)]

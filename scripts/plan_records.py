@@ -66,7 +66,7 @@ def _run(record: Record, row: dict[str, Any], name: str, gpu: Any) -> Run:
         name=f"{name} {row['trainer']} {row['batch_size']} x {row['window']} {row['gpus']}",
         family=next(family for family in FAMILIES if row["shape"].startswith(family)),
         shape=_sizes(row["shape"]),
-        recipe=load_recipe("recommended", [*settings, *record.config["settings"]]),
+        recipe=load_recipe("recommended-yarn", [*settings, *record.config["settings"]]),
         gpu=gpu,
         gpus=row["gpus"],
         tokens_per_second=row["value"],

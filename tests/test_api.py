@@ -110,7 +110,7 @@ def test_end_to_end(model: nn.Module, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_left_out_is_the_recommended_recipes(model: nn.Module, tmp_path: Path) -> None:
-    recommended = load_recipe("recommended")
+    recommended = load_recipe("recommended-yarn")
     extension = e2llm.extend(model)
     assert (extension.sampler.scales, extension.sampler.placement) == (recommended.scales, recommended.placement)
     assert extension.attention == recommended.attention and extension.max_scale == recommended.scales.max_scale

@@ -31,7 +31,7 @@ def of_recipe(name: str, base: Path, output: Path, *more: str) -> Recipe:
     """`small` with the sampling of another shipped recipe."""
     ours, other = to_plain(small(base, output, *more)), to_plain(load_recipe(name))
     ours |= {key: other[key] for key in ("method", "scales", "attention")}
-    ours["placement"] = other["placement"] | ({"max_jumps": 7} if name in ("recommended", "jumps") else {})
+    ours["placement"] = other["placement"] | ({"max_jumps": 7} if name in ("recommended-yarn", "jumps") else {})
     return parse_recipe({key: value for key, value in ours.items() if value is not None})
 
 
@@ -43,7 +43,7 @@ def losses(record: Record) -> dict[tuple[str, int, float], float]:
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("recommended", ()),
+        ("recommended-yarn", ()),
         ("jumps", ("train.schedule=linear", "train.weight_decay=0.1", "train.gradient_accumulation=2")),
         ("paper", ("train.max_grad_norm=0.05", "train.schedule=constant")),
         ("pose-yarn", ("train.logits_tokens=0",)),

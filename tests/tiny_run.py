@@ -50,7 +50,7 @@ def make_base(folder: Path, **overrides: object) -> Path:
 
 def small(base: Path, output: Path, *overrides: str) -> Recipe:
     return load_recipe(
-        "recommended",
+        "recommended-yarn",
         [
             f"model.name={base / 'model'}",
             f'data.sources=[{{path="{base / "text"}"}}]',

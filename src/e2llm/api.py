@@ -45,8 +45,8 @@ def extend(
 ) -> Extension:
     """Make a transformers causal LM draw a scale and positions for every row while it is in training mode.
 
-    What is left out is as in the recipe `recommended`: its placement, its scales, and with its method its slopes of the
-    attention scale. `max_scale` with no distribution named draws integers 1…max_scale. `neighbours`: for method
+    What is left out is as in the recipe `recommended-yarn`, or with method self_extend as in `recommended`: its
+    placement, its scales, and with its method its slopes of the attention scale. `max_scale` with no distribution named draws integers 1…max_scale. `neighbours`: for method
     self_extend, tokens that keep their distance; None: a quarter of the native window.
     Works with any trainer: nothing has to pass through its collator. Evaluation mode is untouched until
     `serve_window`. `training_window` (tokens) is the longest window that will be trained; shorter batches draw for
@@ -54,7 +54,7 @@ def extend(
     `Extension.expect` names the samples instead. Returns the handle; `restore(model)` takes everything back.
     Raises ValueError for models without rotary embeddings and for methods the base cannot compose with.
     """
-    recommended = load_recipe("recommended")
+    recommended = load_recipe("recommended" if method == "self_extend" else "recommended-yarn")
     if placement is None:
         placement = recommended.placement
     elif not isinstance(placement, PlacementConfig):

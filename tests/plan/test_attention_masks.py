@@ -71,7 +71,7 @@ def watched(model: nn.Module, window: int) -> Iterator[Seen]:
 
 def recipe(*overrides: str) -> Recipe:
     given = (f"data.window={WINDOW}", f"train.batch_size={BATCH}", "train.precision=float32", "placement.far_weight=0")
-    return load_recipe("recommended", [*given, *overrides])
+    return load_recipe("recommended-yarn", [*given, *overrides])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -12,7 +12,7 @@ from e2llm.plan.shape import shape_of
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("recommended", overrides)
+    return load_recipe("recommended-yarn", overrides)
 
 
 def ring_gather(pieces: int) -> list[int]:

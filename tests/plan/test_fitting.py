@@ -25,7 +25,7 @@ OFFLOADED = ("model.dtype=bfloat16", "lora.rank=16", "train.batch_size=1", "trai
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("recommended", overrides)
+    return load_recipe("recommended-yarn", overrides)
 
 
 @pytest.mark.parametrize(

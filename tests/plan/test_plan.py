@@ -29,7 +29,7 @@ TINY = Path(e2llm.__file__).parent / "assets" / "tiny-512"
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("recommended", overrides)
+    return load_recipe("recommended-yarn", overrides)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt_neox", "qwen3_moe"])

@@ -21,7 +21,7 @@ from e2llm.train.trainer import PlacingCollator
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("recommended", overrides)
+    return load_recipe("recommended-yarn", overrides)
 
 
 def launched(world: int, local: int = 0) -> Processes:

@@ -282,11 +282,11 @@ def test_the_model_is_checked_before_weights_are_read(tmp_path: Path, monkeypatc
 )
 def test_sections_that_contradict_themselves(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_recipe("recommended", overrides)
+        load_recipe("recommended-yarn", overrides)
 
 
 def test_groups_of_processes_are_counted_as_one() -> None:
-    given = load_recipe("recommended", [*TENSOR, "train.batch_size=2", "distributed.global_batch=8"])
+    given = load_recipe("recommended-yarn", [*TENSOR, "train.batch_size=2", "distributed.global_batch=8"])
     assert given.accumulation(2) == 4 and given.accumulation(8) == 1
     with pytest.raises(ValueError, match=r"batch_size x groups of 2 processes .* = 2 x 3"):
         given.accumulation(6)

@@ -58,10 +58,10 @@ POSITIONS: dict[str, tuple[str, ...]] = {
         *_ONE_PIECE,
     ),
 }
-"""Trainer of ours -> changes of the recommended recipe. e2llm: random scales and positions through the attention that
+"""Trainer of ours -> changes of the recipe `recommended-yarn`. e2llm: random scales and positions through the attention that
 the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window /
 native window; far keys: those that count for others, as the recipe has them, which makes heads wider; self-extend:
-the recipe of that name, whose far keys stand in groups."""
+the recipe `recommended`, whose far keys stand in groups."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class Contestant:
 
 
 def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
-    """The recommended recipe at its fastest, with the contestant's changes. ValueError for settings it refuses."""
+    """The recipe `recommended-yarn` at its fastest, with the contestant's changes. ValueError for settings it refuses."""
     from e2llm.config import load_recipe
 
     shape = shape_of(one.shape)
     lora = [f"lora.rank={shape.lora_rank}", "model.dtype=bfloat16", f"model.quantization={shape.quantization}"]
     scale = max(1.0, one.window / shape.native_window)
     return load_recipe(
-        "recommended",
+        "recommended-yarn",
         [
             f"method={one.method}",
             f"model.name={one.shape}",

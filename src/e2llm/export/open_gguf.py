@@ -26,7 +26,7 @@ def check_open(plan: ExportPlan) -> None:
     if plan.method == "self_extend":
         raise ValueError(
             "method = 'self_extend': llama.cpp does not have the attention that reads its far tokens; serve with "
-            "`e2llm serve`, or give --scale 1, the native window"
+            "`e2llm serve`, give --scale 1, the native window, or train the recipe recommended-yarn for llama.cpp"
         )
     if plan.method not in METHODS:
         raise ValueError(

@@ -314,7 +314,7 @@ class Extension:
         if self.grouping is not None:
             raise ValueError(
                 "position_ids: several documents stand in one row, which method self_extend cannot tell apart; train "
-                "on one document a row (packing off), or with another method"
+                "on one document a row (packing off), or with method = 'yarn' (the recipe recommended-yarn)"
             )
         flat = [length for row in lengths for length in row]
         indices = self._sample_indices(len(flat), blocks=False)

@@ -75,7 +75,8 @@ def _grouped(model: nn.Module, extension: Extension, neighbours: int | None) -> 
     if len(extension.layer_types) > 1:
         raise ValueError(
             f"method = 'self_extend': layers of model type {inner.config.model_type!r} that see every token are of "
-            f"several kinds ({', '.join(map(str, extension.layer_types))}), and its attention knows one; use another"
+            f"several kinds ({', '.join(map(str, extension.layer_types))}), and its attention knows one; use method = "
+            "'yarn' (the recipe recommended-yarn)"
         )
     own, inv_freq = inner.config._attn_implementation, extension.rope.inv_freq
     pairs = attend_in_groups(model, inv_freq)

@@ -160,7 +160,7 @@ def self_extend(rope: Rope, scale: float) -> Frequencies:
     if rope.rope_type in ("dynamic", "longrope"):
         raise ValueError(
             f"method = 'self_extend' on a base whose rope_type is {rope.rope_type!r}: it switches its frequencies by "
-            "length, and keys are turned on from one place to another by one set; use another method"
+            "length, and keys are turned on from one place to another by one set; use method = 'yarn' or 'longrope'"
         )
     return Frequencies(_own(rope), rope.attention_scale)
 

@@ -102,7 +102,7 @@ def make_scaling(info: CheckpointInfo | None, native_window: int, settings: Mapp
     if "self_extend" in (settings.get("method"), None if info is None else info.method):
         raise ValueError(
             "method = 'self_extend': its far tokens are read by an attention that vLLM does not have; serve it with "
-            "`e2llm serve`"
+            "`e2llm serve`, or train the recipe recommended-yarn for vLLM"
         )
     attention = AttentionConfig() if info is None else info.attention_config()
     native = native_window if info is None else info.native_window
