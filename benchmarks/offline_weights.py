@@ -1,10 +1,10 @@
 """Trained weights as what they differ from the first ones by: a sixth of their size, exact, for another machine.
 
-    python benchmarks/offline_weights.py pack --model runs/recommended/model --base SmolLM2 --out pieces --sizes 16M
+    python benchmarks/offline_weights.py pack --model runs/recommended/model --base SmolLM2 --out pieces --sizes 16M --round
     python benchmarks/offline_weights.py unpack --pieces pieces --base SmolLM2 --out recommended
 
 MODEL and BASE are folders with one model.safetensors of the same tensors in bfloat16, such as `offline.py unpack`
-makes and training from it. Fine-tuning moves most weights by a few steps of bfloat16's grid or none, so the number of
+makes and training from it; --round takes a MODEL in float32 and rounds it, which is no longer exact. Fine-tuning moves most weights by a few steps of bfloat16's grid or none, so the number of
 steps compresses well, where the weights do not. All other files of MODEL travel as they are. The pieces have the sizes
 that are given, the last size again and again.
 """
@@ -32,9 +32,10 @@ CHUNK = 4_000_000
 """Weights that are compressed at a time."""
 
 
-def pack(model: Path, base: Path, out: Path, sizes: Sequence[int]) -> list[Path]:
-    """Write the pieces, and return them in order. Raises ValueError for tensors that are not those of `base`."""
-    trained, first = _weights(model), _weights(base)
+def pack(model: Path, base: Path, out: Path, sizes: Sequence[int], *, rounded: bool = False) -> list[Path]:
+    """Write the pieces, and return them in order. `rounded`: float32 weights of `model` become bfloat16. Raises
+    ValueError for tensors that are not those of `base`."""
+    trained, first = _weights(model, rounded), _weights(base)
     if {name: value.shape for name, value in trained.items()} != {name: value.shape for name, value in first.items()}:
         raise ValueError(
             f"model = {str(model)!r}: its tensors are not those of base = {str(base)!r}"
@@ -79,15 +80,17 @@ def unpack(pieces: Path, base: Path, out: Path) -> None:
     save_file(trained, out / WEIGHTS, metadata={"format": "pt"})
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
+def _weights(folder: Path, rounded: bool = False) -> dict[str, torch.Tensor]:
     if not (folder / WEIGHTS).is_file():
         raise ValueError(
             f"{str(folder)!r}: no {WEIGHTS} there; give a folder with its weights in one file"
         )
     found = load_file(folder / WEIGHTS)
+    if rounded:
+        found = {k: v.to(torch.bfloat16) if v.dtype == torch.float32 else v for k, v in found.items()}
     wrong = [name for name, value in found.items() if value.dtype != torch.bfloat16]
     if wrong:
-        raise ValueError(f"{str(folder)!r}: {wrong[0]} is {found[wrong[0]].dtype}; weights must be bfloat16")
+        raise ValueError(f"{str(folder)!r}: {wrong[0]} is {found[wrong[0]].dtype}; weights must be bfloat16 (--round)")
     return found
 
 
@@ -127,6 +130,7 @@ def main() -> None:
     there = commands.add_parser("pack")
     there.add_argument("--model", type=Path, required=True)
     there.add_argument("--sizes", type=size, nargs="+", default=[size("60M")], help="of the pieces (60M)")
+    there.add_argument("--round", action="store_true", help="weights of float32 become bfloat16")
     here = commands.add_parser("unpack")
     here.add_argument("--pieces", type=Path, required=True, help="folder that holds them, or folders that do")
     for command in (there, here):
@@ -135,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.command == "pack":
-            for path in pack(args.model, args.base, args.out, args.sizes):
+            for path in pack(args.model, args.base, args.out, args.sizes, rounded=args.round):
                 print(path, path.stat().st_size)
         else:
             unpack(args.pieces, args.base, args.out)

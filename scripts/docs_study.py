@@ -71,8 +71,8 @@ SYNTHETIC = """## Synthetic text
 Text of people says little of what stands 60,000 tokens back, so retrieval is trained with made-up facts: statements
 of names and values between the lines of ordinary text, and questions about them further down
 (`src/e2llm/data/synthetic*.py`). `planted=0.3` puts such facts into 0.3 of the windows; runs that do not say it had
-none. `recommended` in the final comparison is the recipe **without** them, `recommended-planted` the same with them
-in half of the windows, as it is shipped.
+none. `recommended` and `recommended-yarn` have them in every window, `recommended-yarn-without-facts` in the final
+comparison is the latter **without** them.
 
 The evaluation's wordings never occur in them, nor its forms of keys (a sentence that something is a number of five
 digits, UUIDs, quoted pairs), and no document that is measured is trained on: `tests/data/test_synthetic.py` and

@@ -71,6 +71,18 @@ def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "found").exists()
 
 
+def test_float32_weights_are_rounded_where_asked(base: Path, tmp_path: Path) -> None:
+    model = trained(base, tmp_path / "trained")
+    exact = {name: value.float() for name, value in load_file(model / "model.safetensors").items()}
+    save_file({name: value * (1 + 2**-10) for name, value in exact.items()}, model / "model.safetensors")
+    found = run("pack", "--model", model, "--base", base, "--out", tmp_path / "p", "--round")
+    assert found.returncode == 0, found.stderr
+    assert run("unpack", "--pieces", tmp_path / "p", "--base", base, "--out", tmp_path / "found").returncode == 0
+    for name, value in load_file(tmp_path / "found" / "model.safetensors").items():
+        expected = (exact[name] * (1 + 2**-10)).bfloat16()
+        assert torch.equal(value.view(torch.int16), expected.view(torch.int16)), name
+
+
 @pytest.mark.parametrize("kind", ["missing piece", "float32", "other tensors", "no file"])
 def test_what_cannot_be_packed_or_unpacked_is_named(base: Path, tmp_path: Path, kind: str) -> None:
     model = trained(base, tmp_path / "trained")
