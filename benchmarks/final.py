@@ -299,7 +299,8 @@ def final_record(
     if one.run.method is None:
         kept = () if shared_gpu else SPEED
         speed = [row for row in Record.load(one.folder / "train.json").rows if row["metric"] in kept]
-        rows += [{**row, "seed": one.seed, "checkpoint": one.run.name} for row in speed]
+        own = {"seed": one.seed, "checkpoint": one.run.name, "base_model": records[0].rows[0]["base_model"]}
+        rows += [{**row, **own} for row in speed]
         recipe = to_plain(load_recipe(str(one.folder / "recipe.toml")))
     rows += [{**row, "seed": one.seed} for record in records for row in record.rows]
     config = {

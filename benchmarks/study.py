@@ -262,7 +262,7 @@ def study(run: Run, shared: Study, out: Path) -> Record:
             shared.untrained(run.method)
         records = shared.measure(run)
     kept = () if shared.args.shared_gpu else ("train_seconds", "tokens_per_second", "peak_memory_bytes")
-    speed = [row for row in trained if row["metric"] in kept]
+    speed = [{**row, "base_model": shared.args.base_model} for row in trained if row["metric"] in kept]
     record = Record(
         kind="study",
         config=portable(

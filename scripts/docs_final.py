@@ -74,12 +74,20 @@ def headline(records: Sequence[Record]) -> str:
         if (value := _mean(found.get(name, []), corpus, longest)) is not None
     ]
     against = f" With the same budget {', '.join(others)}." if others else ""
+    keys = [
+        row
+        for record in found[HERO]
+        for row in record.rows
+        if row.get("task") == "pass_key" and row["window"] == longest and "depth" not in row
+    ]
+    found_keys, asked = sum(round(row["value"] * row["n"]) for row in keys), sum(row["n"] for row in keys)
+    heard = f", and finds {found_keys} of {asked} pass keys there" if keys else ""
     return (
         f"{ours.rows[-1]['base_model']}, made for windows of {format_window(native)}, after "
         f"{format_count(recipe['train']['steps'])} steps on windows of {format_window(recipe['data']['window'])} "
         f"reads {corpus} at {format_window(longest)} with perplexity **{format_value('perplexity', far)}**, "
         f"{'below' if far < near else 'above'} its own {format_value('perplexity', near)} at "
-        f"{format_window(native)}.{against}"
+        f"{format_window(native)}{heard}.{against}"
     )
 
 

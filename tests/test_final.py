@@ -181,6 +181,11 @@ def test_the_headline_follows_the_figures(monkeypatch: pytest.MonkeyPatch) -> No
         "m, made for windows of 64, after 2,300 steps on windows of 32 reads maths at 1k with perplexity **4.25**, "
         "below its own 5.00 at 64. With the same budget plain fine-tuning 8.00."
     )
+    keyed = record("recommended", 0, 4.0)
+    for window, depths in ((64, {}), (1024, {}), (1024, {"depth": 0.5})):
+        keys = {"task": "pass_key", "corpus": "novels", "window": window, **depths}
+        keyed.rows.insert(0, make_row("retrieval", 0.97 if window > 64 else 0.5, "share", 100, **keys))
+    assert page.headline([keyed]).endswith("below its own 5.00 at 64, and finds 97 of 100 pass keys there.")
     cut_off = record("paper", 0, 7.0)
     cut_off.rows[:] = [row for row in cut_off.rows if row["window"] == 64]
     assert page.headline([record("recommended", 0, 4.25), cut_off]).endswith("its own 5.00 at 64.")

@@ -63,6 +63,18 @@ def attend_in_groups(model: nn.Module, inv_freq: Sequence[float]) -> str:
         raise
 
 
+def check_trains(model: nn.Module) -> None:
+    """Raise ValueError, naming the setting, for a model that this attention reads and cannot train. Weights are not
+    looked at: they may be on the meta device."""
+    config = cast(Any, unwrap(model)).config
+    for name, what in (("attn_logit_softcapping", "caps its scores"), ("attention_dropout", "drops attention")):
+        if value := getattr(config, name, None):
+            raise ValueError(
+                f"method = 'self_extend': model type {config.model_type!r} {what} ({name} = {value:g}), which training "
+                "in groups cannot; use method = 'yarn' (the recipe recommended-yarn)"
+            )
+
+
 def self_extend_attention(
     module: Any,
     query: torch.Tensor,
@@ -322,7 +334,10 @@ def _seen_by_layers(inner: Any, ids: torch.Tensor, places: torch.Tensor, tables:
         with uncompiled():
             inner.base_model(input_ids=ids, position_ids=places, use_cache=False, **{GROUP_TABLES: tables})
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"model type {kind!r}: SelfExtend cannot stand in for its attention ({error})") from error
+        raise ValueError(
+            f"model type {kind!r}: SelfExtend cannot stand in for its attention "
+            f"({error}); use method = 'yarn'"
+        ) from error
     finally:
         _WATCHED.reset(token)
     config = inner.config.get_text_config()

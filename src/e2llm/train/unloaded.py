@@ -12,6 +12,7 @@ from e2llm.config import Recipe
 from e2llm.hf.extended import empty_model, extend_as_told
 from e2llm.hf.far_attention import check_far
 from e2llm.hf.load import load_config, load_info
+from e2llm.hf.self_extend import check_trains
 from e2llm.train.adapters import check_targets
 
 
@@ -27,6 +28,8 @@ def check_unloaded(recipe: Recipe) -> None:
         empty: Any = empty_model(config, trust_remote_code=model.trust_remote_code)
     except Exception:
         return
+    if recipe.method == "self_extend":
+        check_trains(empty)
     if recipe.weighs_by_channels:
         check_far(model.attn_implementation or empty.config._attn_implementation)
     check_targets(empty, recipe.lora)
