@@ -52,7 +52,7 @@ def test_the_python_block_runs_as_it_stands(
     exec(compile(block, "README.md", "exec"), names)
     assert "Once upon a time" in capsys.readouterr().out
     info = json.loads((tmp_path / "runs" / "mine" / "model" / "e2llm.json").read_text(encoding="utf-8"))
-    assert (info["method"], info["native_window"], info["training_window"]) == ("yarn", 512, 4096)
+    assert (info["method"], info["native_window"], info["training_window"]) == ("self_extend", 512, 4096)
     assert "scale=8.0" in repr(get_extension(names["model"]))
     e2llm.serve_window(names["model"], "auto")
     ids = names["tokenizer"]("x = 1\n" * 200, return_tensors="pt")
