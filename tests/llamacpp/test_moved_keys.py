@@ -89,6 +89,7 @@ def test_a_frame_for_each_token_is_self_extend(here: Path, checkpoint: Callable[
         engine._frames = exact
         found = answers(engine, asked)
         again = answers(engine, asked[::-2])
+        assert not any(held.frames for held in engine._contexts._held.values()), "whose requests have ended"
     assert {answer[0] for answer in found} == {1.0, 2.0, 3.0, 4.0, 7.0, 8.0}
     for request, ours, theirs in zip(asked, found, expected, strict=True):
         told = f"{len(request.prompt_ids)} tokens at scale {ours[0]:g}"
