@@ -8,7 +8,8 @@ next token's log-probability it says how far llama.cpp's is from ours (nats_apar
 nats) and what each comes to (loss: nats a token), by part: `near` before there are far keys, which is what the two
 engines differ by anyway; `pieces`, at the ends of the prompt's pieces; `answer`. Readings are the frames as they are
 served, finer ones, and two controls: keys where they stood (scale 1), and groups twice as large. Ours is in float32
-throughout; llama.cpp has weights of the GGUF (bfloat16) and keys and values of two bytes, as it serves.
+throughout; llama.cpp has weights of the GGUF (bfloat16) and keys and values of two bytes, as it serves, or of
+`--kv-type f32`, which tells their rounding from what frames do. Speed is printed and not kept: others use the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from e2llm.infer import Engine  # noqa: E402
 from e2llm.llamacpp.convert import CACHE, find_gguf  # noqa: E402
 from e2llm.llamacpp.engine import CHUNK_TOKENS, usable_cores  # noqa: E402
 from e2llm.llamacpp.gguf_model import GgufModel, read_gguf  # noqa: E402
-from e2llm.llamacpp.library import Context, Piece, Weights  # noqa: E402
+from e2llm.llamacpp.library import KV_TYPES, Context, Piece, Weights  # noqa: E402
 from e2llm.llamacpp.rooms import padded  # noqa: E402
 from e2llm.positions.frames import Frame, Frames  # noqa: E402
 from e2llm.records import Record, make_row  # noqa: E402
@@ -50,8 +51,6 @@ class Given(NamedTuple):
     told: Told
     ours: np.ndarray
     """(T,) by our attention."""
-    rates: dict[str, float]
-    """Part -> tokens a second."""
 
 
 def readings(file: GgufModel, scale: float) -> dict[str, Frames | None]:
@@ -119,12 +118,9 @@ def tokens_of(engine: Engine, text: str, window: int) -> list[int]:
 def rows_of(window: int, scale: float, given: list[Given]) -> list[dict[str, Any]]:
     """Means over the tokens of all texts."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
     for one in given:
         for part, places in one.told.items():
             found[one.reading, part] += [(value, float(one.ours[place])) for place, value in places.items()]
-        for part, rate in one.rates.items():
-            rates[one.reading, part].append(rate)
     rows = []
     for (reading, part), pairs in found.items():
         labels = {"window": window, "scale": scale, "reading": reading, "part": part}
@@ -135,9 +131,6 @@ def rows_of(window: int, scale: float, given: list[Given]) -> list[dict[str, Any
             make_row("loss", statistics.fmean(theirs), "nats", len(pairs), engine="llamacpp", **labels),
             make_row("loss", statistics.fmean(ours), "nats", len(pairs), engine="e2llm", **labels),
         ]
-    for (reading, part), values in rates.items():
-        labels = {"window": window, "scale": scale, "reading": reading, "part": part}
-        rows.append(make_row("tokens_per_second", statistics.median(values), "tokens/s", len(values), **labels))
     return rows
 
 
@@ -160,14 +153,19 @@ def measure(arguments: argparse.Namespace) -> Record:
         "neighbours": file.neighbours,
         "native_window": file.native_window,
         "weights": "bfloat16",
-        "kv_type": "f16",
+        "kv_type": arguments.kv_type,
         "threads": threads,
     }
     rows: list[dict[str, Any]] = []
     for window in arguments.windows:
         scale = engine.plan(window - 1, max_new_tokens=1).scale
         context = weights.context(
-            ContextRope(), padded(window), sequences=1, batch_tokens=CHUNK_TOKENS, kv_type="f16", threads=threads
+            ContextRope(),
+            padded(window),
+            sequences=1,
+            batch_tokens=CHUNK_TOKENS,
+            kv_type=arguments.kv_type,
+            threads=threads,
         )
         given: list[Given] = []
         for text in arguments.texts:
@@ -177,7 +175,7 @@ def measure(arguments: argparse.Namespace) -> Record:
                 if arguments.readings and reading not in arguments.readings:
                     continue
                 told, rate = read(context, ids, arguments.new_tokens, frames, file.neighbours)
-                given.append(Given(reading, told, ours, rate))
+                given.append(Given(reading, told, ours))
                 shown = ", ".join(f"{part} {value:.1f} tokens/s" for part, value in rate.items())
                 print(f"{window} {Path(text).name} {reading}: {shown}", flush=True)
             record = Record("llamacpp_frames", config, rows + rows_of(window, scale, given))
@@ -196,6 +194,7 @@ def main() -> int:
     add("--windows", type=int, nargs="+", default=[16384], help="tokens read of each text (16384)")
     add("--new-tokens", type=int, default=512, help="of these, one at a time (512)")
     add("--readings", nargs="+", help="only these")
+    add("--kv-type", default="f16", choices=[*KV_TYPES], help="of llama.cpp's keys and values (f16)")
     add("--threads", type=int, help="(all cores)")
     add("--cache", default=str(CACHE), help="folder for the GGUF")
     add("--base-model", default="", help="label of the model in tables")
