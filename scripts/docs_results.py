@@ -45,8 +45,10 @@ def named(records: Sequence[Record], prefix: str) -> list[Record]:
 
 def measured(records: Sequence[Record]) -> list[Record]:
     """Those that results are reported on: neither runs of the study (docs/study.md), evaluations of all suites
-    (docs/evaluation.md), calibrations, training speed (docs/training-speed.md) nor the speed of answers."""
+    (docs/evaluation.md), calibrations, training speed (docs/training-speed.md), the speed of answers nor how near
+    llama.cpp comes to groups (docs/decisions.md)."""
     elsewhere = ("study", "study_final", "calibrate", "benchmark_train", "train_losses", "train_resume", "answer_speed")
+    elsewhere = (*elsewhere, "llamacpp_frames")
     apart = {id(record) for record in evaluation_records(records)}
     return [record for record in records if record.kind not in elsewhere and id(record) not in apart]
 

@@ -50,6 +50,15 @@ def test_linear_composes_with_a_base_that_scales() -> None:
     assert math.isclose(found.attention_scale, expected.attention_scale, rel_tol=1e-6)
 
 
+def test_groups_leave_the_file_s_own_frequencies() -> None:
+    base = rope([1.0] * 8 + [4.0] * 8)
+    assert context_rope(base, "self_extend", 4.0, None) == ContextRope()
+    with pytest.raises(ValueError, match=r"attention scale of 1\.2: llama\.cpp multiplies keys by it each time"):
+        context_rope(rope(attention_scale=1.2), "self_extend", 4.0, None)
+    with pytest.raises(ValueError, match="each time that they are moved"):
+        context_rope(rope(), "self_extend", 4.0, 0.04)
+
+
 def test_what_cannot_be_told() -> None:
     with pytest.raises(ValueError, match=r"longrope.*--engine e2llm"):
         context_rope(rope(), "longrope", 4.0, None)

@@ -56,6 +56,29 @@ def test_a_method_that_was_given_instead(tmp_path: Path) -> None:
     assert told is not None and (told.method, told.attention, told.schedule) == ("ntk", {}, [])
 
 
+def test_a_method_in_place_of_groups(tmp_path: Path) -> None:
+    """Neighbours belong to the method: with another one e2llm.json would be refused."""
+    info = checkpoint_info("self_extend", neighbours=22)
+    checkpoint, _ = save_checkpoint(tmp_path / "model", bpe=True, info=info)
+    export(checkpoint, tmp_path / "out", to="gguf", method="linear", verify=False)
+    told = CheckpointInfo.load(tmp_path / "out")
+    assert told is not None and (told.method, told.neighbours) == ("linear", 0)
+
+
+def test_what_is_trained_in_groups(tmp_path: Path) -> None:
+    info = checkpoint_info("self_extend", neighbours=22)
+    checkpoint, _ = save_checkpoint(tmp_path / "model", bpe=True, info=info)
+    result = export(checkpoint, tmp_path / "out", to="gguf", gguf_type="f32", verify=False)
+    assert result.open_scales == (1, 2, 4, 8) and CheckpointInfo.load(tmp_path / "out") == info
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "they have no attention that reads far tokens in groups" in card and "with `--window`" not in card
+    with pytest.raises(ValueError, match="recommended-yarn for other runtimes"):
+        export(checkpoint, tmp_path / "fixed", to="gguf", scale=4)
+    CheckpointInfo.save(checkpoint_info("self_extend", neighbours=1), checkpoint)
+    with pytest.raises(ValueError, match="neighbours = 1: an engine that moves keys needs at least 2"):
+        export(checkpoint, tmp_path / "fewer", to="gguf")
+
+
 def test_a_model_that_is_not_ours_gets_no_e2llm_json(tmp_path: Path) -> None:
     """Who serves it says what is assumed; a method that was asked for is written down."""
     checkpoint, _ = save_checkpoint(tmp_path / "model", bpe=True)

@@ -106,3 +106,6 @@ def test_an_info_beside_a_file_is_checked(here: Path) -> None:
     info.save(made.parent)
     with pytest.raises(ValueError, match=r"longrope.*--engine e2llm"):
         read_gguf(made)
+    checkpoint_info("self_extend", neighbours=1).save(made.parent)
+    with pytest.raises(ValueError, match=r"neighbours = 1: .*--engine e2llm"):
+        read_gguf(made)

@@ -114,6 +114,17 @@ def test_llama_cpp_is_told_what_our_file_says(tmp_path: Path, method: str) -> No
         export(str(tmp_path / "hf"), tmp_path / "again", to="gguf")
 
 
+def test_groups_are_read_over_llama_cpp_too(tmp_path: Path) -> None:
+    name, _ = save_checkpoint(tmp_path / "model", info=checkpoint_info("self_extend", neighbours=22), bpe=True)
+    rows = rows_of(name)
+    for runtime in ("e2llm", "e2llm over llama.cpp"):
+        assert (rows[runtime].method, rows[runtime].window) == ("self_extend", 8 * WINDOW)
+        assert rows[runtime].scales == (1.0, 2.0, 4.0, 8.0)
+    assert rows["llama.cpp"].scales == (1.0,) and rows["vLLM with e2llm's plugin"].scales == ()
+    CheckpointInfo.save(checkpoint_info("self_extend", neighbours=1), name)
+    assert "needs at least 2" in rows_of(name)["e2llm over llama.cpp"].notes[0]
+
+
 @pytest.mark.parametrize(("kind", "scaled_twice"), [("yarn", False), ("linear", True)])
 def test_double_scaling_is_refused_by_what_refuses_it(tmp_path: Path, kind: str, scaled_twice: bool) -> None:
     name, _ = save_checkpoint(tmp_path / "model", info=checkpoint_info(kind))

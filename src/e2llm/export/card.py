@@ -108,8 +108,12 @@ def _open_summary(facts: CardFacts) -> str:
     text = (
         f"The unscaled weights of a checkpoint of native window {facts.plan.native_window}. {by} reads every request "
         f"at the scale that its length asks for, from e2llm.json. Other runtimes read it within "
-        f"{facts.plan.native_window} tokens; for a longer window in them, `e2llm export` one with `--window`."
+        f"{facts.plan.native_window} tokens"
     )
+    if facts.plan.method == "self_extend":
+        text += ": they have no attention that reads far tokens in groups."
+    else:
+        text += "; for a longer window in them, `e2llm export` one with `--window`."
     return "\n\n".join([text, *_notes(facts)])
 
 

@@ -25,8 +25,9 @@ SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}
 """enum llama_rope_scaling_type."""
 ATTN_FACTOR_KEY = "{}.rope.scaling.attn_factor"
 """Metadata key of the model's own multiplier, by architecture."""
-METHODS = ("none", "linear", "ntk", "yarn")
-"""Frequency methods that a context can be told."""
+METHODS = ("none", "linear", "ntk", "yarn", "self_extend")
+"""Frequency methods that a context can be told. With self_extend every scale has the file's own frequencies: far keys
+are moved to the places of their groups instead (`positions.frames`)."""
 _RELATIVE = 1e-5
 """Largest difference of a frequency and of the attention scale: float32's roundings in two orders of operations."""
 
@@ -57,7 +58,14 @@ def context_rope(rope: Rope, method: str, scale: float, slope: float | None) -> 
         raise ValueError(f"method = {method!r}: llama.cpp is told {', '.join(METHODS)}; serve with --engine e2llm")
     expected = frequencies(rope, method, scale, slope)
     share = expected.attention_scale / rope.attention_scale
-    if method == "yarn":
+    if method == "self_extend":
+        found = ContextRope()
+        if abs(expected.attention_scale - 1) > _RELATIVE:  # of a base that is scaled, or of a slope
+            raise ValueError(
+                f"method = 'self_extend' with an attention scale of {expected.attention_scale:g}: llama.cpp multiplies "
+                "keys by it each time that they are moved; serve with --engine e2llm"
+            )
+    elif method == "yarn":
         factor = share / attention_scale(scale, YARN_SLOPE)
         own = abs(factor - 1) < 1e-9
         found = ContextRope(

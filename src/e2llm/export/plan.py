@@ -37,6 +37,8 @@ class ExportPlan:
     """Rotary embedding of each layer type that is scaled, as pretrained; {None: rope} where there is one."""
     notes: tuple[str, ...] = ()
     """What whoever exports should know."""
+    neighbours: int = 0
+    """Method self_extend, of an export with open scales: tokens that keep their distance; else 0."""
     open_scales: tuple[float, ...] = ()
     """Scales that the runtime is to choose from for every request: an export of the unscaled weights, whose own `scale`
     is 1. Empty: one fixed scale."""
@@ -66,6 +68,7 @@ def make_open_plan(engine: Engine) -> ExportPlan:
         native_window=engine.native_window,
         slope=extension.attention.serving(),
         ropes=dict(rotary.ropes),
+        neighbours=extension.neighbours,
         open_scales=tuple(sorted(scales)),
     )
 
@@ -103,8 +106,8 @@ def make_plan(engine: Engine, *, window: int | None, scale: float | None) -> Exp
     if extension.method == "self_extend" and scale > 1:
         raise ValueError(
             f"scale = {scale:g}: method self_extend reads far tokens by an attention that no other runtime has; serve "
-            "with `e2llm serve` or `e2llm generate`, export --scale 1, the native window, or train the recipe "
-            "recommended-yarn for other runtimes"
+            "with `e2llm serve`, over llama.cpp too, or `e2llm generate`, export --scale 1, the native window, or "
+            "train the recipe recommended-yarn for other runtimes"
         )
     rotary: Any = find_rotary_owner(engine.model).rotary_emb
     return ExportPlan(

@@ -26,6 +26,7 @@ from e2llm.export.gguf_file import installed_version
 from e2llm.export.gguf_vocabulary import SAMPLES
 from e2llm.export.plan import ExportPlan
 from e2llm.export.verify import NATS_TOLERANCE, TOLERANCE, Check, Probe, compare, mean_nats
+from e2llm.positions.frames import Frame, Frames
 
 _LLAMACPP_LOGITS = {"f32": 0.001, "f16": 0.005, "bf16": 0.04, "q8_0": 0.06}
 """As a share of the largest logit. llama.cpp's exponentials and sums are not torch's; what is stored is rounded."""
@@ -109,15 +110,17 @@ def check_llamacpp(path: Path, probe: Probe, kind: str, tokenizer: Any, fits: bo
     return [*checks, compare(f"logits and perplexity in {where}", probe, short, long[-1], nats, stored, nats_apart)]
 
 
-def check_context(path: Path, probe: Probe, kind: str, rope: ContextRope, scale: float) -> Check:
-    """Logits and perplexity in llama.cpp at a scale that its context is told."""
+def check_context(
+    path: Path, probe: Probe, kind: str, rope: ContextRope, scale: float, frames: Frames | None = None
+) -> Check:
+    """Logits and perplexity in llama.cpp at a scale that its context is told. `frames`: keys are moved by them."""
     version = installed_version("llama-cpp-python")
     name = f"logits and perplexity in llama.cpp at scale {scale:g}"
     if version is None:
         return Check(name, None, "llama-cpp-python is not installed")
     model = open_llamacpp(path, len(probe.long) + 8, rope)
     try:
-        short, long = _scores(model, probe.short), _scores(model, probe.long)
+        short, long = _scores(model, probe.short, frames), _scores(model, probe.long, frames)
     finally:
         model.close()
     stored = max(_LLAMACPP_LOGITS[kind], TOLERANCE[probe.dtype])
@@ -125,11 +128,31 @@ def check_context(path: Path, probe: Probe, kind: str, rope: ContextRope, scale:
     return compare(name, probe, short, long[-1], mean_nats(long, probe.long), stored, nats_apart)
 
 
-def _scores(model: Any, ids: list[int]) -> torch.Tensor:
+def _scores(model: Any, ids: list[int], frames: Frames | None = None) -> torch.Tensor:
     """Logits (T, V) of a context that is begun afresh."""
     model.reset()
+    if frames is not None:
+        return _scores_in(frames, model, ids)
     model.eval(ids)
     return torch.from_numpy(np.array(model.scores[: len(ids)], dtype=np.float32))
+
+
+def _scores_in(frames: Frames, model: Any, ids: list[int]) -> torch.Tensor:
+    """Logits (T, V) of a text whose keys are moved from frame to frame."""
+    import llama_cpp
+
+    memory, frame, found = llama_cpp.llama_get_memory(model.ctx), Frame(), []
+    start = 0
+    while start < len(ids):
+        count = frames.piece_of(start, len(ids) - start)
+        then = frames.next(frame, start, count, decoding=False)
+        for move in frames.moves(frame, then, start):
+            llama_cpp.llama_memory_seq_add(memory, 0, move.first, move.last, move.by)
+        model.n_tokens = first = start - then.back  # where `eval` goes on
+        model.eval(ids[start : start + count])
+        found.append(np.array(model.scores[first : first + count], dtype=np.float32))
+        start, frame = start + count, then
+    return torch.from_numpy(np.concatenate(found))
 
 
 def _tokens_in_llamacpp(model: Any, tokenizer: Any, fits: bool, where: str) -> Check:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from e2llm.engine.running import Running
 from e2llm.llamacpp.library import Context
 from e2llm.llamacpp.rooms import Room, decide
+from e2llm.positions.frames import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class Held:
     context: Context
     seats: dict[Running, int] = field(default_factory=dict)
     """Request -> sequence."""
+    frames: dict[Running, Frame] = field(default_factory=dict)
+    """Where the keys of requests stand that are moved."""
     free: list[int] = field(default_factory=list)
     used: int = 0
     """Cells promised to the requests."""
@@ -86,6 +89,7 @@ class Contexts:
         if held is None or row not in held.seats:
             return
         sequence = held.seats.pop(row)
+        held.frames.pop(row, None)
         held.context.forget(sequence)
         held.free.insert(0, sequence)
         held.used -= row.pages_needed

@@ -2,7 +2,8 @@
 
 Flows in: `Request`s from any thread. Flows out: streams of `Output`s. One worker thread runs the steps: in turn each
 context computes the next token of every request in it that decodes and a piece of its prompts. Scale and memory are
-fixed when a request is admitted. Prompts are tokens of the checkpoint's own tokenizer. Knows no HTTP.
+fixed when a request is admitted. Prompts are tokens of the checkpoint's own tokenizer. Far keys of method self_extend
+are moved to the places of their groups as a text grows (`positions.frames`). Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from e2llm.llamacpp.convert import find_gguf
 from e2llm.llamacpp.gguf_model import configured_ends, read_gguf, read_tokenizer
 from e2llm.llamacpp.library import KV_TYPES, Context, Piece, Weights, load_library
 from e2llm.llamacpp.rooms import CELLS, padded
+from e2llm.positions.frames import Frame
 
 MAX_RUNNING = 64
 CHUNK_TOKENS = 512
@@ -91,6 +93,7 @@ class LlamaCppEngine:
             raise ValueError(f"kv_type = {kv_type!r}: choose one of {', '.join(KV_TYPES)}")
         self.native_window, self.schedule, self.notes = file.native_window, file.schedule, file.notes
         self.max_scale = file.max_scale if max_scale is None else float(max_scale)
+        self._frames = file.frames
         self.tokenizer = read_tokenizer(file.path)
         token_bytes = file.kv_values * KV_TYPES[self._kv_type][1]
         most = self.max_running * int(self.native_window * self.max_scale)
@@ -225,7 +228,7 @@ class LlamaCppEngine:
 
     def _open(self, scale: float, cells: int) -> Context:
         file = self.file
-        return self._weights.context(
+        context = self._weights.context(
             context_rope(file.rope, file.method, scale, file.slope),
             cells,
             sequences=self.max_running,
@@ -233,6 +236,13 @@ class LlamaCppEngine:
             kv_type=self._kv_type,
             threads=self._threads,
         )
+        if self._frames(scale) is not None and not context.can_move:
+            context.close()
+            raise ValueError(
+                f"method = 'self_extend' at scale {scale:g}: llama.cpp cannot move the cached keys of architecture "
+                f"{file.architecture!r}; serve with --engine e2llm"
+            )
+        return context
 
     def _work(self) -> None:
         torch.set_num_threads(self._torch_threads)  # OpenMP keeps the number a thread
@@ -290,7 +300,7 @@ class LlamaCppEngine:
     def _step(self, held: Held, rows: list[Running]) -> None:
         """One pass of a context."""
         chunk = min(self.chunk_tokens, held.context.batch_tokens - len(rows))
-        step = next_step(rows, max(chunk, 1), share=False)
+        step = [self._in_one_frame(row, count) for row, count in next_step(rows, max(chunk, 1), share=False)]
         asking = [row for row, count in step if count == row.remaining]
         try:
             drawn = self._compute(held, step, asking)
@@ -306,10 +316,30 @@ class LlamaCppEngine:
         for row, one in zip(asking, drawn, strict=True):
             self._deliver(row, one)
 
+    def _in_one_frame(self, row: Running, count: int) -> tuple[Running, int]:
+        frames = self._frames(row.scale)
+        return row, count if frames is None or row.decoding else frames.piece_of(row.computed, count)
+
+    def _position(self, held: Held, row: Running, count: int) -> int:
+        """Of the next `count` tokens' first one, once the keys before it stand where these are to see them."""
+        frames = self._frames(row.scale)
+        if frames is None:
+            return row.computed
+        old = held.frames.get(row, Frame())
+        new = frames.next(old, row.computed, count, decoding=row.decoding)
+        held.context.move(held.seats[row], frames.moves(old, new, row.computed))
+        held.frames[row] = new
+        return row.computed - new.back
+
     def _compute(self, held: Held, step: list[tuple[Running, int]], asking: list[Running]) -> list[Drawn | None]:
         wanted = set(asking)
         pieces = [
-            Piece(held.seats[row], row.computed, row.tokens[row.computed : row.computed + count], row in wanted)
+            Piece(
+                held.seats[row],
+                self._position(held, row, count),
+                row.tokens[row.computed : row.computed + count],
+                row in wanted,
+            )
             for row, count in step
         ]
         logits = torch.from_numpy(held.context.compute(pieces))

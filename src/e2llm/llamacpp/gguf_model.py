@@ -18,6 +18,8 @@ from e2llm.export.gguf_layout import ARCHITECTURES, ROPE_FACTORS
 from e2llm.hf import CheckpointInfo
 from e2llm.hf.load import load_tokenizer
 from e2llm.positions.choose import Schedule, ladder, parse_schedule
+from e2llm.positions.frames import Frames, check_movable, usual_frames
+from e2llm.positions.groups import group_of_scale
 from e2llm.positions.rope import Rope
 
 
@@ -33,6 +35,8 @@ class GgufModel:
     """Frequency method; none for a file whose frequencies are scaled already."""
     slope: float | None
     """Of the attention scale; None: the method's own."""
+    neighbours: int
+    """Method self_extend: tokens that keep their distance; 0 with any other."""
     native_window: int
     max_scale: float
     schedule: Schedule
@@ -42,6 +46,13 @@ class GgufModel:
     stored_as_float32: bool
     notes: tuple[str, ...] = ()
     """What was assumed, for whoever starts the engine."""
+
+    def frames(self, scale: float) -> Frames | None:
+        """How keys of a text at `scale` are moved; None where each stands at its own place."""
+        if self.method != "self_extend":
+            return None
+        group = group_of_scale(scale, self.native_window, self.neighbours)
+        return None if group == 1 else usual_frames(group, self.neighbours)
 
 
 def read_gguf(path: Path) -> GgufModel:
@@ -76,6 +87,8 @@ def read_gguf(path: Path) -> GgufModel:
     schedule = parse_schedule(info.schedule) if info else ()
     if method not in METHODS:
         raise ValueError(f"method = {method!r}: llama.cpp is told {', '.join(METHODS)}; use --engine e2llm")
+    if info is not None and method == "self_extend":
+        check_movable(info.neighbours)
     for scale in {*ladder(max_scale), *(step.scale for step in schedule)}:
         context_rope(rope, method, scale, slope)
     head = int(own.get("attention.key_length") or own["embedding_length"] // own["attention.head_count"])
@@ -87,6 +100,7 @@ def read_gguf(path: Path) -> GgufModel:
         rope=rope,
         method=method,
         slope=slope,
+        neighbours=info.neighbours if info else 0,
         native_window=info.native_window if info else window,
         max_scale=max_scale,
         schedule=schedule,

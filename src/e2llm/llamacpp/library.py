@@ -1,8 +1,8 @@
 """The one file that knows llama.cpp's C interface (llama-cpp-python): weights, contexts, a pass over packed tokens.
 
-Flows in: a GGUF file, `ContextRope`s, token ids. Flows out: logits. Weights are mapped from the file, so that further
-handles on it (for another multiplier of cos and sin, see `export.gguf_context`) share its pages in memory. Not
-thread-safe: one thread at a time uses a file's weights and contexts.
+Flows in: a GGUF file, `ContextRope`s, token ids, moves of keys. Flows out: logits. Weights are mapped from the file, so
+that further handles on it (for another multiplier of cos and sin, see `export.gguf_context`) share its pages in memory.
+Not thread-safe: one thread at a time uses a file's weights and contexts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from e2llm.export.gguf_context import ATTN_FACTOR_KEY, SCALING_TYPES, ContextRope
+from e2llm.positions.frames import Move
 
 # N = rows of logits that are asked for, V = vocabulary size
 
@@ -199,6 +200,18 @@ class Context:
             found = self._library.llama_get_logits_ith(self._pointer, index)
             logits[row] = np.ctypeslib.as_array(found, shape=(self._vocabulary,))
         return logits
+
+    @property
+    def can_move(self) -> bool:
+        """Whether llama.cpp can turn this model's cached keys to other positions."""
+        return bool(self._library.llama_memory_can_shift(self._library.llama_get_memory(self._pointer)))
+
+    def move(self, sequence: int, moves: Sequence[Move]) -> None:
+        """Move keys of a text. What follows for the keys is computed with the next pass, of all moves until then at
+        once. (Dividing positions, which groups would also be, turns keys the wrong way in llama.cpp.)"""
+        memory = self._library.llama_get_memory(self._pointer)
+        for move in moves:
+            self._library.llama_memory_seq_add(memory, sequence, move.first, move.last, move.by)
 
     def forget(self, sequence: int) -> None:
         """Free the cells of a text."""
