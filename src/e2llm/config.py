@@ -176,8 +176,6 @@ class Recipe:
         name, value, own = "method", self.method, self.model.attn_implementation
         text = f"brings its own attention: leave model.attn_implementation = {own} out"
         require(own in (None, "sdpa"), name, value, text)
-        text = "reads one document a row: use data.document_mask = false, or the recipe recommended-yarn"
-        require(not self.data.document_mask, name, value, text)
 
     @property
     def weighs_by_channels(self) -> bool:

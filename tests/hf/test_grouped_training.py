@@ -169,7 +169,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def by_kernels(*given: Any) -> torch.Tensor:
     """`grouped_training` as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_fuses", lambda query: True)
+        patch.setattr(training, "fuses", lambda query: True)
         return grouped_training(*given)
 
 
@@ -277,7 +277,7 @@ def test_a_compiled_layer_goes_around_it(small: None, monkeypatch: pytest.Monkey
     def layer(query: torch.Tensor, *others: Any) -> torch.Tensor:
         return grouped_training(query * 2, *others) + 1
 
-    monkeypatch.setattr(training, "_fuses", lambda query: True)
+    monkeypatch.setattr(training, "fuses", lambda query: True)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     found, wanted = (graded(f(*tensors, *rest), tensors, weights) for f in (compiled, layer))
     for a, b in zip(found, wanted, strict=True):

@@ -305,17 +305,6 @@ def test_training_takes_padding_behind_its_text_only() -> None:
         model(input_ids=ids, attention_mask=mask.flip(1))
 
 
-def test_documents_in_one_row_are_refused() -> None:
-    model = tiny_model("llama").train()
-    extension = extended(model)
-    extension.sampler = PositionSampler(
-        native_window=WINDOW, training_window=40, scales=ScalesConfig(), placement=PlacementConfig(kind="paper"), seed=0
-    )
-    position_ids = torch.cat((torch.arange(15), torch.arange(25)))[None]
-    with pytest.raises(ValueError, match="position_ids: several documents"):
-        model(input_ids=token_ids(1, 40), position_ids=position_ids)
-
-
 def test_rotations_add_up_and_leave_the_other_channels() -> None:
     x = torch.randn(2, 5, 12)
     inv_freq = torch.tensor([1.0, 0.1, 0.01, 0.001])

@@ -35,6 +35,10 @@ WAYS: dict[str, tuple[str, ...]] = {
     "compiled": ("train.compile=layers",),
     "autocast": ("train.precision=bfloat16",),
     "compiled autocast": ("train.compile=layers", "train.precision=bfloat16"),
+    "documents": ("data.document_mask=true",),
+    "documents, compiled and recomputed": (
+        *("data.document_mask=true", "train.compile=layers", "train.gradient_checkpointing=true"),
+    ),
 }
 
 
@@ -149,7 +153,6 @@ def test_other_trainers_draw_groups_too(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("data.document_mask=true", "method = 'self_extend': reads one document a row"),
         ("neighbours=-1", "neighbours = -1: use tokens, or 0"),
         ("method=yarn neighbours=8", "neighbours = 8: only method self_extend has them, not yarn"),
         ("model.attn_implementation=eager", "method = 'self_extend': brings its own attention"),

@@ -21,7 +21,8 @@ from torch import nn
 
 from e2llm.hf.documents import document_lengths
 from e2llm.hf.far_tables import FarTables, far_tables
-from e2llm.hf.group_tables import GROUP_TABLES, Grouping, GroupTables, PlacedGroups, group_tables, placed_groups
+from e2llm.hf.group_tables import GROUP_TABLES, Grouping, GroupTables, PlacedGroups
+from e2llm.hf.group_tables import documents_of, group_tables, placed_groups
 from e2llm.hf.rotary import LayerType
 from e2llm.hf.row_tables import RowTables, sent
 from e2llm.hf.scaled_rotary import ScaledRotary
@@ -66,7 +67,7 @@ class Extension:
         self._scale: float | tuple[float, ...] | None = None
         self._inference_rows: RowTables | None = None
         self._packed: tuple[tuple[float, ...], RowTables] | None = None
-        self._drawn = False
+        self._drawn = self._using = False
         self._pending: list[int] | None = None
         self._next_sample = 0
         self._cache: dict[tuple[LayerType, float, float | None], Frequencies] = {}
@@ -191,12 +192,12 @@ class Extension:
     @contextlib.contextmanager
     def using(self, tables: RowTables | None) -> Iterator[None]:
         """Within it, forwards turn by `tables`; None: the model as it was."""
-        before = self._wrapper.rows, self._groups
-        self._wrapper.rows, self._groups = tables, None
+        before = self._wrapper.rows, self._groups, self._using
+        self._wrapper.rows, self._groups, self._using = tables, None, True
         try:
             yield
         finally:
-            self._wrapper.rows, self._groups = before
+            self._wrapper.rows, self._groups, self._using = before
 
     def rows_of_length(self, length: int) -> RowTables:
         """Tables of `dynamic_ntk` once `length` tokens are read: at length / L, and no more than the scale that is
@@ -262,8 +263,9 @@ class Extension:
                 'use one that grows (cache_implementation = "dynamic")'
             )
         self._draw(module, args, kwargs)
-        if self._groups is not None:
-            return args, {**kwargs, GROUP_TABLES: self._groups}
+        groups = self._groups if self._drawn or self.grouping is None else self._of_documents(args, kwargs)
+        if groups is not None:
+            return args, {**kwargs, GROUP_TABLES: groups}
         rows = self._wrapper.rows
         return None if rows is None or rows.far is None else (args, {**kwargs, FAR_TABLES: rows.far})
 
@@ -280,16 +282,28 @@ class Extension:
                 "offsets; start a process for each GPU (torchrun --nproc-per-node GPUS SCRIPT), or let the script see "
                 "one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        assert tokens is not None, "a causal LM is called with input_ids or inputs_embeds"
-        batch, window = tokens.shape[:2]
+        batch, window = _tokens(args, kwargs).shape[:2]
         lengths = document_lengths(kwargs.get("position_ids"), batch)
         if lengths is None:
             self.place([self.sampler.draw(index, window) for index in self._sample_indices(batch, blocks=True)])
         else:
             self._place_documents(lengths)
         self._drawn = True
+
+    def _of_documents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GroupTables | PlacedGroups | None:
+        """The tables of a forward that reads, and which documents it is to keep apart: those that begin position ids
+        again, where no mask says what is padding, as transformers' own attentions have it."""
+        tables, ids = self._groups, kwargs.get("position_ids")
+        given = isinstance(tables, PlacedGroups) or self._using or kwargs.get("attention_mask") is not None
+        if given or ids is None or ids.shape[-1] == 1:
+            return tables
+        lengths = document_lengths(ids, _tokens(args, kwargs).shape[0])
+        if lengths is None:
+            return tables
+        assert self.grouping is not None
+        device = _device(self._wrapper.inner)
+        found = group_tables((1.0,), self.grouping, device) if not isinstance(tables, GroupTables) else tables
+        return found._replace(documents=documents_of(lengths, device))
 
     def _sample_indices(self, count: int, *, blocks: bool) -> list[int]:
         """Indices of the next `count` samples: those that were named, else the next in order. The ranks take blocks of
@@ -311,11 +325,6 @@ class Extension:
         """
         assert self.sampler is not None
         self._check_places()
-        if self.grouping is not None:
-            raise ValueError(
-                "position_ids: several documents stand in one row, which method self_extend cannot tell apart; train "
-                "on one document a row (packing off), or with method = 'yarn' (the recipe recommended-yarn)"
-            )
         flat = [length for row in lengths for length in row]
         indices = self._sample_indices(len(flat), blocks=False)
         draws = [self.sampler.draw_document(index, length) for index, length in zip(indices, flat, strict=True)]
@@ -330,8 +339,10 @@ class Extension:
             {t: table[owner, 0] for t, table in by_document.attention_scale.items()},
             sent(torch.from_numpy(positions), _device(self._wrapper.inner)),
             by_place=True,
-            far=self._far(by_row),
+            far=self._far(by_row) if self.grouping is None else None,
         )
+        if self.grouping is not None:  # its attention weighs far keys itself
+            self._groups = placed_groups(draws, self.grouping, _device(self._wrapper.inner), lengths)
 
 
 def _scales(scale: Any) -> float | tuple[float, ...]:
@@ -345,6 +356,14 @@ def _scales(scale: Any) -> float | tuple[float, ...]:
     if not values:
         raise ValueError("scale = []: give one number for each row, or None for the model as it was")
     return values
+
+
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Ids (B, T) or embeddings (B, T, D) that the base model is called with."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    assert tokens is not None, "a causal LM is called with input_ids or inputs_embeds"
+    return cast(torch.Tensor, tokens)
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -48,6 +48,15 @@ def far_shift(neighbours: int, group: Group) -> Group:
     return neighbours - neighbours // group
 
 
+class Documents(NamedTuple):
+    """Of rows in which several stand, one after the other, each to be seen alone."""
+
+    lengths: torch.Tensor
+    """(N,) int64 in tokens, on the host, row by row."""
+    owners: torch.Tensor
+    """(B, T) int64: the document of each token."""
+
+
 class GroupTables(NamedTuple):
     """Of rows that are read from their beginning, at a scale that is set."""
 
@@ -57,15 +66,16 @@ class GroupTables(NamedTuple):
     """(R/2,) float32."""
     neighbours: int
     pairs: str
+    documents: Documents | None = None
 
 
 class PlacedGroups(NamedTuple):
-    """Of training windows, each at places of its own."""
+    """Of training windows, each at places of its own, or of the documents in them."""
 
     positions: torch.Tensor
     """(B, T) int64, rising."""
     groups: torch.Tensor
-    """(B,) int64."""
+    """(B,) int64; (N,) of documents."""
     segments: torch.Tensor
     """(B, T) int64, from 0."""
     bias: torch.Tensor
@@ -77,6 +87,14 @@ class PlacedGroups(NamedTuple):
     of_keys: tuple[torch.Tensor, torch.Tensor]
     neighbours: int
     pairs: str
+    documents: Documents | None = None
+
+
+def documents_of(lengths: Sequence[Sequence[int]], device: torch.device) -> Documents:
+    """`lengths`: tokens of each document of each row, rows of one length."""
+    flat = np.array([length for row in lengths for length in row])
+    owners = np.repeat(np.arange(len(flat)), flat).reshape(len(lengths), -1)
+    return Documents(torch.from_numpy(flat), sent(torch.from_numpy(owners), device))
 
 
 def group_tables(scales: Sequence[float], grouping: Grouping, device: torch.device) -> GroupTables:
@@ -86,16 +104,27 @@ def group_tables(scales: Sequence[float], grouping: Grouping, device: torch.devi
     return GroupTables(groups, inv_freq, grouping.neighbours, grouping.pairs)
 
 
-def placed_groups(placements: Sequence[Placement], grouping: Grouping, device: torch.device) -> PlacedGroups:
-    """Tables of windows of one length; on `device` without a wait."""
-    positions = np.stack([p.positions for p in placements])
+def placed_groups(
+    placements: Sequence[Placement],
+    grouping: Grouping,
+    device: torch.device,
+    lengths: Sequence[Sequence[int]] | None = None,
+) -> PlacedGroups:
+    """Tables of windows of one length, or of the documents in them, of these `lengths`; on `device` without a wait."""
+    rows = len(placements) if lengths is None else len(lengths)
     far = [p.far for p in placements]
-    none = np.zeros_like(positions)
-    segments = np.stack([none[0] if f is None else f.segments for f in far])
-    bias = np.stack([none[0] if f is None else f.bias for f in far]).astype(np.float32)
+
+    def stacked(found: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(found).reshape(rows, -1)
+
+    none = [np.zeros(len(p.positions), np.int64) for p in placements]
+    positions = stacked([p.positions for p in placements])
+    segments = stacked([n if f is None else f.segments for n, f in zip(none, far, strict=True)])
+    bias = stacked([n if f is None else f.bias for n, f in zip(none, far, strict=True)]).astype(np.float32)
     groups = np.array([grouping.group(p.scale) for p in placements])
-    shift = far_shift(grouping.neighbours, groups)
-    grouped = positions // groups[:, None]
+    of_tokens = stacked([n + group for n, group in zip(none, groups, strict=True)])
+    shift = far_shift(grouping.neighbours, of_tokens)
+    grouped = positions // of_tokens
     inv_freq = sent(torch.tensor(grouping.inv_freq), device)
     return PlacedGroups(
         sent(torch.from_numpy(positions), device),
@@ -103,10 +132,11 @@ def placed_groups(placements: Sequence[Placement], grouping: Grouping, device: t
         sent(torch.from_numpy(segments), device),
         sent(torch.from_numpy(bias), device),
         0 if far[0] is None else far[0].leading_tokens,
-        _angles(grouped + shift[:, None] - positions, inv_freq),
+        _angles(grouped + shift - positions, inv_freq),
         _angles(grouped - positions, inv_freq),
         grouping.neighbours,
         grouping.pairs,
+        None if lengths is None else documents_of(lengths, device),
     )
 
 

@@ -102,7 +102,7 @@ def grouped_training(
             "at least 1 and more than 0"
         )
     rest = (positions, groups, segments, bias, leading, neighbours, float(scale))
-    if not _fuses(query):
+    if not fuses(query):
         return written_out(query, far_query, key, far_key, value, *rest)
     out: torch.Tensor = fused(query, far_query, key, far_key, value, *rest)[0]
     return out
@@ -152,7 +152,7 @@ def _products(rows: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     return found.view(*rows.shape[:3], -1)
 
 
-def _fuses(query: torch.Tensor) -> bool:
+def fuses(query: torch.Tensor) -> bool:
     if not query.is_cuda or query.dtype == torch.float64:
         return False
     if not _TRITON:

@@ -21,8 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from e2llm.hf.compiled import uncompiled
-from e2llm.hf.group_tables import GROUP_TABLES, PAIRS, GroupTables, PlacedGroups, far_shift, rotate, turned
+from e2llm.hf.group_tables import GROUP_TABLES, PAIRS, Documents, GroupTables, PlacedGroups, far_shift, rotate, turned
 from e2llm.hf.grouped_attention import can_group, grouped_attention, has_kernels
+from e2llm.hf.grouped_documents import grouped_documents
 from e2llm.hf.grouped_training import grouped_training
 from e2llm.hf.paged import HARMLESS, SCORE_ELEMENTS, Extras, attention
 from e2llm.hf.read_once import is_placeholder
@@ -100,8 +101,9 @@ def self_extend_attention(
         raise ValueError(f"{type(module).__name__} asks for {what}, which SelfExtend's attention does not know")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if sliding_window is not None:  # a layer that meets no distance that it was not made for
-        extras = Extras(scale, softcap)
-        return _near_alone(query, key, value, attention_mask, sliding_window, extras).transpose(1, 2).contiguous(), None
+        extras, documents = Extras(scale, softcap), None if group_tables is None else group_tables.documents
+        found = _near_alone(query, key, value, attention_mask, sliding_window, extras, documents)
+        return found.transpose(1, 2).contiguous(), None
     if isinstance(group_tables, PlacedGroups):
         if softcap is not None:
             raise ValueError(f"{type(module).__name__} caps its scores (softcap), which training in groups cannot")
@@ -118,13 +120,16 @@ def _near_alone(
     attention_mask: torch.Tensor | None,
     window: int,
     extras: Extras,
+    documents: Documents | None,
 ) -> torch.Tensor:
-    """(B, H, Q, D) of the last Q of K tokens, each over itself and the window - 1 before it."""
+    """(B, H, Q, D) of the last Q of K tokens, each over itself and the window - 1 before it, of its document."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what was rotated in float32
     queries, keys, shared = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     places = torch.arange(keys, device=key.device)
     distance = places[keys - queries :, None] - places
     seen = (distance >= 0) & (distance < window)
+    if documents is not None:
+        seen = seen & (documents.owners[:, None, :, None] == documents.owners[:, None, None])
     if attention_mask is not None:  # a query that is padding sees itself: nobody reads it, and it must be a number
         seen = seen & (attention_mask[:, None, None, :keys].bool() | (distance == 0))
     mask = torch.zeros(seen.shape, dtype=value.dtype, device=key.device).masked_fill(~seen, float("-inf"))
@@ -143,8 +148,10 @@ def _placed(
     cos, sin = (table[:, :, :tokens] for table in tables.of_keys)
     far_key, key = turned(key.float(), cos, sin, tables.pairs).to(number), key.to(number)
     positions, segments, bias = (t[:, :tokens] for t in (tables.positions, tables.segments, tables.bias))
-    rows = (positions, tables.groups, segments, bias, tables.leading, tables.neighbours)
-    return grouped_training(query, far_query, key, far_key, value, *rows, scale)
+    rows, sizes = (positions, tables.groups, segments, bias), (tables.leading, tables.neighbours, scale)
+    if tables.documents is not None:
+        return grouped_documents(query, far_query, key, far_key, value, *rows, tables.documents.lengths, *sizes)
+    return grouped_training(query, far_query, key, far_key, value, *rows, *sizes)
 
 
 @torch.compiler.disable
@@ -162,6 +169,8 @@ def _read(
     if watched is not None:
         watched.append((query, tables is not None))
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what was rotated in float32
+    if tables is not None and tables.documents is not None:
+        return _read_documents(query, key, value, tables, scale, softcap)
     groups = [1] if tables is None else tables.groups.tolist()
     if len(groups) not in (1, query.shape[0]):
         raise ValueError(
@@ -179,6 +188,22 @@ def _read(
         first = max(0, padding - before)  # of the queries, that is text
         part, keys, values = query[row, None, :, first:], key[row, None, :, padding:], value[row, None, :, padding:]
         out[row, first:] = _read_rows(part, keys, values, tables, group, scale, softcap)[0]
+    return out
+
+
+def _read_documents(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: GroupTables, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """(B, T, H, D) of rows in which several documents stand, each read alone."""
+    assert tables.documents is not None
+    groups = tables.groups.tolist() * (query.shape[0] if len(tables.groups) == 1 else 1)
+    out = value.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    row = start = 0
+    for length in tables.documents.lengths.tolist():
+        own = slice(start, start + length)
+        parts = (x[row, None, :, own] for x in (query, key, value))
+        out[row, own] = _read_rows(*parts, tables, groups[row], scale, softcap)[0]
+        row, start = (row, start + length) if start + length < query.shape[2] else (row + 1, 0)
     return out
 
 

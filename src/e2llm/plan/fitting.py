@@ -73,6 +73,7 @@ def _smaller(recipe: Recipe) -> Iterator[tuple[Changes, Recipe]]:
     # What keeps documents apart without a mask cannot weigh far keys.
     flex: Changes = {"model.attn_implementation": "flex_attention", "placement.far_weight": 0.0}
     masked = recipe.data.document_mask and recipe.model.attn_implementation in (None, "sdpa")
+    masked = masked and recipe.method != "self_extend"  # which has none
     for step in (*([flex] if masked else []), one, {"train.gradient_checkpointing": True}, adapters):
         made = _with(recipe, kept | step)
         if made is not None and made != _with(recipe, kept):

@@ -39,7 +39,10 @@ def masks_of(shape: Shape, recipe: Recipe) -> Masks:
     if name == "eager":
         return Masks(shared=len(set(limits)) * pairs * (4 if recipe.model.dtype == "float32" else 2))
     documents = recipe.data.document_mask
-    masked = [limit for limit in limits if documents or (limit is not None and window >= limit)]
+    if recipe.method == "self_extend":  # keeps documents apart without one; its local layers make their own
+        masked = [limit for limit in limits if limit is not None]
+    else:
+        masked = [limit for limit in limits if documents or (limit is not None and window >= limit)]
     shared = len(set(masked)) * (pairs if documents else float(window * window))
     number = 2 if recipe.train.precision == "bfloat16" else 4
     return Masks(shared, number * pairs if masked else 0.0, len(masked))

@@ -96,10 +96,12 @@ def attention_flops_per_token(shape: Shape, recipe: Recipe) -> float:
 
 def is_known(recipe: Recipe, shape: Shape) -> bool:
     """Whether the constants cover it: not float32 arithmetic, mixtures of experts, bases on a disk, weights in host
-    memory while they train, a teacher, and documents kept apart by whole masks, which take slower kernels."""
+    memory while they train, a teacher, documents kept apart by whole masks, which take slower kernels, and those that
+    are read in groups, which was not timed."""
     train = recipe.train
     away = recipe.model.offload == "disk" or recipe.distributed.cpu_offload
-    other = away or train.distill or (recipe.data.document_mask and masks_of(shape, recipe).shared)
+    masked = recipe.data.document_mask and (recipe.method == "self_extend" or masks_of(shape, recipe).shared)
+    other = away or train.distill or masked
     return train.precision == "bfloat16" and not shape.num_experts and not other
 
 
