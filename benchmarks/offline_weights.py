@@ -1,12 +1,13 @@
 """Trained weights as what they differ from the first ones by: a sixth of their size, exact, for another machine.
 
-    python benchmarks/offline_weights.py pack --model runs/recommended/model --base SmolLM2 --out pieces --sizes 16M --round
+    python benchmarks/offline_weights.py pack --model runs/recommended/model --base SmolLM2 --out pieces --sizes 16M
     python benchmarks/offline_weights.py unpack --pieces pieces --base SmolLM2 --out recommended
 
 MODEL and BASE are folders with one model.safetensors of the same tensors in bfloat16, such as `offline.py unpack`
-makes and training from it; --round takes a MODEL in float32 and rounds it, which is no longer exact. Fine-tuning moves most weights by a few steps of bfloat16's grid or none, so the number of
-steps compresses well, where the weights do not. All other files of MODEL travel as they are. The pieces have the sizes
-that are given, the last size again and again.
+makes and training from it; --round takes a MODEL in float32 and rounds it, which is no longer exact. Fine-tuning moves
+most weights by a few steps of bfloat16's grid or none, so the number of steps compresses well, where the weights do
+not. All other files of MODEL travel as they are. The pieces have the sizes that are given, the last size again and
+again.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def test_the_baselines_are_every_study_recipe_with_equal_tokens(study: Any, tmp_
     assert places == list(range(places[0], places[0] + 4)) and plan[places[0] - 1].name == "plain"
     assert all(study.what_trains(run.recipe) == study.what_trains(runs[0].recipe) for run in readings)
     own = {name for name, path in shipped_recipes().items() if path.parent.name == "study"}
-    assert {run.name for run in runs} == own | {"paper", "recommended", "recommended-yarn"} == {run.recipe.name for run in runs}
+    expected = own | {"paper", "recommended", "recommended-yarn"}
+    assert {run.name for run in runs} == expected == {run.recipe.name for run in runs}
     tokens = {run.recipe.train.steps * run.recipe.train.batch_size * run.recipe.data.window for run in runs}
     assert tokens == {39_321_600}
     for run in runs:
@@ -75,7 +76,8 @@ def test_the_second_familys_plan_resolves(study: Any, tmp_path: Path) -> None:
     assert defaults.name == "gemma3" and min(defaults.windows) == 32_768
     plan = study.read_plan(ROOT / "gemma3.toml", one_file(study, tmp_path), ["model.name=x", *defaults.set], [])
     trained = [run for run in plan if run.method is None]
-    assert [run.name for run in trained] == ["plain", "paper", "recommended", "recommended-yarn"] and all(run.predicted for run in plan)
+    assert [run.name for run in trained] == ["plain", "paper", "recommended", "recommended-yarn"]
+    assert all(run.predicted for run in plan)
     assert {run.recipe.train.steps for run in trained} == {600}
     for run in plan:
         assert all(found[0] == window / 32_768 for window, found in run.scales.items())

@@ -46,8 +46,9 @@ def extend(
     """Make a transformers causal LM draw a scale and positions for every row while it is in training mode.
 
     What is left out is as in the recipe `recommended-yarn`, or with method self_extend as in `recommended`: its
-    placement, its scales, and with its method its slopes of the attention scale. `max_scale` with no distribution named draws integers 1…max_scale. `neighbours`: for method
-    self_extend, tokens that keep their distance; None: a quarter of the native window.
+    placement, its scales, and with its method its slopes of the attention scale. `max_scale` with no distribution
+    named draws integers 1…max_scale. `neighbours`: for method self_extend, tokens that keep their distance; None: a
+    quarter of the native window.
     Works with any trainer: nothing has to pass through its collator. Evaluation mode is untouched until
     `serve_window`. `training_window` (tokens) is the longest window that will be trained; shorter batches draw for
     their own length. Row b of the n-th batch is drawn as sample n*B + b of `seed` (per rank under torch.distributed);

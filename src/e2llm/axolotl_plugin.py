@@ -29,7 +29,8 @@ SAMPLES_OF_A_STEP = 1 << 20
 
 
 class Section(BaseModel):
-    """The `e2llm:` section. What is left out is as in the recipe `recommended-yarn`, or with method self_extend as in `recommended`."""
+    """The `e2llm:` section. What is left out is as in the recipe `recommended-yarn`, or with method self_extend as in
+    `recommended`."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -234,7 +234,8 @@ def test_what_all_sources_have_and_one_has_otherwise(tmp_path, write, tokenizer)
     with pytest.raises(ValueError, match=r"data\.planted_weight = 4\.0: only the loss in pieces weighs tokens"):
         load_recipe("recommended-yarn", ["train.logits_tokens=0"])
     without = [["data.planted=0"], ["data.sources=[{path='a', planted=0.0}]"], ["data.planted_weight=1"]]
-    assert not any(load_recipe("recommended-yarn", [*one, "train.logits_tokens=0"]).data.weighs_tokens for one in without)
+    recipes = [load_recipe("recommended-yarn", [*one, "train.logits_tokens=0"]) for one in without]
+    assert not any(recipe.data.weighs_tokens for recipe in recipes)
     some = load_recipe("recommended-yarn", ["data.sources=[{path='a', planted=0.0}, {path='b', planted=0.1}]"])
     assert some.data.weighs_tokens and load_recipe("recommended-yarn", ["data.sources=[{path='a'}]"]).data.weighs_tokens
 

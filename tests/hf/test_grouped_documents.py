@@ -95,11 +95,11 @@ def test_buckets_hold_each_token_once() -> None:
     lengths = torch.tensor([1, 5, 8, 3, 9, 16, 4])
     targets, read = [], 0
     for bucket in buckets(lengths, torch.device("cpu")):
-        read += bucket.index.numel()
+        read += bucket.sources.numel()
         targets += bucket.targets.tolist()
-        assert bucket.index.reshape(-1)[bucket.inside].tolist() == bucket.targets.tolist()
+        assert bucket.sources.reshape(-1)[bucket.inside].tolist() == bucket.targets.tolist()
         assert lengths[bucket.numbers].tolist() == (bucket.beyond == 0).sum(1).tolist()
-        assert bool((bucket.index.diff(dim=1) + (bucket.beyond[:, 1:] > 0) == 1).all()), "places follow each other"
+        assert bool((bucket.sources.diff(dim=1) + (bucket.beyond[:, 1:] > 0) == 1).all()), "places follow each other"
     assert sorted(targets) == list(range(int(lengths.sum()))) and read < 2 * lengths.sum()
 
 

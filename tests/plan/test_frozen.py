@@ -19,9 +19,8 @@ MATRICES = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
 
 
 def step(*settings: str, gpu: str = "h100", gpus: int = 1) -> Step:
-    found = step_of(
-        shape_of(SHAPES["llama-2-7b-lora"].config()), load_recipe("recommended-yarn", [*BASE, *settings]), GPUS[gpu], gpus
-    )
+    recipe = load_recipe("recommended-yarn", [*BASE, *settings])
+    found = step_of(shape_of(SHAPES["llama-2-7b-lora"].config()), recipe, GPUS[gpu], gpus)
     assert found is not None
     return found
 

@@ -51,14 +51,15 @@ def test_what_the_config_rules_out(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("LlamaConfig", {"attention_dropout": 0.1}, "'llama' drops attention .attention_dropout = 0.1., .* recommended-yarn"),
+        ("LlamaConfig", {"attention_dropout": 0.1}, "'llama' drops attention .attention_dropout = 0.1., .* 'yarn'"),
         ("Gemma2Config", {}, "'gemma2' caps its scores .attn_logit_softcapping = 50., .* recommended-yarn"),
         ("Gemma2Config", {"attn_logit_softcapping": None}, None),
     ],
 )
 def test_what_groups_cannot_train(base: Path, tmp_path: Path, name: str, changes: dict, message: str | None) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    config = getattr(transformers, name)(**sizes, intermediate_size=32, max_position_embeddings=64, **changes)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    more = {"head_dim": 16, "intermediate_size": 32, "max_position_embeddings": 64}
+    config = getattr(transformers, name)(**sizes, **more, **changes)
     config.save_pretrained(tmp_path / "model")
     settings = "method=self_extend", "placement.far_weight=0", "attention.slope=0", f"model.name={tmp_path / 'model'}"
     recipe = small(base, tmp_path / "run", *settings)

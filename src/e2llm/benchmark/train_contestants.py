@@ -58,8 +58,8 @@ POSITIONS: dict[str, tuple[str, ...]] = {
         *_ONE_PIECE,
     ),
 }
-"""Trainer of ours -> changes of the recipe `recommended-yarn`. e2llm: random scales and positions through the attention that
-the peers have, so that the trainers are compared and not the recipes. full-length: YaRN at the fixed scale window /
+"""Trainer of ours -> changes of the recipe `recommended-yarn`. e2llm: random scales and positions through the attention
+that the peers have, so that trainers are compared and not recipes. full-length: YaRN at the fixed scale window /
 native window; far keys: those that count for others, as the recipe has them, which makes heads wider; self-extend:
 the recipe `recommended`, whose far keys stand in groups."""
 
@@ -150,7 +150,7 @@ class Contestant:
 
 
 def recipe_of(one: Contestant, text: Path, work: Path) -> Any:
-    """The recipe `recommended-yarn` at its fastest, with the contestant's changes. ValueError for settings it refuses."""
+    """`recommended-yarn` at its fastest, with the contestant's changes. ValueError for settings it refuses."""
     from e2llm.config import load_recipe
 
     shape = shape_of(one.shape)

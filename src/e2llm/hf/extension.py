@@ -21,8 +21,15 @@ from torch import nn
 
 from e2llm.hf.documents import document_lengths
 from e2llm.hf.far_tables import FarTables, far_tables
-from e2llm.hf.group_tables import GROUP_TABLES, Grouping, GroupTables, PlacedGroups
-from e2llm.hf.group_tables import documents_of, group_tables, placed_groups
+from e2llm.hf.group_tables import (
+    GROUP_TABLES,
+    Grouping,
+    GroupTables,
+    PlacedGroups,
+    documents_of,
+    group_tables,
+    placed_groups,
+)
 from e2llm.hf.rotary import LayerType
 from e2llm.hf.row_tables import RowTables, sent
 from e2llm.hf.scaled_rotary import ScaledRotary

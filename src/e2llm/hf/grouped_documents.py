@@ -1,6 +1,6 @@
 """Attention of training windows in groups where several documents stand in one row: each sees itself alone.
 
-Flows in: what `grouped_training` takes, a group for each document, the documents' lengths. Flows out: the same as if each
+Flows in: what `grouped_training` takes, a group for each document, their lengths. Flows out: the same as if each
 document were a row of its own. Documents of similar length are read together, padded behind their ends to a power of
 two, so that at most twice as many tokens are read as there are. On a GPU one custom operator stands for all of it, as
 a compiled layer must not see how many documents there are. Knows no model.
@@ -23,7 +23,7 @@ from e2llm.hf.row_tables import sent
 class Bucket(NamedTuple):
     """Documents that are read together."""
 
-    index: torch.Tensor
+    sources: torch.Tensor
     """(n, L) int64: places in all rows, one row after the other; past a document's end its last token again."""
     beyond: torch.Tensor
     """(n, L) int64: tokens past its end, 0 inside."""
@@ -80,13 +80,17 @@ def _written_out(
     lengths: torch.Tensor, leading: int, neighbours: int, scale: float, *given: torch.Tensor
 ) -> torch.Tensor:
     """By PyTorch's own operators. Outside of layers that are compiled: lengths change."""
-    query, value = given[0], given[4]
-    _check(query, given[6], lengths)
-    flat = value.new_zeros(query.shape[0] * query.shape[2], query.shape[1], value.shape[-1])
-    for bucket in buckets(lengths, query.device):
-        found = written_out(*_of(bucket, *given), leading, neighbours, scale)
+    _check(given[0], given[6], lengths)
+    batch, heads, tokens, _ = given[0].shape
+    flat = given[4].new_zeros(batch * tokens, heads, given[4].shape[-1])
+    for bucket in buckets(lengths, flat.device):
+        query, far_query, key, far_key, value, *rows = _of(bucket, *given)
+        positions, groups, segments, bias = rows
+        found = written_out(
+            *(query, far_query, key, far_key, value, positions, groups, segments, bias, leading, neighbours, scale)
+        )
         flat = flat.index_copy(0, bucket.targets, _inside(bucket, found))
-    return _in_rows(flat, query.shape[0])
+    return _in_rows(flat, batch)
 
 
 def _check(query: torch.Tensor, groups: torch.Tensor, lengths: torch.Tensor) -> None:
@@ -98,20 +102,20 @@ def _check(query: torch.Tensor, groups: torch.Tensor, lengths: torch.Tensor) -> 
         )
 
 
-def _of(bucket: Bucket, *given: torch.Tensor) -> list[torch.Tensor]:
+def _of(bucket: Bucket, *given: torch.Tensor) -> list[Any]:
     """The nine arguments of `grouped_training` of a bucket's documents, as its rows."""
     *heads, positions, groups, segments, bias = given
-    rows = positions.reshape(-1)[bucket.index] + bucket.beyond, groups[bucket.numbers]
+    rows = positions.reshape(-1)[bucket.sources] + bucket.beyond, groups[bucket.numbers]
     return [
         *(_taken(x, bucket) for x in heads),
         *rows,
-        *(x.reshape(-1)[bucket.index] for x in (segments, bias)),
+        *(x.reshape(-1)[bucket.sources] for x in (segments, bias)),
     ]
 
 
 def _taken(x: torch.Tensor, bucket: Bucket) -> torch.Tensor:
     """(B, H, T, D) -> (n, H, L, D)."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])[bucket.index].transpose(1, 2)
+    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])[bucket.sources].transpose(1, 2)
 
 
 def _inside(bucket: Bucket, found: torch.Tensor) -> torch.Tensor:

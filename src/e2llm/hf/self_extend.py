@@ -192,7 +192,12 @@ def _read(
 
 
 def _read_documents(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tables: GroupTables, scale: float, softcap: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    tables: GroupTables,
+    scale: float,
+    softcap: float | None,
 ) -> torch.Tensor:
     """(B, T, H, D) of rows in which several documents stand, each read alone."""
     assert tables.documents is not None
@@ -201,8 +206,8 @@ def _read_documents(
     row = start = 0
     for length in tables.documents.lengths.tolist():
         own = slice(start, start + length)
-        parts = (x[row, None, :, own] for x in (query, key, value))
-        out[row, own] = _read_rows(*parts, tables, groups[row], scale, softcap)[0]
+        part, keys, values = query[row, None, :, own], key[row, None, :, own], value[row, None, :, own]
+        out[row, own] = _read_rows(part, keys, values, tables, groups[row], scale, softcap)[0]
         row, start = (row, start + length) if start + length < query.shape[2] else (row + 1, 0)
     return out
 

@@ -39,6 +39,7 @@ def masks_of(shape: Shape, recipe: Recipe) -> Masks:
     if name == "eager":
         return Masks(shared=len(set(limits)) * pairs * (4 if recipe.model.dtype == "float32" else 2))
     documents = recipe.data.document_mask
+    masked: list[int | None]
     if recipe.method == "self_extend":  # keeps documents apart without one; its local layers make their own
         masked = [limit for limit in limits if limit is not None]
     else:
