@@ -169,7 +169,6 @@ def test_other_runtimes_are_refused_beyond_the_native_window(trained: Path, tmp_
         export(folder, tmp_path / "hf", window=256)
     assert not (tmp_path / "hf").exists()
     export(folder, tmp_path / "hf", scale=1.0)
-    with pytest.raises(ValueError, match=r"llama\.cpp does not have the attention"):
-        check_open(make_open_plan(Engine.load(folder)))
+    check_open(make_open_plan(Engine.load(folder)))  # llama.cpp moves keys
     with pytest.raises(ValueError, match="method = 'self_extend': its far tokens are read by an attention that vLLM"):
         make_scaling(CheckpointInfo.load(folder), 64, {})
