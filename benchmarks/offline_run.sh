@@ -7,8 +7,8 @@
 #   benchmarks/offline_run.sh wait SECONDS OUT        until all is done, or so long; then OUT/records.tgz, logs, status
 #   benchmarks/offline_run.sh weights NAME OUT FROM   four pieces of what benchmarks/jobs packed of a model, from FROM on
 #
-# All lies in $WORK (/tmp/e2llm). JOBS are lines for lanes.py, one job a GPU or on LANES GPUs; commands there find WORK,
-# RECORDS, MODEL, TEXT, TASKS and PYTHONPATH set, and run in a copy of this repository.
+# All lies in $WORK (/tmp/e2llm). JOBS are lines for lanes.py, one job a GPU, or SHARE of them, or LANES in all; commands
+# there find WORK, RECORDS, MODEL, TEXT, TASKS and PYTHONPATH set, and run in a copy of this repository.
 set -euo pipefail
 export WORK=${WORK:-/tmp/e2llm}
 export RECORDS=$WORK/records MODEL=$WORK/data/model TEXT=$WORK/data/text TASKS=$WORK/received/tasks
@@ -49,8 +49,8 @@ start() {
     python3 -c "import $package" 2> /dev/null || echo "no $package here"
   done
   gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-  setsid nohup python3 benchmarks/lanes.py "$WORK/jobs.txt" --gpus "${LANES:-$((gpus > 0 ? gpus : 1))}" --until "$seconds" \
-    --logs "$WORK/logs" --done "$WORK/done" > "$WORK/lanes.log" 2>&1 < /dev/null &
+  setsid nohup python3 benchmarks/lanes.py "$WORK/jobs.txt" --gpus "${LANES:-$((gpus > 0 ? gpus : 1))}" \
+    --share "${SHARE:-1}" --until "$seconds" --logs "$WORK/logs" --done "$WORK/done" > "$WORK/lanes.log" 2>&1 < /dev/null &
   echo $! > "$WORK/lanes.pid"
   echo "$gpus GPUs, $(wc -l < "$WORK/jobs.txt") jobs for $seconds s"
 }

@@ -33,6 +33,19 @@ def test_jobs_share_the_gpus_in_order(script: Any, tmp_path: Path) -> None:
         assert all(a.replace("start", "end") == b for a, b in zip(marks[::2], marks[1::2], strict=True))
 
 
+def test_a_gpu_that_is_shared_takes_two_and_one_that_is_alone_waits_for_it(script: Any, tmp_path: Path) -> None:
+    file = tmp_path / "marks"
+    mark = f"echo start {{n}} >> {file}; sleep {{t}}; echo end {{n}} >> {file}"
+    lines = [("a", 0.8), ("b", 0.3), ("c alone", 0.3), ("d", 0.1), ("e", 0.1)]
+    text = "\n".join(f"{name}: " + mark.format(n=name[0], t=t) for name, t in lines)
+    found = script.run(script.read_jobs(text), [0], 60.0, tmp_path / "logs", share=2)
+    assert found == dict.fromkeys("abcde", 0)
+    marks = file.read_text().splitlines()
+    assert sorted(marks[:2]) == ["start a", "start b"]  # both at once
+    assert marks[2:6] == ["end b", "end a", "start c", "end c"]  # none beside it, none before it
+    assert sorted(marks[6:8]) == ["start d", "start e"]
+
+
 def test_a_job_waits_for_others_and_is_not_run_after_a_failure(script: Any, tmp_path: Path) -> None:
     made = tmp_path / "made"
     text = f"make: sleep 0.3; touch {made}\nuse after make: test -e {made}\nbad: exit 3\nnever after bad make: true"
