@@ -344,7 +344,7 @@ def parse() -> argparse.Namespace:
     add("--batch-size", type=int, default=8, help="prompts answered at once, by the serving engine (8)")
     add("--max-documents", type=int, default=10, help="of a corpus, whose perplexity is measured (10)")
     add("--set", action="append", default=[], help="as of e2llm train, for every contestant")
-    add("--no-measure", action="store_true", help="train and calibrate only; the same command without it measures")
+    add("--stop-after", choices=["train", "calibrate"], help="the same command without it goes on from there")
     add("--shared-gpu", action="store_true", help="something else computes on it too: no speed goes into the Records")
     return parser.parse_args()
 
@@ -364,8 +364,9 @@ def main() -> int:
         out = args.out / f"study_final_{one.name}.json"
         if out.is_file() and not Record.load(out).config.get("unfinished"):
             continue
-        done = time.monotonic() < end and trained(one, end) and calibrated(one, args, end)
-        if done and args.no_measure:
+        done = time.monotonic() < end and trained(one, end)
+        done = done and (args.stop_after == "train" or calibrated(one, args, end))
+        if done and args.stop_after:
             continue
         record = measured(one, args, end) if done else None
         if record is None:

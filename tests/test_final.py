@@ -58,8 +58,11 @@ def test_two_seeds_from_training_to_the_page(
 
     code, said = call("--until", "0")
     assert code == 1 and "not finished: recommended_0, pi_0, recommended_1, pi_1" in said and "$" not in said
-    code, said = call("--no-measure")
-    assert code == 0 and said.count("$ e2llm train") == 4 and not list((tmp_path / "out").glob("*.json"))
+    code, said = call("--stop-after", "train")
+    assert code == 0 and said.count("$ e2llm train") == 4 and "$ e2llm calibrate" not in said
+    code, said = call("--stop-after", "calibrate")
+    assert code == 0 and "$ e2llm train" not in said and said.count("$ e2llm calibrate") == 4
+    assert not list((tmp_path / "out").glob("*.json"))
     code, said = call()
     assert code == 0 and "not finished: nothing" in said and "$ e2llm" not in said
     records = {(n, s): Record.load(tmp_path / "out" / f"study_final_{n}_{s}.json")
