@@ -48,19 +48,29 @@ class Part:
     """(option, its value) where the value names a file below --tasks after the last =; left out where it is missing."""
     method: str = ""
     """For the base alone: how it is read."""
+    beyond: tuple[str, ...] = ()
+    """For checkpoints whose trained range ends before the windows, all but ours: the scales that they are read at."""
     small: tuple[str, ...] = ()
     """What --small puts in the place of sizes, last: tiny ones that run on two cores."""
 
 
+OURS = "recommended"
+"""What labels of checkpoints begin with that are trained for every window here, at scales up to 32."""
 BASE = "base"
 """Label of the checkpoint that no one has trained on."""
 BOTH = ("mathematics", "novels")
 _FEW = ("--prompts", "2", "--max-documents", "1")
 _LOSS = ("--max-documents", "1", "--max-strides", "2")
 PARTS = (
-    # whole windows: the documents that reach 256k, the same tokens at both. Scales are named, for 256k is beyond what
-    # some checkpoints were trained for
-    Part("far", ("--protocols", "whole", "--scales", "1", "32"), FAR, BOTH, small=("--max-documents", "1")),
+    # whole windows: the documents that reach 256k, the same tokens at both
+    Part(
+        "far",
+        ("--protocols", "whole"),
+        FAR,
+        BOTH,
+        beyond=("--scales", "1", "32"),
+        small=("--max-documents", "1"),
+    ),
     # whether the longest window wants less than its own scale, as shorter ones do
     Part(
         "far_scales",
@@ -187,6 +197,8 @@ def command(part: Part, label: str, model: str, out: Path, args: argparse.Namesp
     """The call of `e2llm evaluate`."""
     found = [sys.executable, "-m", "e2llm", "evaluate", model, "--checkpoint", label, *part.options]
     found += ["--base-model", args.base_model, "--out", str(out)]
+    if not label.startswith(OURS):
+        found += part.beyond
     if label == BASE and part.name != "choice":
         found += ["--method", part.method or "yarn"]
     for corpus in part.corpora:

@@ -50,6 +50,9 @@ def test_every_part_is_a_call_that_the_command_takes(
         assert main(call[3:]) == 0
         assert seen[-1].checkpoint == "base" and seen[-1].out == str(tmp_path / f"{part.name}.json")
     assert len(seen) == len(script.PARTS) == 21
+    far = next(part for part in script.PARTS if part.name == "far")
+    named = [script.command(far, label, "m", tmp_path, args).count("--scales") for label in ("paper", "recommended-x")]
+    assert named == [1, 0]  # ours is trained for that window, the other refuses it unless a scale is named
     by_part = dict(zip((part.name for part in script.PARTS), seen, strict=True))
     assert by_part["ruler"].qa == {name: str(tmp_path / f"ruler/{name}.jsonl") for name in ("qa_1", "qa_2")}
     assert by_part["ruler"].left_out == () and by_part["kv_files"].kv_files == (str(tmp_path / files[2]),)
