@@ -98,6 +98,9 @@ class DataConfig:
     """How much the first three tokens of an answer to such a fact count in the loss: they are the choice among the
     values that were stated, what follows is copied. Above 1 teaches the choice with less planted text; without facts
     there is nothing to weigh."""
+    planted_loss: Literal["all", "answers"] = "all"
+    """What carries loss in the lines of such facts: all, or answers alone (with what ends their lines). Text never has
+    such lines: a model that learns to write them expects them between its own."""
     held_out_fraction: float = 0.01
     """Share of documents, per source, kept for the evaluation loss. At least one document where a source has two."""
     seed: int = 0

@@ -186,6 +186,46 @@ def test_the_first_tokens_of_answers_count_for_more(part, tokenizer, monkeypatch
     assert whole * 0.9 < found <= whole * 1.1 and found > 400 > 10 * short
 
 
+def test_of_planted_lines_answers_alone_carry_loss(part, tokenizer):
+    """Line by line, independent of how lines are told apart there: tokens, weights and the host's own lines as without
+    the setting; what is masked are new lines, and what is not masked of a new line is a value with its line's end."""
+    masked = kept = 0
+    for seed in range(60):
+        window = Window(window_of(part, seed).tokens, None, np.asarray([0]))  # as one document: whole lines
+        plain = plant_window(window, tokenizer, seed, SETS, 4.0)
+        found = plant_window(window, tokenizer, seed, SETS, 4.0, answers_only=True)
+        assert np.array_equal(found.tokens, plain.tokens) and np.array_equal(found.weights, plain.weights)
+        assert found.loss.shape == (R,) and found.loss.dtype == bool and found.loss[found.weights == 4].all()
+        host = tokenizer.decode(window.tokens.tolist()).split("\n")
+        own, line, value, heavy = set(host), "", "", False
+        for token, carries, weight in zip(found.tokens, found.loss, found.weights, strict=True):
+            piece = tokenizer.decode([int(token)])
+            line, value, heavy = line + piece, value + piece * bool(carries), heavy or weight == 4
+            if "\n" not in piece:
+                continue
+            if line.strip("\n") in own:
+                assert value == line or not line.strip(), line  # every token of a line that was there
+            else:
+                masked, kept = masked + len(line) - len(value), kept + len(value)
+                assert line.endswith(value) and heavy == bool(value), line  # an answer begins here
+            line, value, heavy = "", "", False
+    assert masked > 2 * kept > 0
+    two = Window(window.tokens, None, np.asarray([0, 600]))
+    found = plant_window(two, tokenizer, 1, SETS, answers_only=True)
+    alone = plant_window(Window(window.tokens[600:], None, np.asarray([0])), tokenizer, 1, SETS, answers_only=True)
+    assert found.loss[:600].all() and np.array_equal(found.loss[600:], alone.loss) and not alone.loss.all()
+    same = plant_window(Window(window.tokens[:100], None, np.asarray([0])), tokenizer, 0, SETS, answers_only=True)
+    assert same.loss is None  # too short for facts: nothing is masked
+
+
+def test_labels_of_what_carries_no_loss(part, tokenizer):
+    parts = [PlantedPart(part, tokenizer, 1.0, SETS, 4.0, answers_only=True)]
+    sample = WindowDataset(parts, window=R, num_samples=1, seed=3)[0]
+    ignored = sample["labels"] == -100
+    assert 0 < ignored.sum() < R // 2 and torch.equal(sample["labels"][~ignored], sample["input_ids"][~ignored])
+    assert not (sample["loss_weights"][ignored] > 1).any()
+
+
 def test_every_sample_has_weights_where_some_have(part, tokenizer):
     parts = [PlantedPart(part, tokenizer, 0.5, SETS, 4.0), part]
     dataset = WindowDataset(parts, window=R, num_samples=12, seed=3)

@@ -83,11 +83,13 @@ def build_corpus(
         held = TextPart.of(store, held_of[number], name=source.path, weight=source.weight)
         check_enough(kept, data.window)
         share, sets = _planted(data, source, holds_chats=kept.store.loss is not None)
-        train.append(PlantedPart(kept, tokenizer, share, sets, data.planted_weight) if share else kept)
+        weighed = data.planted_weight, data.planted_loss == "answers"
+        train.append(PlantedPart(kept, tokenizer, share, sets, *weighed) if share else kept)
         if held.num_documents:
             held_out.append(held)
-        planted = {"planted": share, "planted_sets": sets, "planted_weight": data.planted_weight} if share else {}
-        provenance.append(_provenance(source, store, content, held) | planted)
+        names = ("planted_weight", "planted_loss")
+        planted = {"planted": share, "planted_sets": sets, **{name: getattr(data, name) for name in names}}
+        provenance.append(_provenance(source, store, content, held) | (planted if share else {}))
     return Corpus(tuple(train), tuple(held_out), tuple(provenance))
 
 

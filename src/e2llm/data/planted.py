@@ -4,7 +4,8 @@ Flows in: windows of a text source. Flows out: the same windows, a share of them
 lines and questions about them later. Under jumps the two stand at any distance. Facts and wording are those of
 `synthetic.plant` and `synthetic_codes.plant_codes`: none of an evaluation's. A window is a function of (text, seed,
 number), as without planting. Tokens with which answers begin may count for more in the loss: they are the choice among
-the values of a set, what follows is copied.
+the values of a set, what follows is copied. The other tokens of planted lines may carry none: a model that learns to
+write such lines expects them between the lines of ordinary text, too.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class PlantedPart:
     """Most sets of facts in one window."""
     answer_weight: float = 1.0
     """How much the first tokens of an answer count in the loss."""
+    answers_only: bool = False
+    """Of planted lines, answers and what ends their lines carry loss, nothing else."""
 
     @property
     def name(self) -> str:
@@ -72,16 +75,24 @@ class PlantedWindows:
         if (key >> 11) / 2**53 >= self.planted.share:
             return self.inner.draw(number, seed, jumps)
         inner, planted = self.inner.draw(number, seed), self.planted
-        return plant_window(inner, planted.tokenizer, key >> 2, planted.sets, planted.answer_weight)
+        weight, only = planted.answer_weight, planted.answers_only
+        return plant_window(inner, planted.tokenizer, key >> 2, planted.sets, weight, answers_only=only)
 
 
 def plant_window(
-    window: Window, tokenizer: PreTrainedTokenizerBase, seed: int, most: int, answer_weight: float = 1.0
+    window: Window,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    most: int,
+    answer_weight: float = 1.0,
+    *,
+    answers_only: bool = False,
 ) -> Window:
     """`window` with 1 to `most` sets of facts in its longest document; as it was where that is too short for any.
 
-    What no longer fits is taken from the end of that document, so that the window keeps its length and every question
-    its place.
+    The first tokens of answers have `answer_weight`. With `answers_only` planted lines carry loss from where an answer
+    begins to the line's end, and nowhere else; text that was there before carries all of its own. What no longer fits
+    is taken from the end of that document, so that the window keeps its length and every question its place.
     """
     edges = [0, *(int(start) for start in window.document_starts if start), len(window.tokens)]
     first, stop = max(itertools.pairwise(edges), key=lambda span: span[1] - span[0])
@@ -95,7 +106,11 @@ def plant_window(
     if answer_weight != 1:
         weights = np.ones(len(tokens), dtype=np.float32)
         weights[first + planted.answers] = answer_weight
-    return Window(tokens, None, window.document_starts, weights)
+    loss = None
+    if answers_only:
+        loss = np.ones(len(tokens), dtype=bool)
+        loss[first : first + len(planted.loss)] = planted.loss
+    return Window(tokens, loss, window.document_starts, weights)
 
 
 class _Planted(NamedTuple):
@@ -103,6 +118,8 @@ class _Planted(NamedTuple):
     """As many as came in."""
     answers: np.ndarray
     """Places of those with which answers begin."""
+    loss: np.ndarray
+    """bool, one a token: what was there before, and of planted lines the answers with what ends their lines."""
 
 
 def _planted_tokens(
@@ -120,7 +137,7 @@ def _with_rounds(
     room = len(tokens) * 15 // 16
     for _ in range(4):
         room = _line_end(tokens, room, tokenizer)
-        text = str(tokenizer.decode(tokens[:room].tolist())).removesuffix("\n")
+        host = text = str(tokenizer.decode(tokens[:room].tolist())).removesuffix("\n")
         asked: list[Asked] = []
         for index in range(rounds):
             text = _with_facts(text, seed, index, asked)
@@ -129,8 +146,11 @@ def _with_rounds(
         if len(found) <= len(tokens):
             rest = tokens[room : room + len(tokens) - len(found)]
             if len(found) + len(rest) == len(tokens):
-                answers = _first_tokens(encoded["offset_mapping"], text, asked)
-                return _Planted(np.concatenate([np.asarray(found, dtype=np.int64), rest]), answers)
+                offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+                answers, ends = _answer_tokens(offsets, text, asked)
+                loss = np.ones(len(tokens), dtype=bool)
+                loss[: len(found)] = _host_tokens(offsets, text, host) | ends
+                return _Planted(np.concatenate([np.asarray(found, dtype=np.int64), rest]), answers, loss)
             room = min(len(tokens), room + len(tokens) - len(found) - len(rest))
         else:
             room -= len(found) - len(tokens) + 8
@@ -139,11 +159,13 @@ def _with_rounds(
     return None
 
 
-def _first_tokens(offsets: list[tuple[int, int]], text: str, asked: list[Asked]) -> np.ndarray:
-    """Places of the first tokens of each answer. A question that a later set's lines have torn apart is not found, and
-    a statement that reads like a question is none: nothing before it says its value."""
-    begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+def _answer_tokens(offsets: np.ndarray, text: str, asked: list[Asked]) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the first tokens of each answer; and bool (tokens,), whether a token is of an answer or of what follows
+    it in its line, the line's end included. A question that a later set's lines have torn apart is not found, and a
+    statement that reads like a question is none: nothing before it says its value."""
+    begins, ends = offsets.T
     found: set[int] = set()
+    carry = np.zeros(len(offsets), dtype=bool)
     for one in set(asked):
         place = text.find(one.text)
         while place >= 0:
@@ -151,8 +173,23 @@ def _first_tokens(offsets: list[tuple[int, int]], text: str, asked: list[Asked])
                 first = int(np.searchsorted(ends, place + one.start, side="right"))
                 past = int(np.searchsorted(begins, place + one.stop, side="left"))
                 found.update(range(first, min(past, first + ANSWER_TOKENS)))
+                line_end = text.find("\n", place + one.stop)
+                last = len(text) if line_end < 0 else line_end + 1
+                carry[first : int(np.searchsorted(begins, last, side="left"))] = True
             place = text.find(one.text, place + 1)
-    return np.asarray(sorted(found), dtype=np.int64)
+    return np.asarray(sorted(found), dtype=np.int64), carry
+
+
+def _host_tokens(offsets: np.ndarray, text: str, host: str) -> np.ndarray:
+    """bool (tokens,): whether a token begins in a line of `host`, whose lines stand in `text` in their order."""
+    lines, at, place = host.split("\n"), 0, 0
+    ours = np.zeros(len(text) + 1, dtype=bool)
+    for line in text.split("\n"):
+        if at < len(lines) and line == lines[at]:
+            ours[place : place + len(line) + 1] = True
+            at += 1
+        place += len(line) + 1
+    return ours[np.minimum(offsets[:, 0], len(text))]
 
 
 def _with_facts(text: str, seed: int, index: int, asked: list[Asked]) -> str:
