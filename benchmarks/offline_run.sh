@@ -8,7 +8,7 @@
 #   benchmarks/offline_run.sh weights NAME OUT FROM   four pieces of what benchmarks/jobs packed of a model, from FROM on
 #
 # All lies in $WORK (/tmp/e2llm). JOBS are lines for lanes.py, one job a GPU, or SHARE of them, or LANES in all; commands
-# there find WORK, RECORDS, MODEL, TEXT, TASKS and PYTHONPATH set, and run in a copy of this repository.
+# there find WORK, RECORDS, MODEL, TEXT, TASKS, SHARED and PYTHONPATH set, and run in a copy of this repository.
 set -euo pipefail
 export WORK=${WORK:-/tmp/e2llm}
 export RECORDS=$WORK/records MODEL=$WORK/data/model TEXT=$WORK/data/text TASKS=$WORK/received/tasks
@@ -43,6 +43,8 @@ start() {
   touch "$WORK/started"
   cd "$WORK/repository"
   export PYTHONPATH=$WORK/repository/src:$WORK/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+  if [ "${SHARE:-1}" -gt 1 ]; then SHARED=--shared-gpu; fi
+  export SHARED=${SHARED:-}  # for runs whose training is timed, unless they are alone
   export TORCHINDUCTOR_CACHE_DIR=$WORK/inductor TRITON_CACHE_DIR=$WORK/triton
   python3 -c "import e2llm.cli"
   for package in datasets gguf jieba liger_kernel lm_eval.api.model; do

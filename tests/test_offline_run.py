@@ -20,9 +20,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 JOBS = sorted((BENCHMARKS / "jobs").glob("*.txt"))
 
 
-def run(work: Path, *words: str, code: int = 0) -> str:
+def run(work: Path, *words: str, code: int = 0, **more: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "WORK": str(work), "PATH": path}
+    environment = {**os.environ, "WORK": str(work), "PATH": path, **more}
     done = subprocess.run(
         [str(BENCHMARKS / "offline_run.sh"), *words], env=environment, capture_output=True, text=True, timeout=120
     )
@@ -55,6 +55,18 @@ def test_jobs_go_on_after_the_command_that_started_them(tmp_path: Path) -> None:
         file = tar.extractfile("records/all.json")
         assert file is not None and file.read() == b"ab"
         assert {"logs/second.log", "lanes.log"} <= set(tar.getnames())
+
+
+@pytest.mark.parametrize(("share", "said"), [("1", "<>"), ("2", "<--shared-gpu>")])
+def test_what_trains_on_a_shared_gpu_is_told(tmp_path: Path, share: str, said: str) -> None:
+    jobs = tmp_path / "jobs.txt"
+    (tmp_path / "work" / "site").mkdir(parents=True)
+    rounds = 20 if share == "2" else 0  # only the other job, at the same time, lets it end before that
+    wait = f"for i in $(seq {rounds}); do sleep 0.2; test -e there && exit 0; done; exit {share != '1':d}"
+    jobs.write_text(f'train: echo "<$SHARED>" > "$RECORDS/shared.json"; {wait}\nother: touch there\n')
+    run(tmp_path / "work", "start", "60", str(jobs), SHARE=share, LANES="1")
+    assert "not finished: nothing" in run(tmp_path / "work", "wait", "30", str(tmp_path / "out"))
+    assert (tmp_path / "work" / "records" / "shared.json").read_text().strip() == said
 
 
 @pytest.mark.parametrize("file", JOBS, ids=lambda file: file.stem)
