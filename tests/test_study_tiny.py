@@ -79,11 +79,12 @@ def test_every_run_has_the_quickstarts_budget_and_a_prediction(study: Any, text:
     own = quickstart._plan("tiny", Path("out"), text.files).recipe
     for recipe in (run.recipe for run in runs.values() if run.method is None):
         train, budget = recipe.train, own.train
-        assert train.steps == budget.steps
+        assert train.steps == (44 if recipe.name == "facts-none-44" else budget.steps)  # that much text is left of it
         assert (train.learning_rate == budget.learning_rate) == (recipe.name not in own_rate), recipe.name
         tokens = train.batch_size * train.gradient_accumulation * recipe.data.window
         assert tokens == budget.batch_size * budget.gradient_accumulation * own.data.window == 8192
-        assert train.logits_tokens == (2048 if train.distill else 0)
+        pieces = 8192 if recipe.data.weighs_tokens else 2048 if train.distill else 0
+        assert train.logits_tokens == pieces
     # One run is the quickstart's recipe, but for where its weights are taken; the control differs from it in what the
     # study changed.
     same = study.what_trains(runs["far-100-interpolated"].recipe) | {"data": None, "train": None}
