@@ -46,7 +46,7 @@ from e2llm.records import Record, portable, write_atomic
 
 HERE = Path(__file__).parent
 OURS = ("plain", "paper", "recommended", "recommended-yarn", "recommended-yarn-without-facts")
-OURS += ("recommended-answers",)
+OURS += ("recommended-six-of-ten",)
 FORMER = "jumps"
 """What was recommended before: nobody's rival."""
 SPEED = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
