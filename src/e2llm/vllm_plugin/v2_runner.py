@@ -23,6 +23,9 @@ STATE_HOOKS = (
     Hook(STATE, "DefaultModelState.add_request", ("req_index", "new_req_data")),
     Hook(STATE, "DefaultModelState.prepare_inputs", ("input_batch", "req_states")),
 )
+WARM_UP = ("_warmup_", "_v2_mixed_warmup")
+"""How names of requests begin that this runner makes up when it starts (vllm/v1/worker/gpu/warmup.py). Nobody has
+admitted them and nobody reads their answers."""
 
 _installed: dict[str, bool] = {}
 
@@ -55,8 +58,8 @@ def _wrap_resolve(original: Any) -> Any:
 
 def _state_class(base: Any) -> Any:
     class ManyScalesState(base):  # type: ignore[misc]
-        """Keeps the first table row of each request, and spreads them over the tokens of each batch; keeps its group, on
-        the host, and tells the attention those of each batch, where there are groups."""
+        """Keeps the first table row of each request, and spreads them over the tokens of each batch. Where there are
+        groups it keeps each request's on the host, and tells the attention those of each batch."""
 
         def __init__(self, vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device) -> None:
             super().__init__(vllm_config, model, encoder_cache, device)
@@ -69,7 +72,10 @@ def _state_class(base: Any) -> Any:
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
-            scale = scale_of(self.scaling, new_req_data.sampling_params)
+            if new_req_data.req_id.startswith(WARM_UP):
+                scale = 1.0
+            else:
+                scale = scale_of(self.scaling, new_req_data.sampling_params)
             self.request_row_starts[req_index] = self.scaling.row_starts[scale]
             self.request_groups[req_index] = self.scaling.group(scale)
 
