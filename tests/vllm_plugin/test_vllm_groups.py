@@ -152,12 +152,12 @@ if __name__ == "__main__":
     ("model_type", "sizes"),
     [
         ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2}),
-        ("glm", {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}),
+        ("glm4", {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}),
         ("qwen3", {"num_attention_heads": 4, "num_key_value_heads": 1}),
     ],
 )
 def test_prompt_log_probabilities(model_type: str, sizes: dict[str, int], tmp_path: Path) -> None:
-    """Query heads that share key heads, channels turned in other pairs and in part (glm), norms before (qwen3); random
+    """Query heads that share key heads, channels turned in other pairs and in part (glm4), norms before (qwen3); random
     weights, native window 64, in chunks of a batch of four scales."""
     info = checkpoint_info("self_extend", neighbours=22)
     folder, _ = save_checkpoint(tmp_path / "model", model_type, info=info, **sizes)

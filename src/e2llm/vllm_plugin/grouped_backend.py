@@ -159,6 +159,6 @@ class GroupedAttention(AttentionImpl[GroupedMetadata]):
             self.num_kv_heads, self.head_size, value.shape[-1], kv_cache.dtype, None, far_dim=self.head_size
         )
         pages.layers[self._number] = pages_of(kv_cache)
-        rows = (x[:tokens].transpose(0, 1) for x in (query, key, value))
-        output[:tokens] = attn_metadata.step().attend(self._number, None, *rows, Extras(self.scale))
+        query, key, value = (x[:tokens].transpose(0, 1) for x in (query, key, value))
+        output[:tokens] = attn_metadata.step().attend(self._number, None, query, key, value, Extras(self.scale))
         return output
