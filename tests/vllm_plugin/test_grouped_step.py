@@ -73,15 +73,17 @@ class Served:
         store = pages_of(self.cache)
         self.pages.layers[7] = store
         self.pages.shapes[7] = LayerShape(KV_HEADS, DIM, DIM, store.dtype, None, far_dim=DIM)
+        told = NextBatch()
+        told.tell(np.array([GROUPS[row] for row in order]), GROUPING)
         step = batch_step(
             self.pages,
             self.table[[*order, 5, 6]].to(store.device),  # rows of no request behind them
             np.concatenate(([0], np.cumsum(counts))),
             np.array([spans[row][1] for row in order]),
-            np.array([GROUPS[row] for row in order]),
-            GROUPING,
+            told,
             kernels=kernels,
         )
+        assert step is not None
         rows = (torch.cat(column).to(store).transpose(0, 1) for column in zip(*parts, strict=True))
         out = step.attend(7, None, *rows, Extras(DIM**-0.5))
         for row, part in zip(order, out.split(counts.tolist()), strict=True):
@@ -134,6 +136,14 @@ def test_far_keys_lie_beside_keys_and_values_in_vllms_memory() -> None:
 def test_a_cache_that_lies_otherwise_is_refused() -> None:
     with pytest.raises(RuntimeError, match="VLLM_KV_CACHE_LAYOUT"):
         pages_of(torch.zeros(5, KV_HEADS, PAGE, 3 * DIM))
+
+
+def test_batches_that_vllm_makes_up_are_nobodys() -> None:
+    served, told = Served(), NextBatch()
+    starts, lengths = np.array([0, 1, 5]), np.array([9, 4])
+    assert batch_step(served.pages, torch.zeros_like(served.table), starts, lengths, told, kernels=False) is None
+    with pytest.raises(RuntimeError, match="told of nothing"):
+        batch_step(served.pages, served.table, starts, lengths, told, kernels=False)
 
 
 def test_groups_are_told_for_one_batch_alone() -> None:

@@ -8,6 +8,7 @@ do more than causal attention. Knows no scales; groups come with each batch (`gr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, ClassVar
 
@@ -75,17 +76,14 @@ class GroupedMetadata:
     def __init__(self, pages: KeyValuePages, block_table: torch.Tensor, query_starts: np.ndarray, lengths: np.ndarray):
         self.pages, self._table, self._query_starts, self._lengths = pages, block_table, query_starts, lengths
         self.num_tokens = int(query_starts[-1])
-        self._step: PackedStep | None = None
 
-    def step(self) -> PackedStep:
-        """Made once, after the runner has told the groups: vLLM builds metadata before that."""
-        if self._step is None:
-            groups, grouping = NEXT_BATCH.take(len(self._lengths))
-            self._step = batch_step(
-                *(self.pages, self._table, self._query_starts, self._lengths, groups, grouping),
-                kernels=self._table.is_cuda,
-            )
-        return self._step
+    @functools.cached_property
+    def step(self) -> PackedStep | None:
+        """Of the batch; None for one that vLLM made up. Made after the runner has told the groups: vLLM builds metadata
+        before that."""
+        return batch_step(
+            *(self.pages, self._table, self._query_starts, self._lengths, NEXT_BATCH), kernels=self._table.is_cuda
+        )
 
 
 class GroupedMetadataBuilder(AttentionMetadataBuilder[GroupedMetadata]):
@@ -150,7 +148,7 @@ class GroupedAttention(AttentionImpl[GroupedMetadata]):
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """query (T, H, D), key and value (T, G, D), kv_cache (B, G, S, 3 D) -> output (T, H, D), written in place; T
-        may be padded. Without metadata, in runs that only measure, zeros."""
+        may be padded. Zeros in runs that only measure or record, with metadata or without."""
         assert output_scale is None and output_block_scale is None, "vLLM fuses no quantization that is not offered"
         if attn_metadata is None:
             return output.zero_()
@@ -159,6 +157,9 @@ class GroupedAttention(AttentionImpl[GroupedMetadata]):
             self.num_kv_heads, self.head_size, value.shape[-1], kv_cache.dtype, None, far_dim=self.head_size
         )
         pages.layers[self._number] = pages_of(kv_cache)
+        step = attn_metadata.step
+        if step is None:
+            return output.zero_()
         query, key, value = (x[:tokens].transpose(0, 1) for x in (query, key, value))
-        output[:tokens] = attn_metadata.step().attend(self._number, None, query, key, value, Extras(self.scale))
+        output[:tokens] = step.attend(self._number, None, query, key, value, Extras(self.scale))
         return output

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from e2llm.hf.group_tables import Grouping
-from e2llm.hf.packed import KeyValuePages, PackedStep, Piece
+from e2llm.hf.packed import NULL_PAGE, KeyValuePages, PackedStep, Piece
 from e2llm.hf.paged_decode import BlockTables
 
 # R = requests of a batch, B = pages, S = tokens of a page, G = key-value heads, D = head dim
@@ -57,21 +57,25 @@ def batch_step(
     block_table: torch.Tensor,
     query_starts: np.ndarray,
     lengths: np.ndarray,
-    groups: np.ndarray,
-    grouping: Grouping,
+    told: NextBatch,
     *,
     kernels: bool,
-) -> PackedStep:
-    """The step of a batch whose requests each go on with their next tokens, in batch order.
+) -> PackedStep | None:
+    """The step of a batch whose requests each go on with their next tokens, in batch order; None for a batch that vLLM
+    makes up when it measures or records, whose answers nobody reads: its requests own no page but the null one, which
+    no request ever gets.
 
     block_table: (R or more, pages) int32 on the device. query_starts: (R + 1,), where each request's tokens begin in
-    the row. lengths: (R,), tokens that each will have been read to. groups: (R,). `kernels`: leading requests of one
+    the row. lengths: (R,), tokens that each will have been read to. `kernels`: leading requests of one
     token are attended by Triton's, over the block table as it lies on the device; the others' keys are gathered, for
     which the table comes to the host, once a step.
     """
     counts = np.diff(query_starts)
     size = pages.page_tokens
     on_host = block_table[: len(counts), : -(-int(lengths.max()) // size)].cpu().numpy().astype(np.int64)
+    if not (on_host[:, 0] != NULL_PAGE).any():
+        return None
+    groups, grouping = told.take(len(counts))
     pieces = [
         Piece(table[: -(-length // size)], length - count, count, group)
         for table, length, count, group in zip(
