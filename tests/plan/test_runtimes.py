@@ -114,13 +114,13 @@ def test_llama_cpp_is_told_what_our_file_says(tmp_path: Path, method: str) -> No
         export(str(tmp_path / "hf"), tmp_path / "again", to="gguf")
 
 
-def test_groups_are_read_over_llama_cpp_too(tmp_path: Path) -> None:
+def test_groups_are_read_over_llama_cpp_and_by_the_vllm_plugin_too(tmp_path: Path) -> None:
     name, _ = save_checkpoint(tmp_path / "model", info=checkpoint_info("self_extend", neighbours=22), bpe=True)
     rows = rows_of(name)
-    for runtime in ("e2llm", "e2llm over llama.cpp"):
+    for runtime in ("e2llm", "e2llm over llama.cpp", "vLLM with e2llm's plugin"):
         assert (rows[runtime].method, rows[runtime].window) == ("self_extend", 8 * WINDOW)
         assert rows[runtime].scales == (1.0, 2.0, 4.0, 8.0)
-    assert rows["llama.cpp"].scales == (1.0,) and rows["vLLM with e2llm's plugin"].scales == ()
+    assert rows["llama.cpp"].scales == rows["vLLM"].scales == (1.0,)
     CheckpointInfo.save(checkpoint_info("self_extend", neighbours=1), name)
     assert "needs at least 2" in rows_of(name)["e2llm over llama.cpp"].notes[0]
 

@@ -170,5 +170,4 @@ def test_other_runtimes_are_refused_beyond_the_native_window(trained: Path, tmp_
     assert not (tmp_path / "hf").exists()
     export(folder, tmp_path / "hf", scale=1.0)
     check_open(make_open_plan(Engine.load(folder)))  # llama.cpp moves keys
-    with pytest.raises(ValueError, match="method = 'self_extend': its far tokens are read by an attention that vLLM"):
-        make_scaling(CheckpointInfo.load(folder), 64, {})
+    assert make_scaling(CheckpointInfo.load(folder), 64, {}).neighbours == 16  # vLLM's plugin brings that attention

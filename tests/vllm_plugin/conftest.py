@@ -13,6 +13,8 @@ from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.quickstart import TINY
 
 SLOPE = 0.04
+NEIGHBOURS = 100
+"""No multiple of a page."""
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             shutil.copytree(TINY, folder)
             attention = {"training_slope": 0.0, "slope": SLOPE} if method == "yarn" else {}
             info = {"method": method, "native_window": 512, "training_window": 512, "max_scale": 16.0}
+            info["neighbours"] = NEIGHBOURS if method == "self_extend" else 0
             CheckpointInfo(**info, attention=attention).save(folder)  # type: ignore[arg-type]
         return made[method]
 

@@ -35,6 +35,15 @@ def test_the_checkpoints_own_native_window_counts(tmp_path: Path) -> None:
     assert int(64 * config.hf_config.rope_parameters["factor"]) == 256
 
 
+def test_a_checkpoint_with_groups_is_marked_where_its_layers_allow(tmp_path: Path) -> None:
+    folder = extended(tmp_path, method="self_extend", neighbours=22)
+    config = model_config(folder, layer_types=["full_attention"])
+    mark(config)
+    assert scaling_of(config) == scaling("self_extend", neighbours=22)
+    with pytest.raises(ValueError, match="sliding_attention"):
+        mark(model_config(folder, layer_types=["sliding_attention"]))
+
+
 @pytest.mark.parametrize("case", ["no e2llm.json", "hub name", "export", "method none"])
 def test_everything_else_is_left_alone(case: str, tmp_path: Path) -> None:
     config = model_config("someone/model" if case == "hub name" else tmp_path)

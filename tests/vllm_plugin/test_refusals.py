@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from e2llm.vllm_plugin.refusals import (
     ROPE_TYPE,
     Hook,
     check_engine,
+    check_groups,
     check_rotaries,
     check_version,
     scaled_rope_parameters,
@@ -95,6 +97,35 @@ def test_engines_under_which_scales_could_be_wrong(change: str, value: Any, mess
     untested = scaling(settings={"allow_untested": True})
     with pytest.raises(ValueError, match=f"does not work with .*{message}"):
         check_engine(engine_config(**{change: value}), untested, is_cpu=True)
+
+
+def test_groups_refuse_what_other_methods_leave_to_vllm() -> None:
+    grouped = scaling("self_extend", neighbours=22, settings={"allow_untested": True})
+    check_engine(engine_config(cache_config__cache_dtype="bfloat16"), grouped, is_cpu=True)
+    for change, value, message in (
+        ("cache_config__cache_dtype", "fp8", "kv_cache_dtype fp8"),
+        ("attention_config__backend", "FLASH_ATTN", "attention backend FLASH_ATTN"),
+    ):
+        check_engine(engine_config(**{change: value}), scaling(), is_cpu=True)
+        with pytest.raises(ValueError, match=rf"does not work with {message} \(method self_extend\): turn it off"):
+            check_engine(engine_config(**{change: value}), grouped, is_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layers of .*'llama' are of the type 'sliding_att"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "of the type 'linear_attention'"),
+        ({"sliding_window": 4096}, "sliding_window = 4096 of model type 'llama'"),
+        ({"layer_types": ["full_attention"], "attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+    ],
+)
+def test_models_whose_far_keys_cannot_be_grouped(config: dict, message: str) -> None:
+    told = SimpleNamespace(model_type="llama", **config)
+    check_groups(told, 0)
+    with pytest.raises(ValueError, match=rf"method = 'self_extend'.*{message}.*`e2llm serve`.*recommended-yarn"):
+        check_groups(told, 22)
+    check_groups(SimpleNamespace(model_type="qwen3", layer_types=["full_attention"], sliding_window=512), 22)
 
 
 @pytest.mark.parametrize(

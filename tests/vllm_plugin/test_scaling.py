@@ -38,6 +38,15 @@ def test_without_e2llm_json_the_model_is_served_at_scale_1() -> None:
     assert (found.method, found.native_window, found.scales, found.trained_window) == ("yarn", 128, (1.0,), 128)
 
 
+def test_a_group_follows_from_the_scale() -> None:
+    found = scaling("self_extend", neighbours=22)
+    assert [found.group(scale) for scale in found.scales] == [1, 3, 6, 12]  # (64 - 22) * 12 + 22 holds 512
+    assert Scaling.from_json(json.loads(json.dumps(found.to_json()))) == found and found.neighbours == 22
+    assert [scaling().group(scale) for scale in (1.0, 8.0)] == [1, 1]
+    with pytest.raises(ValueError, match=r"method = 'self_extend'.*stands in a checkpoint's e2llm\.json"):
+        make_scaling(None, 64, {"method": "self_extend"})
+
+
 def test_travels_as_json() -> None:
     found = scaling(
         "yarn",

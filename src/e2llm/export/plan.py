@@ -106,8 +106,8 @@ def make_plan(engine: Engine, *, window: int | None, scale: float | None) -> Exp
     if extension.method == "self_extend" and scale > 1:
         raise ValueError(
             f"scale = {scale:g}: method self_extend reads far tokens by an attention that no other runtime has; serve "
-            "with `e2llm serve`, over llama.cpp too, or `e2llm generate`, export --scale 1, the native window, or "
-            "train the recipe recommended-yarn for other runtimes"
+            "with `e2llm serve`, over llama.cpp and vLLM too, or `e2llm generate`, export --scale 1, the native "
+            "window, or train the recipe recommended-yarn for other runtimes"
         )
     rotary: Any = find_rotary_owner(engine.model).rotary_emb
     return ExportPlan(

@@ -58,6 +58,12 @@ class KeyValuePages:
             for layer, s in shapes.items()
         }
 
+    @classmethod
+    def borrowed(cls, page_tokens: int, device: torch.device) -> KeyValuePages:
+        """Pages that somebody else owns: whoever does puts each layer's tensor and shape in. All that a masked key's
+        value holds there must be finite."""
+        return cls({}, 0, page_tokens, device)
+
     def wipe(self, pages: Sequence[int]) -> None:
         """Zero what `pages` hold, where it may not be finite."""
         index = torch.tensor(list(pages), dtype=torch.int64, device=self.device)

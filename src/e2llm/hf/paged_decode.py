@@ -35,6 +35,13 @@ class BlockTables:
         self.table = torch.zeros(rows, max(pages, 1), dtype=torch.int32, device=device)
         """(rows, pages) int32."""
 
+    @classmethod
+    def borrowed(cls, table: torch.Tensor) -> BlockTables:
+        """Of a `table` (rows, pages) int32 that somebody else fills."""
+        found = cls(0, 1, table.device)
+        found.table = table
+        return found
+
     def set(self, row: int, pages: np.ndarray) -> bool:
         """Row `row` is now `pages`; True where the whole table had to move, because a request is longer than any
         expected."""

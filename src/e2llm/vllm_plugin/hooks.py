@@ -32,9 +32,10 @@ APPLY = Hook(
     "RotaryEmbedding.forward_static",
     ("positions", "query", "key", "head_size", "rotary_dim", "cos_sin_cache", "is_neox_style"),
 )
+BACKEND = Hook("vllm.v1.attention.selector", "get_attn_backend", ("head_size", "dtype", "kv_cache_dtype"))
 ADMIT = Hook("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", ("request_id", "prompt", "params"))
 REFUSE = Hook("vllm.exceptions", "VLLMValidationError", ("message",))
-EVERYWHERE = (CONFIG, DEFAULTS, GET_ROPE, APPLY, ADMIT, REFUSE)
+EVERYWHERE = (CONFIG, DEFAULTS, GET_ROPE, APPLY, BACKEND, ADMIT, REFUSE)
 
 _installed: dict[str, bool] = {}
 
@@ -59,6 +60,7 @@ def install() -> None:
     _replace(found[DEFAULTS], _wrap_defaults)
     _replace(found[ADMIT], _wrap_admission)
     _replace_function(found[GET_ROPE], wrap_get_rope)
+    _replace_function(found[BACKEND], _wrap_backend)
 
 
 def _replace(found: tuple[Any, str, Any], wrap: Any) -> None:
@@ -111,6 +113,22 @@ def _wrap_admission(original: Any) -> Any:
         return request
 
     return process_inputs
+
+
+def _wrap_backend(original: Any) -> Any:
+    from vllm.config.vllm import get_current_vllm_config_or_none
+
+    @functools.wraps(original)
+    def get_attn_backend(*arguments: Any, **named: Any) -> Any:
+        config = get_current_vllm_config_or_none()
+        scaling = None if config is None or config.model_config is None else scaling_of(config.model_config)
+        if scaling is None or not scaling.neighbours:
+            return original(*arguments, **named)
+        from e2llm.vllm_plugin.grouped_backend import registered_backend
+
+        return registered_backend()  # its layers refuse what they do not know
+
+    return get_attn_backend
 
 
 def _fix(request: Any, max_tokens: int | None, scaling: Scaling, max_model_len: int) -> None:

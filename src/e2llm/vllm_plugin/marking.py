@@ -12,7 +12,7 @@ from typing import Any
 from e2llm.hf.checkpoint import CheckpointInfo
 from e2llm.hf.exported import exported_window
 from e2llm.positions.choose import DEFAULT_NEW_TOKENS
-from e2llm.vllm_plugin.refusals import check_model, scaled_rope_parameters
+from e2llm.vllm_plugin.refusals import check_groups, check_model, scaled_rope_parameters
 from e2llm.vllm_plugin.scaling import Scaling, make_scaling
 
 SETTINGS_KEY = "e2llm"
@@ -63,6 +63,7 @@ def mark(model_config: Any) -> None:
     check_model(model_config)
     window = int(config.max_position_embeddings)
     scaling = make_scaling(info, window, settings or {})
+    check_groups(config, scaling.neighbours)
     config.rope_parameters = scaled_rope_parameters(dict(config.rope_parameters), scaling, window)
     setattr(config, _SCALING_KEY, scaling.to_json())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,12 @@ SUPPORTED = "0.32"
 """The minor version of vLLM whose insides the hooks fit."""
 ROPE_TYPE = "e2llm"
 """`rope_type` of a marked config. vLLM does not know it: a process without the plugin refuses the model."""
+FULL_CACHE_TYPES = ("auto", "float16", "bfloat16", "float32")
+"""Values of vLLM's kv_cache_dtype under which keys are kept as they are."""
+GROUPED_BACKEND = "E2LLM_GROUPED"
+"""Name of the attention backend that knows groups (`grouped_backend.py`)."""
+OF_GROUPS = "method = 'self_extend', whose attention e2llm's vLLM plugin brings"
+_OTHERS = "serve it with `e2llm serve`, or train the recipe recommended-yarn for vLLM"
 UNTESTED = 'start with hf_overrides {"e2llm": {"allow_untested": true}} to run it all the same'
 
 
@@ -107,6 +113,27 @@ def check_model(model_config: Any) -> None:
         raise ValueError(f"model type {kind!r}: vLLM does not let its window be extended; use `e2llm serve`")
 
 
+def check_groups(config: Any, neighbours: int) -> None:
+    """Raise ValueError for a model whose far keys the plugin's attention could not group. config: of its text."""
+    if not neighbours:
+        return
+    kind = config.model_type
+    types = getattr(config, "layer_types", None) or ()
+    if local := [layer_type for layer_type in types if layer_type != "full_attention"]:
+        raise ValueError(f"{OF_GROUPS}: layers of model type {kind!r} are of the type {local[0]!r}; {_OTHERS}")
+    for name in ("sliding_window", "attn_logit_softcapping"):
+        value = getattr(config, name, None)
+        if value and not (name == "sliding_window" and types):  # a window that no layer has
+            raise ValueError(f"{OF_GROUPS}: {name} = {value!r} of model type {kind!r} is not known to it; {_OTHERS}")
+
+
+def check_grouped_layer(**more: Any) -> None:
+    """Raise ValueError for a layer that asks the plugin's attention for more than causal attention over full keys:
+    arguments of vLLM's attention that are not None."""
+    if asked := sorted(name for name, value in more.items() if value is not None):
+        raise ValueError(f"{OF_GROUPS}: a layer asks for {', '.join(asked)}, which it does not know; {_OTHERS}")
+
+
 def check_engine(config: Any, scaling: Scaling, *, is_cpu: bool) -> None:
     """Raise ValueError for settings of vLLM under which the rotary module would not see the whole batch in order, or
     cached keys could lose their scale, or (unless `allow_untested`) that nothing has been proven for.
@@ -127,6 +154,10 @@ def check_engine(config: Any, scaling: Scaling, *, is_cpu: bool) -> None:
         "an encoder-decoder model": bool(model.is_encoder_decoder),
         "a pooling model": model.runner_type != "generate",
     }
+    if scaling.neighbours:
+        cache, chosen = config.cache_config.cache_dtype, config.attention_config.backend
+        wrong[f"kv_cache_dtype {cache} (method self_extend)"] = cache not in FULL_CACHE_TYPES
+        wrong[f"attention backend {getattr(chosen, 'name', chosen)} (method self_extend)"] = chosen is not None
     if found := [name for name, is_on in wrong.items() if is_on]:
         raise ValueError(f"e2llm's vLLM plugin does not work with {' and '.join(found)}: turn it off")
     untested = {
@@ -152,3 +183,12 @@ def check_rotaries(names: Sequence[str], ours: int, model_type: str, has_local_l
             f"model type {model_type!r} has rotary modules that e2llm's plugin does not own ({', '.join(foreign)}); "
             "use `e2llm serve`"
         )
+
+
+def check_attentions(names: Collection[str], num_rotations: int, model_type: str) -> None:
+    """Raise ValueError where a loaded model has attention layers that know no groups, or rotates in several ways.
+    names: of the layers' backends."""
+    if foreign := sorted({*names} - {GROUPED_BACKEND}):
+        raise ValueError(f"{OF_GROUPS}: model type {model_type!r} attends by {', '.join(foreign)} too; {_OTHERS}")
+    if num_rotations != 1:
+        raise ValueError(f"{OF_GROUPS}: model type {model_type!r} rotates keys in {num_rotations} ways; {_OTHERS}")

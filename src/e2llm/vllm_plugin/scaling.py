@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from e2llm.positions.attention import AttentionConfig
 from e2llm.positions.choose import Schedule, ladder, parse_schedule, window_of
+from e2llm.positions.groups import group_of_scale
 
 if TYPE_CHECKING:
     from e2llm.hf.checkpoint import CheckpointInfo
@@ -45,6 +46,8 @@ class Scaling:
     """Tokens (prompt + new) of the longest request that the tables hold."""
     allow_untested: bool = False
     """Run on parts of vLLM that this plugin has not been proven on."""
+    neighbours: int = 0
+    """Method self_extend: tokens that keep their distance. 0 with other methods."""
 
     @property
     def trained_window(self) -> int:
@@ -59,6 +62,10 @@ class Scaling:
         """Rows of the scale's table, a position each. Rounded up: the ladder gives a request of 435 tokens scale 4.35
         over a native window of 100."""
         return max(math.ceil(scale * self.native_window), self.window(scale))
+
+    def group(self, scale: float) -> int:
+        """Tokens that stand at one place among the far keys of a request at `scale`; 1 with methods without groups."""
+        return group_of_scale(scale, self.native_window, self.neighbours) if self.neighbours else 1
 
     @functools.cached_property
     def row_starts(self) -> dict[float, int]:
@@ -99,10 +106,10 @@ def make_scaling(info: CheckpointInfo | None, native_window: int, settings: Mapp
     e2llm.json. Raises ValueError naming the setting that cannot be.
     """
     _check_settings(settings, info)
-    if "self_extend" in (settings.get("method"), None if info is None else info.method):
+    if info is None and settings.get("method") == "self_extend":
         raise ValueError(
-            "method = 'self_extend': its far tokens are read by an attention that vLLM does not have; serve it with "
-            "`e2llm serve`, or train the recipe recommended-yarn for vLLM"
+            "e2llm.method = 'self_extend': how many tokens keep their distance stands in a checkpoint's e2llm.json, "
+            "and this model has none; serve it with `e2llm serve`"
         )
     attention = AttentionConfig() if info is None else info.attention_config()
     native = native_window if info is None else info.native_window
@@ -130,6 +137,7 @@ def make_scaling(info: CheckpointInfo | None, native_window: int, settings: Mapp
         scales=tuple(sorted(scales)),
         max_window=reach,
         allow_untested=settings.get("allow_untested", False),
+        neighbours=0 if info is None else info.neighbours,
     )
 
 

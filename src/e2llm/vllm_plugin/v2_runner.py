@@ -7,9 +7,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 
-from e2llm.vllm_plugin.loaded import find_rotaries, row_start
+from e2llm.vllm_plugin.grouped_step import NEXT_BATCH
+from e2llm.vllm_plugin.loaded import find_grouping, find_rotaries, scale_of
 from e2llm.vllm_plugin.marking import scaling_of
 from e2llm.vllm_plugin.refusals import Hook
 from e2llm.vllm_plugin.tables import spread_row_starts
@@ -21,6 +23,9 @@ STATE_HOOKS = (
     Hook(STATE, "DefaultModelState.add_request", ("req_index", "new_req_data")),
     Hook(STATE, "DefaultModelState.prepare_inputs", ("input_batch", "req_states")),
 )
+WARM_UP = ("_warmup_", "_v2_mixed_warmup")
+"""How names of requests begin that this runner makes up when it starts (vllm/v1/worker/gpu/warmup.py). Nobody has
+admitted them and nobody reads their answers."""
 
 _installed: dict[str, bool] = {}
 
@@ -53,22 +58,33 @@ def _wrap_resolve(original: Any) -> Any:
 
 def _state_class(base: Any) -> Any:
     class ManyScalesState(base):  # type: ignore[misc]
-        """Keeps the first table row of each request, and spreads them over the tokens of each batch."""
+        """Keeps the first table row of each request, and spreads them over the tokens of each batch. Where there are
+        groups it keeps each request's on the host, and tells the attention those of each batch."""
 
         def __init__(self, vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device) -> None:
             super().__init__(vllm_config, model, encoder_cache, device)
             scaling = scaling_of(vllm_config.model_config)
             assert scaling is not None
             self.scaling, self.targets = scaling, find_rotaries(model, vllm_config.model_config)
+            self.grouping = find_grouping(model, vllm_config, scaling)
             self.request_row_starts = torch.zeros(self.max_num_reqs, dtype=torch.int64, device=device)
+            self.request_groups = np.ones(self.max_num_reqs, dtype=np.int64)
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
-            self.request_row_starts[req_index] = row_start(self.scaling, new_req_data.sampling_params)
+            if new_req_data.req_id.startswith(WARM_UP):
+                scale = 1.0
+            else:
+                scale = scale_of(self.scaling, new_req_data.sampling_params)
+            self.request_row_starts[req_index] = self.scaling.row_starts[scale]
+            self.request_groups[req_index] = self.scaling.group(scale)
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> Any:
             found = super().prepare_inputs(input_batch, req_states)
             spread_row_starts(self.targets, self.request_row_starts, input_batch)
+            if self.grouping is not None:
+                places = input_batch.idx_mapping_np[: input_batch.num_reqs]
+                NEXT_BATCH.tell(self.request_groups[places], self.grouping)
             return found
 
     return ManyScalesState
