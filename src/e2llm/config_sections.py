@@ -99,8 +99,8 @@ class DataConfig:
     values that were stated, what follows is copied. Above 1 teaches the choice with less planted text; without facts
     there is nothing to weigh."""
     planted_loss: Literal["all", "answers"] = "all"
-    """What carries loss in the lines of such facts: all, or answers alone (with what ends their lines). Text never has
-    such lines: a model that learns to write them expects them between its own."""
+    """What carries loss in the lines of such facts: all, or answers alone (with what ends their lines), which costs
+    text a little less and finds fewer keys."""
     held_out_fraction: float = 0.01
     """Share of documents, per source, kept for the evaluation loss. At least one document where a source has two."""
     seed: int = 0

@@ -4,8 +4,8 @@ Flows in: windows of a text source. Flows out: the same windows, a share of them
 lines and questions about them later. Under jumps the two stand at any distance. Facts and wording are those of
 `synthetic.plant` and `synthetic_codes.plant_codes`: none of an evaluation's. A window is a function of (text, seed,
 number), as without planting. Tokens with which answers begin may count for more in the loss: they are the choice among
-the values of a set, what follows is copied. The other tokens of planted lines may carry none: a model that learns to
-write such lines expects them between the lines of ordinary text, too.
+the values of a set, what follows is copied. The other tokens of planted lines may carry none, which was
+asked to see what part of their cost it is that such lines are expected between those of ordinary text.
 """
 
 from __future__ import annotations
