@@ -61,10 +61,22 @@ def results_page(found: Sequence[Record]) -> str:
     images = "\n\n".join(f"![{title}](images/{file})" for file, title, _ in _figures(records))
     finals = [record for record in found if record.kind == "study_final"]
     checked = f"## What the study set out to show\n\n{claims(finals)}"
-    blocks = [head, *wording_note(records), checked, f"## {tables.rstrip()}", "## Figures", images]
+    notes = [*first_runs_note(records, finals), *wording_note(records)]
+    blocks = [head, *notes, checked, f"## {tables.rstrip()}", "## Figures", images]
     blocks += calibration_block([record for record in found if record.kind == "calibrate"])
     blocks += [*serving_blocks(records), *reading_blocks(records), *answer_blocks(found)]
     return "\n\n".join(blocks) + "\n"
+
+
+def first_runs_note(records: Sequence[Record], finals: Sequence[Record]) -> list[str]:
+    """Which of two tables of a checkpoint counts, where the first runs and the final comparison are both there."""
+    if not (named(records, STUDY) and finals):
+        return []
+    return [
+        f"Tables of SmolLM2 on this page are of the first, short runs (`{STUDY}…`). What is claimed rests on the "
+        "[final comparison](study.md#final-comparison), which has a larger budget and more documents, and on "
+        "[all suites of the evaluation](evaluation.md); a checkpoint of the same name has other figures there."
+    ]
 
 
 def calibration_block(records: Sequence[Record]) -> list[str]:

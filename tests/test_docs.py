@@ -114,6 +114,18 @@ def test_evaluations_of_all_suites_have_a_page_of_their_own(docs: ModuleType, tm
     assert docs.docs_evaluation.evaluation_page(records[1:]).endswith("\nNo Record yet.\n")
 
 
+def test_the_first_runs_are_told_from_the_final_comparison(docs: ModuleType, tmp_path: Path) -> None:
+    labels: dict = {"base_model": "m", "corpus": "c", "protocol": "whole", "native_window": 64, "method": "yarn"}
+    row = make_row("perplexity", 5.0, "ratio", 10, checkpoint="paper", window=64, scale=1.0, **labels)
+    first = Record(kind="evaluate", config={}, rows=[row], environment={})
+    paths = [first.save(tmp_path / name) for name in ("smollm2_paper.json", "quickstart.json")]
+    found, other = ([Record.load(path)] for path in paths)
+    final = Record(kind="study_final", config={}, rows=[{**row, "seed": 0}], environment={})
+    assert "first, short runs" not in docs.docs_results.results_page(found)
+    assert docs.docs_results.results_page([*found, final]).count("first, short runs (`smollm2_…`)") == 1
+    assert "first, short runs" not in docs.docs_results.results_page([*other, final])
+
+
 def test_tables_of_the_docs_are_of_the_documents_that_all_read(docs: ModuleType) -> None:
     records = [Record.load(path) for path in sorted((ROOT / "tests" / "report" / "records").glob("*.json"))]
     page = docs.docs_results.results_page(records)
