@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from e2llm.hf.grouped_training import fused, fused_backward, fuses, written_out
+from e2llm.hf.operator_gradient import register_gradient
 from e2llm.hf.row_tables import sent
 
 # B = batch, H = query heads, G = key-value heads, T = tokens, D = channels, N = documents, n = those of a bucket,
@@ -202,24 +203,10 @@ def _fake(query: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor
     return _in_rows(flat, batch), _in_rows(flat.new_empty(batch * tokens, heads, 1, dtype=torch.float32), batch)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:10], *output)
-    ctx.sizes = inputs[10:]
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, out_gradient: torch.Tensor | None, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    if out_gradient is None:
-        return (None,) * 13
-    *inputs, out, log_sums = ctx.saved_tensors
-    found = fused_documents_backward(*inputs, *ctx.sizes, out, log_sums, out_gradient)
-    return (*found, *(None,) * 8)
-
-
 fused_documents.register_fake(_fake)
 fused_documents_backward.register_fake(
     lambda *given: tuple(
         _in_rows(x.new_empty(x.shape[0] * x.shape[2], x.shape[1], x.shape[3]), x.shape[0]) for x in given[:5]
     )
 )
-fused_documents.register_autograd(_backward, setup_context=_keep)
+register_gradient(fused_documents, fused_documents_backward, 10)

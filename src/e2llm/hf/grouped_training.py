@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from e2llm.hf.operator_gradient import register_gradient
 from e2llm.hf.paged_decode import device_of, tile_side
 
 # B = batch, H = query heads, G = key-value heads, T = tokens, D = channels, V = channels of values
@@ -357,23 +358,9 @@ def fused_backward(
     return of_query, of_far_query, of_key, of_far_key, of_value
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:9], *output)
-    ctx.sizes = inputs[9:]
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, out_gradient: torch.Tensor | None, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    if out_gradient is None:
-        return (None,) * 12
-    *inputs, out, log_sums = ctx.saved_tensors
-    found = fused_backward(*inputs, *ctx.sizes, out, log_sums, out_gradient)
-    return (*found, *(None,) * 7)
-
-
 fused.register_fake(lambda query, *others: _made(query, others[3]))
 fused_backward.register_fake(lambda *given: tuple(_empty(x) for x in given[:5]))
-fused.register_autograd(_backward, setup_context=_keep)
+register_gradient(fused, fused_backward, 9)
 
 
 def _made(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
